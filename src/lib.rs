@@ -1,0 +1,4 @@
+//! tidegate: how many requests can the backend run in parallel? Measured, and enforced.
+pub mod clock;
+pub mod config;
+pub mod control;
