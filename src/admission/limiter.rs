@@ -1,0 +1,387 @@
+//! The closed loop: gate → finished permits → control law → gate.
+//!
+//! A limiter has one lane for each endpoint of the backend, each with a limit and a [`Controller`] of
+//! its own, and one queue in front of all of them. It needs no task: windows close when permits come
+//! back. The proxy's tuner also calls [`Limiter::tick`], so that time counts when nothing finishes.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::Sleep;
+
+use super::{
+    Ask, Reason, Refusal,
+    gate::{self, Entered, Gate, Ticket},
+    state::{self, LaneId, Snapshot},
+};
+use crate::{
+    clock,
+    control::{self, Controller, Decision, Outcome, Readings, Sample},
+    sync::{Arc, Mutex, lock},
+};
+
+/// Decisions kept for `/status`.
+const DECISIONS: usize = 100;
+
+/// Called with each decision of a lane's controller; must not block.
+pub type OnDecision = dyn Fn(&Lane, &Decision) + Send + Sync;
+
+/// The gate and the laws that move it.
+pub struct Limiter {
+    gate: Gate,
+    lanes: ArcSwap<Vec<Arc<Lane>>>,
+    on_decision: Option<Box<OnDecision>>,
+}
+
+/// One endpoint's place in the limiter.
+#[derive(Debug)]
+pub struct Lane {
+    id: LaneId,
+    label: String,
+    law: Mutex<Law>,
+}
+
+#[derive(Debug)]
+struct Law {
+    controller: Controller,
+    readings: Readings,
+    decisions: VecDeque<Decision>,
+}
+
+impl Lane {
+    /// The lane's number in the gate.
+    pub fn id(&self) -> LaneId {
+        self.id
+    }
+
+    /// The endpoint's name.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Looks at, or changes, the lane's controller.
+    pub fn with_controller<T>(&self, f: impl FnOnce(&mut Controller) -> T) -> T {
+        f(&mut lock(&self.law).controller)
+    }
+
+    /// What the sensors said last.
+    pub fn readings(&self) -> Readings {
+        lock(&self.law).readings
+    }
+
+    /// The latest decisions, oldest first, at most 100.
+    pub fn decisions(&self) -> Vec<Decision> {
+        lock(&self.law).decisions.iter().cloned().collect()
+    }
+}
+
+impl std::fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Limiter")
+            .field("lanes", &self.lanes.load())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Limiter {
+    /// A limiter without lanes.
+    pub fn new(
+        settings: state::Settings,
+        on_decision: Option<Box<OnDecision>>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            gate: Gate::new(settings, now),
+            lanes: ArcSwap::from_pointee(Vec::new()),
+            on_decision,
+        }
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The lanes that take requests.
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes.load().to_vec()
+    }
+
+    /// An endpoint comes.
+    pub fn add_lane(
+        &self,
+        id: LaneId,
+        label: String,
+        settings: control::Settings,
+        readings: Readings,
+        now: Instant,
+    ) -> Arc<Lane> {
+        let mut controller = Controller::new(settings, now);
+        // Ceilings hold from the first request on.
+        let decision = controller.tick(now, &control::Usage::default(), &readings);
+        let limit = controller.limit();
+        let lane = Arc::new(Lane {
+            id,
+            label,
+            law: Mutex::new(Law {
+                controller,
+                readings,
+                decisions: decision.into_iter().collect(),
+            }),
+        });
+        let mut lanes = self.lanes();
+        lanes.push(lane.clone());
+        self.lanes.store(std::sync::Arc::new(lanes));
+        self.gate
+            .change(|state, out| state.add_lane(id, limit, now, out));
+        lane
+    }
+
+    /// An endpoint goes; what it has in flight may finish.
+    pub fn retire_lane(&self, id: LaneId, now: Instant) {
+        let mut lanes = self.lanes();
+        lanes.retain(|lane| lane.id != id);
+        self.lanes.store(std::sync::Arc::new(lanes));
+        self.gate.change(|state, _| state.retire_lane(id, now));
+    }
+
+    /// New settings for every lane's law.
+    pub fn reconfigure(&self, settings: &control::Settings, readings: Readings, now: Instant) {
+        for lane in self.lanes.load().iter() {
+            {
+                let mut law = lock(&lane.law);
+                law.controller.reconfigure(settings.clone(), now);
+                law.readings = readings;
+            }
+            self.tick_lane(lane, now);
+        }
+    }
+
+    /// An operator's limit for every lane, or `None` for the law's.
+    pub fn pin(&self, limit: Option<u32>, now: Instant) {
+        for lane in self.lanes.load().iter() {
+            lane.with_controller(|controller| controller.pin(limit, now));
+            self.tick_lane(lane, now);
+        }
+    }
+
+    /// Asks for a permit; the future waits in the queue if it must.
+    pub fn acquire(self: &Arc<Self>, ask: Ask) -> Acquire {
+        Acquire {
+            limiter: self.clone(),
+            step: Step::Ask(ask),
+        }
+    }
+
+    /// Lets time count where nothing finishes: closes windows that are due.
+    pub fn tick(&self, now: Instant) {
+        for lane in self.lanes.load().iter() {
+            self.tick_lane(lane, now);
+        }
+    }
+
+    /// What the gate looks like now.
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        self.gate.snapshot(now)
+    }
+
+    fn tick_lane(&self, lane: &Arc<Lane>, now: Instant) {
+        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
+        let mut law = lock(&lane.law);
+        let readings = law.readings;
+        let decision = law.controller.tick(now, &usage, &readings);
+        let limit = law.controller.limit();
+        let service_time = law.controller.baseline();
+        // Under the law's lock, so that of two decisions the later one stays.
+        self.gate.change(|state, out| {
+            if let Some(service_time) = service_time {
+                state.set_service_time(service_time);
+            }
+            if limit != usage.limit {
+                state.set_limit(lane.id, limit, now, out);
+            }
+        });
+        let Some(decision) = decision else { return };
+        if law.decisions.len() == DECISIONS {
+            law.decisions.pop_front();
+        }
+        law.decisions.push_back(decision.clone());
+        drop(law);
+        if let Some(on_decision) = &self.on_decision {
+            on_decision(lane, &decision);
+        }
+    }
+
+    fn admitted(
+        self: &Arc<Self>,
+        permit: gate::Permit,
+        queued: Option<Instant>,
+    ) -> Result<Permit, Refusal> {
+        let lanes = self.lanes.load();
+        match lanes.iter().find(|lane| lane.id == permit.lane()) {
+            Some(lane) => Ok(Permit {
+                waited: queued.map(|since| permit.started().saturating_duration_since(since)),
+                lane: lane.clone(),
+                limiter: self.clone(),
+                permit: Some(permit),
+            }),
+            // Retired between the grant and now; the permit goes back as it drops.
+            None => Err(Refusal {
+                reason: Reason::QueueTimeout,
+                drain_time: Duration::ZERO,
+            }),
+        }
+    }
+}
+
+/// The right to have one request at the backend. Complete it with an outcome when the backend is
+/// done; dropped, it comes back all the same, as [`Outcome::Neutral`].
+#[must_use = "a dropped permit is given back at once"]
+pub struct Permit {
+    limiter: Arc<Limiter>,
+    lane: Arc<Lane>,
+    permit: Option<gate::Permit>,
+    waited: Option<Duration>,
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Permit")
+            .field("lane", &self.lane.label)
+            .field("waited", &self.waited)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Permit {
+    /// The endpoint it is for.
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// How long it waited in the queue; `None` if it did not have to.
+    pub fn waited(&self) -> Option<Duration> {
+        self.waited
+    }
+
+    /// In a dry run: why the request would have been refused.
+    pub fn would_refuse(&self) -> Option<Reason> {
+        self.permit.as_ref().and_then(gate::Permit::would_refuse)
+    }
+
+    /// The backend is done. Returns how long it had the request.
+    pub fn complete(mut self, outcome: Outcome) -> Duration {
+        self.finish(outcome)
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Duration {
+        let Some(permit) = self.permit.take() else {
+            return Duration::ZERO;
+        };
+        let now = clock::now();
+        let sample = Sample {
+            started: permit.started(),
+            finished: now,
+            in_flight: permit.in_flight(),
+            route: permit.route(),
+            outcome,
+        };
+        permit.release(now);
+        let due = {
+            let mut law = lock(&self.lane.law);
+            law.controller.observe(&sample);
+            law.controller.due(now)
+        };
+        if due {
+            self.limiter.tick_lane(&self.lane, now);
+        }
+        now.saturating_duration_since(sample.started)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.finish(Outcome::Neutral);
+    }
+}
+
+/// A request on its way through the gate. Dropping it gives the place up.
+#[must_use = "futures do nothing unless polled"]
+#[derive(Debug)]
+pub struct Acquire {
+    limiter: Arc<Limiter>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Ask(Ask),
+    Wait {
+        ticket: Ticket,
+        since: Instant,
+        expires: Pin<Box<Sleep>>,
+    },
+    Done,
+}
+
+impl Acquire {
+    /// Since when it has been waiting in the queue.
+    pub fn queued_since(&self) -> Option<Instant> {
+        match self.step {
+            Step::Wait { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Result<Permit, Refusal>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Step::Ask(ask) = this.step {
+            let now = clock::now();
+            this.step = Step::Done;
+            match this.limiter.gate.enter(&ask, now) {
+                Entered::Admitted(permit) => return Poll::Ready(this.limiter.admitted(permit, None)),
+                Entered::Refused(refusal) => return Poll::Ready(Err(refusal)),
+                Entered::Queued(ticket, expires) => {
+                    this.step = Step::Wait {
+                        ticket,
+                        since: now,
+                        expires: Box::pin(tokio::time::sleep_until(expires.into())),
+                    };
+                }
+            }
+        }
+        let Step::Wait {
+            ticket,
+            since,
+            expires,
+        } = &mut this.step
+        else {
+            // Polled after it was ready: there is nothing to wait for.
+            return Poll::Pending;
+        };
+        let since = *since;
+        let decided = match ticket.poll(cx, clock::now()) {
+            Poll::Ready(decided) => decided,
+            Poll::Pending => {
+                std::task::ready!(expires.as_mut().poll(cx));
+                match ticket.expire(clock::now()) {
+                    Some(refusal) => Err(refusal),
+                    // Decided at the last moment.
+                    None => std::task::ready!(ticket.poll(cx, clock::now())),
+                }
+            }
+        };
+        this.step = Step::Done;
+        Poll::Ready(decided.and_then(|permit| this.limiter.admitted(permit, Some(since))))
+    }
+}

@@ -1,0 +1,736 @@
+//! The gate's state: who is in flight, who waits, who may go next. Pure transitions, no clock, no
+//! lock, no waking: each takes the time and says whom it decided about.
+//!
+//! Invariants, checked by `tests/gate_model.rs` and `tests/loom.rs`:
+//! - a lane's `in_flight` is the number of its live permits, and grows only while below its limit;
+//! - while somebody waits who could go, no lane has room;
+//! - nobody waits in a closed gate longer than their `expires`.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::{Ask, Reason, Refusal};
+use crate::{
+    config::{Class, Discipline},
+    control::Usage,
+};
+
+/// A lane is one endpoint of the backend: it has a limit of its own.
+pub type LaneId = u32;
+
+/// A place in the queue; later arrivals have higher numbers.
+pub type Seq = u64;
+
+/// Wait bound under a standing queue, in service times. Two to three give full goodput, and
+/// everything longer is latency for nothing (measured: 2 sync workers, 2x overload, a wait of 2.5
+/// service times loses 0.4 % against one of 12).
+const STANDING_WAIT: f64 = 2.5;
+/// A queue that has not been empty for this many service times is standing, not a burst.
+const STANDING_AFTER: u32 = 5;
+/// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
+const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
+/// Below this a wait is lost in the resolution of timers.
+const STANDING_WAIT_MIN: Duration = Duration::from_millis(5);
+/// Weight of the newest interval in the drain rate: about the last 8 releases count.
+const INTERVAL_WEIGHT: f64 = 0.125;
+/// The most that wait when `capacity` is 0.
+const AUTO_CAPACITY_MAX: usize = 1024;
+/// Places per slot of the limit when `capacity` is 0.
+const AUTO_CAPACITY_PER_SLOT: usize = 10;
+
+/// How the queue behaves; `[queue]` and `limit.dry_run` in the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The most that may wait; 0 = 10 x limit, at most 1024.
+    pub capacity: usize,
+    /// The longest anyone waits.
+    pub max_wait: Duration,
+    /// Who goes next.
+    pub discipline: Discipline,
+    /// Admit everyone, and say who would have been refused.
+    pub dry_run: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            capacity: 0,
+            max_wait: Duration::from_millis(500),
+            discipline: Discipline::AdaptiveLifo,
+            dry_run: false,
+        }
+    }
+}
+
+/// What became of an arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// It may go now.
+    Admitted(Admitted),
+    /// It waits, at most until the time given.
+    Queued { seq: Seq, expires: Instant },
+    /// It may not.
+    Refused(Refusal),
+}
+
+/// A permit, as the state sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted {
+    /// The endpoint it is for.
+    pub lane: LaneId,
+    /// In flight there, this one included.
+    pub in_flight: u32,
+    /// Dry run: why it would have been refused.
+    pub would_refuse: Option<Reason>,
+}
+
+/// The decision about somebody who waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go.
+    Admitted(Admitted),
+    /// Evicted for someone more important, or out of time.
+    Refused(Refusal),
+}
+
+/// Decisions about waiters, in the order in which they were made.
+pub type Verdicts = Vec<(u32, Verdict)>;
+
+#[derive(Debug)]
+struct Lane {
+    id: LaneId,
+    limit: u32,
+    in_flight: u32,
+    /// Not preferred while its endpoint does not answer.
+    healthy: bool,
+    /// No new permits; the lane goes when the last is back.
+    retired: bool,
+    usage: LaneUsage,
+}
+
+impl Lane {
+    fn has_room(&self) -> bool {
+        !self.retired && self.in_flight < self.limit
+    }
+
+    fn load(&self) -> f64 {
+        f64::from(self.in_flight) / f64::from(self.limit.max(1))
+    }
+}
+
+/// A lane's integrals over time; they only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LaneUsage {
+    /// Of in-flight requests, slot-seconds.
+    pub busy_seconds: f64,
+    /// Of the limit, slot-seconds.
+    pub limit_seconds: f64,
+    /// Time in which the limit was reached or somebody waited.
+    pub saturated_seconds: f64,
+}
+
+/// What one lane looks like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LaneSnapshot {
+    /// Which.
+    pub id: LaneId,
+    /// Its limit.
+    pub limit: u32,
+    /// Permits out.
+    pub in_flight: u32,
+    /// Its integrals up to now.
+    pub usage: LaneUsage,
+}
+
+/// What the gate looks like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Each endpoint's lane, retired ones included until they are empty.
+    pub lanes: Vec<LaneSnapshot>,
+    /// Waiting, by class (in the order of [`Class`]).
+    pub queued: [u32; CLASSES],
+    /// The most that may wait now.
+    pub capacity: usize,
+    /// Whether the queue has stood for so long that the short bound applies.
+    pub standing: bool,
+    /// Whether new requests are refused because of a drain.
+    pub closed: bool,
+    /// Integral of the queue's length, request-seconds.
+    pub queue_seconds: f64,
+}
+
+impl Snapshot {
+    /// Permits out, on all lanes.
+    pub fn in_flight(&self) -> u32 {
+        self.lanes.iter().map(|lane| lane.in_flight).sum()
+    }
+
+    /// The sum of the lanes' limits.
+    pub fn limit(&self) -> u32 {
+        self.lanes.iter().map(|lane| lane.limit).sum()
+    }
+
+    /// Waiting, in all classes.
+    pub fn queued(&self) -> u32 {
+        self.queued.iter().sum()
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    seq: Seq,
+    /// The waiter's slot in the gate.
+    key: u32,
+    cap: Option<super::Cap>,
+    since: Instant,
+    expires: Instant,
+    /// What is said if time runs out.
+    reason: Reason,
+}
+
+/// How many classes there are.
+pub const CLASSES: usize = 5;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    lanes: Vec<Lane>,
+    /// By class, each in the order of arrival.
+    queues: [VecDeque<Waiting>; CLASSES],
+    queued: usize,
+    /// In flight by route cap, only for routes that have one.
+    caps: Vec<(u16, u32)>,
+    next_seq: Seq,
+    closed: bool,
+    /// Since when somebody has been waiting without a break.
+    waiting_since: Option<Instant>,
+    /// The backend's own time for a request, unloaded; zero = unknown.
+    service_time: Duration,
+    /// Mean time between releases while somebody waits, seconds; zero = unknown.
+    interval: f64,
+    /// The last release that left somebody waiting.
+    last_release: Option<Instant>,
+    updated: Instant,
+    queue_seconds: f64,
+}
+
+impl State {
+    /// A gate without lanes: nobody passes until one is added.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        Self {
+            settings,
+            lanes: Vec::new(),
+            queues: Default::default(),
+            queued: 0,
+            caps: Vec::new(),
+            next_seq: 0,
+            closed: false,
+            waiting_since: None,
+            service_time: Duration::ZERO,
+            interval: 0.0,
+            last_release: None,
+            updated: now,
+            queue_seconds: 0.0,
+        }
+    }
+
+    /// A request arrives. `key` names it in later verdicts should it have to wait.
+    pub fn enter(&mut self, ask: &Ask, key: u32, now: Instant, out: &mut Verdicts) -> Entry {
+        self.advance(now);
+        if self.closed {
+            return Entry::Refused(self.refusal(Reason::Draining));
+        }
+        let remaining = ask.deadline.map(|at| at.saturating_duration_since(now));
+        if remaining.is_some_and(|left| left.is_zero() || left < self.service_time) {
+            return self.refuse_or_note(Reason::Deadline, ask, now);
+        }
+        let capped = self.at_cap(ask.cap);
+        if !capped && self.nobody_ahead(ask.class) {
+            if let Some(lane) = self.roomiest_lane() {
+                return Entry::Admitted(self.admit(lane, ask.cap, None));
+            }
+        }
+        self.enqueue(ask, key, remaining, capped, now, out)
+    }
+
+    /// Whether a request like this would be refused at once. Asked before an upload is read.
+    pub fn would_refuse(&mut self, ask: &Ask, now: Instant) -> Option<Refusal> {
+        if self.closed {
+            return Some(self.refusal(Reason::Draining));
+        }
+        if self.settings.dry_run || (self.queued == 0 && self.roomiest_lane().is_some()) {
+            return None;
+        }
+        let wait = self.predicted_wait(ask.class, now);
+        let reason = self.reason_to_refuse(ask, wait, now)?;
+        (!self.can_evict_for(ask.class) || reason != Reason::QueueFull)
+            .then(|| self.refusal(reason))
+    }
+
+    fn enqueue(
+        &mut self,
+        ask: &Ask,
+        key: u32,
+        remaining: Option<Duration>,
+        capped: bool,
+        now: Instant,
+        out: &mut Verdicts,
+    ) -> Entry {
+        let wait = self.predicted_wait(ask.class, now);
+        if let Some(reason) = self.reason_to_refuse(ask, wait, now) {
+            let evicted =
+                reason == Reason::QueueFull && !self.settings.dry_run && self.evict(ask.class, out);
+            if !evicted {
+                return self.refuse_or_note(reason, ask, now);
+            }
+        }
+        if self.settings.dry_run {
+            return self.admit_regardless(ask.cap, None);
+        }
+        let mut expires = now + self.settings.max_wait;
+        let mut reason = if capped {
+            Reason::RouteLimit
+        } else {
+            Reason::QueueTimeout
+        };
+        if let Some(left) = remaining {
+            let latest = now + left.saturating_sub(self.service_time);
+            if latest < expires {
+                expires = latest;
+                reason = Reason::Deadline;
+            }
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.queues[ask.class as usize].push_back(Waiting {
+            seq,
+            key,
+            cap: ask.cap,
+            since: now,
+            expires,
+            reason,
+        });
+        self.queued += 1;
+        self.waiting_since.get_or_insert(now);
+        Entry::Queued { seq, expires }
+    }
+
+    /// Why an arrival that would wait this long is refused at once, if it is.
+    fn reason_to_refuse(&self, ask: &Ask, wait: Duration, now: Instant) -> Option<Reason> {
+        if self.excess() >= self.capacity() {
+            return Some(Reason::QueueFull);
+        }
+        if ask
+            .deadline
+            .is_some_and(|at| at < now + wait + self.service_time)
+        {
+            return Some(Reason::Deadline);
+        }
+        // Somebody who is next never waits in vain on a guess.
+        let bound = if self.standing(now) && ask.class != Class::Protected {
+            self.standing_wait()
+        } else {
+            self.settings.max_wait
+        };
+        (wait > bound).then_some(Reason::QueueTimeout)
+    }
+
+    fn refuse_or_note(&mut self, reason: Reason, ask: &Ask, _now: Instant) -> Entry {
+        if self.settings.dry_run {
+            return self.admit_regardless(ask.cap, Some(reason));
+        }
+        Entry::Refused(self.refusal(reason))
+    }
+
+    fn admit_regardless(&mut self, cap: Option<super::Cap>, would: Option<Reason>) -> Entry {
+        match self.least_loaded_lane() {
+            Some(lane) => Entry::Admitted(self.admit(lane, cap, would)),
+            None => Entry::Refused(self.refusal(Reason::QueueFull)),
+        }
+    }
+
+    /// A waiter gives up. Says why, if it was still waiting: `None` means that a verdict is on its way.
+    pub fn leave(&mut self, seq: Seq, class: Class, now: Instant) -> Option<Refusal> {
+        self.advance(now);
+        let queue = &mut self.queues[class as usize];
+        let at = queue.binary_search_by_key(&seq, |waiting| waiting.seq).ok()?;
+        let waiting = queue.remove(at)?;
+        self.left_queue();
+        Some(self.refusal(waiting.reason))
+    }
+
+    /// A permit comes back.
+    pub fn release(
+        &mut self,
+        lane: LaneId,
+        cap: Option<super::Cap>,
+        now: Instant,
+        out: &mut Verdicts,
+    ) {
+        self.advance(now);
+        self.note_release(now);
+        if let Some(cap) = cap {
+            if let Some(at) = self.caps.iter().position(|(id, _)| *id == cap.id) {
+                self.caps[at].1 = self.caps[at].1.saturating_sub(1);
+                if self.caps[at].1 == 0 {
+                    self.caps.swap_remove(at);
+                }
+            }
+        }
+        if let Some(at) = self.lanes.iter().position(|l| l.id == lane) {
+            debug_assert!(self.lanes[at].in_flight > 0, "a permit came back twice");
+            self.lanes[at].in_flight = self.lanes[at].in_flight.saturating_sub(1);
+            if self.lanes[at].retired && self.lanes[at].in_flight == 0 {
+                self.lanes.remove(at);
+            }
+        }
+        self.dispatch(now, out);
+    }
+
+    /// A new limit, at least 1. A lower one revokes nothing: it is paid down by releases.
+    pub fn set_limit(&mut self, lane: LaneId, limit: u32, now: Instant, out: &mut Verdicts) {
+        self.advance(now);
+        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == lane) {
+            lane.limit = limit.max(1);
+        }
+        self.dispatch(now, out);
+    }
+
+    /// Prefers other lanes while this one's endpoint does not answer.
+    pub fn set_healthy(&mut self, lane: LaneId, healthy: bool, now: Instant, out: &mut Verdicts) {
+        self.advance(now);
+        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == lane) {
+            lane.healthy = healthy;
+        }
+        self.dispatch(now, out);
+    }
+
+    /// An endpoint comes.
+    pub fn add_lane(&mut self, id: LaneId, limit: u32, now: Instant, out: &mut Verdicts) {
+        self.advance(now);
+        self.lanes.push(Lane {
+            id,
+            limit: limit.max(1),
+            in_flight: 0,
+            healthy: true,
+            retired: false,
+            usage: LaneUsage::default(),
+        });
+        self.dispatch(now, out);
+    }
+
+    /// An endpoint goes: nothing new is sent to it, what is in flight may finish.
+    pub fn retire_lane(&mut self, id: LaneId, now: Instant) {
+        self.advance(now);
+        if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
+            self.lanes[at].retired = true;
+            if self.lanes[at].in_flight == 0 {
+                self.lanes.remove(at);
+            }
+        }
+    }
+
+    /// New settings; who waits already keeps the time it was promised.
+    pub fn configure(&mut self, settings: Settings, now: Instant, out: &mut Verdicts) {
+        self.advance(now);
+        self.settings = settings;
+        self.dispatch(now, out);
+    }
+
+    /// The backend's unloaded time for a request, from the control law.
+    pub fn set_service_time(&mut self, service_time: Duration) {
+        self.service_time = service_time;
+    }
+
+    /// Refuses new requests (`true`) or takes them again. Who waits already is served.
+    pub fn close(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    /// How a lane was used so far, as its control law wants to know it.
+    pub fn usage(&mut self, lane: LaneId, now: Instant) -> Usage {
+        self.advance(now);
+        let queued = self.excess() as u32;
+        self.lanes
+            .iter()
+            .find(|l| l.id == lane)
+            .map(|l| Usage {
+                in_flight: l.in_flight,
+                limit: l.limit,
+                queued,
+                busy_seconds: l.usage.busy_seconds,
+                limit_seconds: l.usage.limit_seconds,
+                saturated_seconds: l.usage.saturated_seconds,
+                oldest_start: None,
+            })
+            .unwrap_or_default()
+    }
+
+    /// What it looks like now.
+    pub fn snapshot(&mut self, now: Instant) -> Snapshot {
+        self.advance(now);
+        let mut queued = [0; CLASSES];
+        for (count, queue) in queued.iter_mut().zip(&self.queues) {
+            *count = queue.len() as u32;
+        }
+        Snapshot {
+            lanes: self
+                .lanes
+                .iter()
+                .map(|l| LaneSnapshot {
+                    id: l.id,
+                    limit: l.limit,
+                    in_flight: l.in_flight,
+                    usage: l.usage,
+                })
+                .collect(),
+            queued,
+            capacity: self.capacity(),
+            standing: self.standing(now),
+            closed: self.closed,
+            queue_seconds: self.queue_seconds,
+        }
+    }
+
+    /// The time of the last transition.
+    pub fn updated(&self) -> Instant {
+        self.updated
+    }
+
+    /// How long it takes until a request that arrives now could be served.
+    pub fn drain_time(&self) -> Duration {
+        Duration::from_secs_f64((self.excess() as f64 + 1.0) * self.interval)
+    }
+
+    fn refusal(&self, reason: Reason) -> Refusal {
+        Refusal {
+            reason,
+            drain_time: self.drain_time(),
+        }
+    }
+
+    /// Lets waiters in while there is room.
+    fn dispatch(&mut self, now: Instant, out: &mut Verdicts) {
+        while self.queued > 0 {
+            let Some(lane) = self.roomiest_lane() else {
+                return;
+            };
+            let Some(waiting) = self.next_waiter(now, out) else {
+                return;
+            };
+            let admitted = self.admit(lane, waiting.cap, None);
+            out.push((waiting.key, Verdict::Admitted(admitted)));
+        }
+    }
+
+    /// Takes out of the queue whoever goes next: the highest class first, in it the one that the
+    /// discipline names. Who is out of time is refused on the way.
+    fn next_waiter(&mut self, now: Instant, out: &mut Verdicts) -> Option<Waiting> {
+        let stale_before = self.stale_before(now);
+        for class in 0..CLASSES {
+            while self.queues[class].front().is_some_and(|w| w.expires <= now) {
+                if let Some(late) = self.queues[class].pop_front() {
+                    self.left_queue();
+                    let refusal = self.refusal(late.reason);
+                    out.push((late.key, Verdict::Refused(refusal)));
+                }
+            }
+            let queue = &self.queues[class];
+            let fresh = match stale_before {
+                Some(before) => queue.partition_point(|w| w.since < before),
+                None => 0,
+            };
+            // The oldest who has not waited too long; failing that, the newest of the others.
+            let next = (fresh..queue.len())
+                .chain((0..fresh).rev())
+                .find(|&at| !self.at_cap(queue[at].cap));
+            if let Some(waiting) = next.and_then(|at| self.queues[class].remove(at)) {
+                self.left_queue();
+                return Some(waiting);
+            }
+        }
+        None
+    }
+
+    fn left_queue(&mut self) {
+        self.queued -= 1;
+        if self.queued == 0 {
+            self.waiting_since = None;
+            self.last_release = None;
+        }
+    }
+
+    /// Refuses the newest of the lowest class below `class` to make place.
+    fn evict(&mut self, class: Class, out: &mut Verdicts) -> bool {
+        for lower in (class as usize + 1..CLASSES).rev() {
+            if let Some(waiting) = self.queues[lower].pop_back() {
+                self.left_queue();
+                let refusal = self.refusal(Reason::QueueFull);
+                out.push((waiting.key, Verdict::Refused(refusal)));
+                return true;
+            }
+        }
+        false
+    }
+
+    fn can_evict_for(&self, class: Class) -> bool {
+        self.queues[class as usize + 1..]
+            .iter()
+            .any(|queue| !queue.is_empty())
+    }
+
+    fn admit(&mut self, at: usize, cap: Option<super::Cap>, would: Option<Reason>) -> Admitted {
+        if let Some(cap) = cap {
+            match self.caps.iter_mut().find(|(id, _)| *id == cap.id) {
+                Some((_, in_flight)) => *in_flight += 1,
+                None => self.caps.push((cap.id, 1)),
+            }
+        }
+        let lane = &mut self.lanes[at];
+        lane.in_flight += 1;
+        Admitted {
+            lane: lane.id,
+            in_flight: lane.in_flight,
+            would_refuse: would,
+        }
+    }
+
+    /// Nobody of this class or a higher one waits who could go now.
+    fn nobody_ahead(&self, class: Class) -> bool {
+        self.queued == 0
+            || self.queues[..=class as usize]
+                .iter()
+                .flatten()
+                .all(|waiting| self.at_cap(waiting.cap))
+    }
+
+    fn at_cap(&self, cap: Option<super::Cap>) -> bool {
+        cap.is_some_and(|cap| {
+            self.caps
+                .iter()
+                .any(|(id, in_flight)| *id == cap.id && *in_flight >= cap.max)
+        })
+    }
+
+    /// The least loaded lane that has room; healthy ones first.
+    fn roomiest_lane(&self) -> Option<usize> {
+        self.best_lane(Lane::has_room)
+    }
+
+    fn least_loaded_lane(&self) -> Option<usize> {
+        self.best_lane(|lane| !lane.retired)
+    }
+
+    fn best_lane(&self, eligible: impl Fn(&Lane) -> bool) -> Option<usize> {
+        let some_healthy = self.lanes.iter().any(|l| l.healthy && !l.retired);
+        self.lanes
+            .iter()
+            .enumerate()
+            .filter(|(_, lane)| eligible(lane) && (lane.healthy || !some_healthy))
+            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))
+            .map(|(at, _)| at)
+    }
+
+    /// The most that may wait.
+    fn capacity(&self) -> usize {
+        if self.settings.capacity > 0 {
+            return self.settings.capacity;
+        }
+        let limit: u32 = self
+            .lanes
+            .iter()
+            .filter(|l| !l.retired)
+            .map(|l| l.limit)
+            .sum();
+        (limit as usize * AUTO_CAPACITY_PER_SLOT).clamp(1, AUTO_CAPACITY_MAX)
+    }
+
+    /// Who waits; in a dry run, who would.
+    fn excess(&self) -> usize {
+        if !self.settings.dry_run {
+            return self.queued;
+        }
+        self.lanes
+            .iter()
+            .map(|l| l.in_flight.saturating_sub(l.limit) as usize)
+            .sum()
+    }
+
+    fn standing(&self, now: Instant) -> bool {
+        self.settings.discipline == Discipline::AdaptiveLifo
+            && self.service_time > Duration::ZERO
+            && self.waiting_since.is_some_and(|since| {
+                now.saturating_duration_since(since)
+                    >= STANDING_AFTER_MIN.max(self.service_time * STANDING_AFTER)
+            })
+    }
+
+    /// The wait that is worth offering under a standing queue.
+    fn standing_wait(&self) -> Duration {
+        self.service_time
+            .mul_f64(STANDING_WAIT)
+            .max(STANDING_WAIT_MIN)
+            .min(self.settings.max_wait)
+    }
+
+    /// Under a standing queue, who came before this has waited so long that others go first: twice
+    /// the offered wait, so that chance alone makes nobody stale.
+    fn stale_before(&self, now: Instant) -> Option<Instant> {
+        self.standing(now)
+            .then(|| now.checked_sub(self.standing_wait() * 2))
+            .flatten()
+    }
+
+    /// The wait of an arrival of this class: who goes before it, at the pace of late. Optimistic by
+    /// half a place, so that nobody is refused for a rounding.
+    fn predicted_wait(&self, class: Class, now: Instant) -> Duration {
+        let ahead = if self.settings.dry_run {
+            self.excess()
+        } else {
+            let stale_before = self.stale_before(now);
+            self.queues[..=class as usize]
+                .iter()
+                .map(|queue| match stale_before {
+                    Some(before) => queue.len() - queue.partition_point(|w| w.since < before),
+                    None => queue.len(),
+                })
+                .sum()
+        };
+        Duration::from_secs_f64(ahead as f64 * self.interval)
+    }
+
+    /// Learns the drain rate from releases that leave somebody waiting.
+    fn note_release(&mut self, now: Instant) {
+        let waiting = self.excess() > 0;
+        if let (true, Some(last)) = (waiting, self.last_release) {
+            let interval = now.saturating_duration_since(last).as_secs_f64();
+            self.interval += if self.interval == 0.0 {
+                interval
+            } else {
+                (interval - self.interval) * INTERVAL_WEIGHT
+            };
+        }
+        self.last_release = waiting.then_some(now);
+    }
+
+    /// Brings the integrals up to now.
+    fn advance(&mut self, now: Instant) {
+        let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        self.updated = now;
+        self.queue_seconds += seconds * self.excess() as f64;
+        let waiting = self.queued > 0;
+        for lane in &mut self.lanes {
+            lane.usage.busy_seconds += seconds * f64::from(lane.in_flight);
+            lane.usage.limit_seconds += seconds * f64::from(lane.limit);
+            if waiting || lane.in_flight >= lane.limit {
+                lane.usage.saturated_seconds += seconds;
+            }
+        }
+    }
+}

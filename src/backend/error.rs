@@ -1,0 +1,66 @@
+//! What can go wrong between tidegate and a worker.
+
+use std::io;
+
+/// Why an exchange failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection: nothing listens, the host is unknown, the listen backlog stayed full.
+    #[error("cannot connect to the backend: {0}")]
+    Connect(#[source] io::Error),
+    /// Connecting took longer than `backend.connect_timeout`.
+    #[error("the backend did not accept a connection in time")]
+    ConnectTimeout,
+    /// No response head within `backend.response_timeout`, or a pause within the body longer than
+    /// `backend.read_timeout`.
+    #[error("the backend did not answer in time")]
+    Timeout,
+    /// The connection ended before the response did.
+    #[error("the backend closed the connection before its answer was complete")]
+    Reset(#[source] hyper::Error),
+    /// What the backend sent is not HTTP.
+    #[error("the backend's answer is not valid HTTP: {0}")]
+    Protocol(#[source] hyper::Error),
+    /// The client's own body failed while it was passed on.
+    #[error("the request's body ended early: {0}")]
+    RequestBody(#[source] hyper::Error),
+}
+
+/// The label of [`Error`] in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No connection.
+    Connect,
+    /// Too late.
+    Timeout,
+    /// Closed early.
+    Reset,
+    /// Not HTTP.
+    Protocol,
+    /// The client's fault.
+    Client,
+}
+
+impl Error {
+    /// Sorts an error of the connection.
+    pub(super) fn from_hyper(error: hyper::Error) -> Self {
+        if error.is_user() {
+            Self::RequestBody(error)
+        } else if error.is_parse() {
+            Self::Protocol(error)
+        } else {
+            Self::Reset(error)
+        }
+    }
+
+    /// Which kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout => ErrorKind::Connect,
+            Self::Timeout => ErrorKind::Timeout,
+            Self::Reset(_) => ErrorKind::Reset,
+            Self::Protocol(_) => ErrorKind::Protocol,
+            Self::RequestBody(_) => ErrorKind::Client,
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! One request and its response, over one connection.
+
+use std::{
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use tower::BoxError;
+
+use super::{
+    Endpoint, Error, RequestBody, ResponseBody,
+    connect,
+    link::{Link, ResponseHead},
+    pump::{Pipe, len, pump},
+};
+use crate::{
+    buffer::{Budget, Direction},
+    clock,
+    config::Config,
+    observe::{GaugeGuard, Metrics},
+};
+
+/// Responses of a declared length up to this are read whole before the client gets the head, bytes:
+/// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
+const WHOLE_MAX: u64 = 64 * 1024;
+/// A request that must not be sent twice goes only over a connection that was in use just now: it is
+/// the idle ones that a server closes under a request.
+const FRESH_IDLE: Duration = Duration::from_millis(250);
+
+/// Says that the backend is busy, until completed. Dropped without, it counts as
+/// [`Completion::Abandoned`].
+pub trait Lease: Send + 'static {
+    /// The backend is done.
+    fn complete(self, completion: Completion, status: Option<StatusCode>);
+}
+
+/// How the backend's part ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// With a whole response.
+    Answered,
+    /// With a response whose length in time was the client's or the view's choice.
+    Streamed,
+    /// Too late.
+    TimedOut,
+    /// The connection broke, or what came was not HTTP.
+    Reset,
+    /// Could not connect.
+    Unreachable,
+    /// Could not connect for lack of room in the listen backlog.
+    Overloaded,
+    /// The client left before the response.
+    Abandoned,
+}
+
+/// What an exchange needs beside the request.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Where to.
+    pub endpoint: Arc<Endpoint>,
+    /// The configuration the request began with.
+    pub config: Arc<Config>,
+    /// For what is buffered.
+    pub budget: Arc<Budget>,
+    /// The figures.
+    pub metrics: Arc<Metrics>,
+    /// Whether the route says that the response is a stream.
+    pub stream: bool,
+}
+
+/// An exchange that brought no response.
+#[derive(Debug)]
+pub struct Failed<L> {
+    /// Why.
+    pub error: Error,
+    /// The request and its lease, if not a byte of it was sent: it may go elsewhere.
+    pub unsent: Option<(Request<RequestBody>, L)>,
+}
+
+impl<L> From<Error> for Failed<L> {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            unsent: None,
+        }
+    }
+}
+
+/// Sends the request and returns the response, as soon as it may be passed on.
+///
+/// Dropping the future does not free the worker, so it does not free the lease either: the exchange
+/// goes on in the background for at most `backend.orphan_max`.
+///
+/// # Errors
+/// See [`Error`]. A request is sent again, once, only when that cannot do anything twice.
+pub async fn exchange<L: Lease>(
+    delivery: Delivery,
+    mut request: Request<RequestBody>,
+    mut lease: L,
+) -> Result<Response<ResponseBody>, Failed<L>> {
+    let backend = &delivery.config.backend;
+    let endpoint = &delivery.endpoint;
+    let mut may_reuse = backend.keepalive;
+    loop {
+        let link = match open(&delivery, &request, may_reuse).await {
+            Ok(link) => link,
+            Err(error) => {
+                return Err(Failed {
+                    error,
+                    unsent: Some((request, lease)),
+                });
+            }
+        };
+        let reused = link.reused;
+        endpoint.metrics.connection(reused);
+        let again = (reused && is_replayable(&request)).then(|| copy_head(&request));
+        let mut flight = Flight::launch(link, request, lease, &delivery);
+        match flight.head(backend.response_timeout).await {
+            Ok(response) => return receive(flight, response, &delivery).await,
+            Err(NoHead::Unsent(message)) if reused => request = *message,
+            Err(NoHead::Failed(error)) => match (again, error) {
+                // An idle connection that the server closed under us, PITFALLS B2: resend, once.
+                (Some(copy), Error::Reset(_)) => request = copy,
+                (_, error) => {
+                    let completion = match error {
+                        Error::Timeout => Completion::TimedOut,
+                        Error::RequestBody(_) => Completion::Abandoned,
+                        _ => Completion::Reset,
+                    };
+                    if completion == Completion::TimedOut {
+                        flight.give_up(completion);
+                    } else {
+                        flight.finish(completion);
+                    }
+                    return Err(error.into());
+                }
+            },
+            Err(NoHead::Unsent(_)) => {
+                flight.finish(Completion::Reset);
+                return Err(Error::Connect(std::io::ErrorKind::ConnectionReset.into()).into());
+            }
+        }
+        match flight.into_lease() {
+            Some(returned) => lease = returned,
+            None => return Err(Error::Timeout.into()),
+        }
+        may_reuse = false;
+    }
+}
+
+async fn open(
+    delivery: &Delivery,
+    request: &Request<RequestBody>,
+    may_reuse: bool,
+) -> Result<Link, Error> {
+    let backend = &delivery.config.backend;
+    if may_reuse {
+        let max_idle = if is_idempotent(request.method()) && request.body().is_empty() {
+            backend.keepalive_idle
+        } else {
+            backend.keepalive_idle.min(FRESH_IDLE)
+        };
+        if let Some(link) = delivery.endpoint.take_link(max_idle, clock::now()) {
+            return Ok(link);
+        }
+    }
+    let stream = connect(&delivery.endpoint.address, backend.connect_timeout).await?;
+    Link::new(stream).await
+}
+
+/// RFC 9110 9.2.2, without PUT and DELETE: applications get those wrong.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+    )
+}
+
+fn is_replayable(request: &Request<RequestBody>) -> bool {
+    is_idempotent(request.method()) && request.body().is_empty()
+}
+
+fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    copy
+}
+
+/// Why there is no head.
+enum NoHead {
+    /// Not a byte was sent.
+    Unsent(Box<Request<RequestBody>>),
+    Failed(Error),
+}
+
+/// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
+/// lease tells the truth.
+pub(super) struct Flight<L: Lease> {
+    inner: Option<InFlight<L>>,
+}
+
+struct InFlight<L> {
+    link: Link,
+    stage: Stage,
+    lease: L,
+    status: Option<StatusCode>,
+    progress: Option<Arc<AtomicU64>>,
+    /// What to complete with if it is given up.
+    verdict: Completion,
+    endpoint: Arc<Endpoint>,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+}
+
+enum Stage {
+    Head(ResponseHead),
+    Body(Incoming),
+}
+
+impl<L: Lease> Flight<L> {
+    fn launch(
+        mut link: Link,
+        mut request: Request<RequestBody>,
+        lease: L,
+        delivery: &Delivery,
+    ) -> Self {
+        let mut progress = None;
+        if matches!(request.body(), RequestBody::Stream(_)) {
+            let moved = Arc::new(AtomicU64::new(0));
+            progress = Some(moved.clone());
+            request = request.map(|body| match body {
+                RequestBody::Stream(inner) => {
+                    RequestBody::Stream(Box::pin(Counted { inner, moved }))
+                }
+                other => other,
+            });
+        }
+        let head = link.send(request);
+        Self {
+            inner: Some(InFlight {
+                link,
+                stage: Stage::Head(head),
+                lease,
+                status: None,
+                progress,
+                verdict: Completion::Abandoned,
+                endpoint: delivery.endpoint.clone(),
+                config: delivery.config.clone(),
+                metrics: delivery.metrics.clone(),
+            }),
+        }
+    }
+
+    /// Waits for the head. While an upload moves, the time does not count.
+    async fn head(&mut self, timeout: Duration) -> Result<Response<Incoming>, NoHead> {
+        let mut timer = pin!(tokio::time::sleep(timeout));
+        let mut seen = 0;
+        poll_fn(|cx| {
+            let Some(inner) = &mut self.inner else {
+                return Poll::Ready(Err(NoHead::Failed(Error::Timeout)));
+            };
+            if let Poll::Ready(result) = inner.poll_head(cx) {
+                return Poll::Ready(match result {
+                    Ok(response) => Ok(response),
+                    Err(mut error) => Err(match error.take_message() {
+                        Some(message) => NoHead::Unsent(Box::new(message)),
+                        None => NoHead::Failed(Error::from_hyper(error.into_error())),
+                    }),
+                });
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let moved = inner.progress.as_ref().map_or(0, |moved| moved.load(Relaxed));
+                if moved == seen {
+                    return Poll::Ready(Err(NoHead::Failed(Error::Timeout)));
+                }
+                seen = moved;
+                timer
+                    .as_mut()
+                    .reset(tokio::time::Instant::from_std(clock::now() + timeout));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next frame of the response's body.
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.inner {
+            Some(inner) => inner.poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// The backend is done: closes or keeps the connection, then gives the lease back.
+    pub(super) fn finish(mut self, completion: Completion) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        let InFlight {
+            mut link,
+            stage,
+            lease,
+            status,
+            endpoint,
+            config,
+            ..
+        } = inner;
+        drop(stage);
+        let whole = matches!(completion, Completion::Answered | Completion::Streamed);
+        if whole && config.backend.keepalive && link.reusable() {
+            endpoint.put_link(link, config.backend.keepalive_idle, clock::now());
+        } else {
+            drop(link);
+        }
+        lease.complete(completion, status);
+    }
+
+    /// Nobody waits any more: the rest happens in the background.
+    pub(super) fn give_up(mut self, verdict: Completion) {
+        if let Some(inner) = &mut self.inner {
+            inner.verdict = verdict;
+        }
+    }
+
+    /// Closes the connection and takes the lease back, to send the request again.
+    fn into_lease(mut self) -> Option<L> {
+        self.inner.take().map(|inner| inner.lease)
+    }
+}
+
+impl<L: Lease> Drop for Flight<L> {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(orphan(inner))),
+            Err(_) => inner.lease.complete(inner.verdict, inner.status),
+        }
+    }
+}
+
+impl<L> InFlight<L> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>>
+    {
+        let Stage::Head(head) = &mut self.stage else {
+            return Poll::Pending;
+        };
+        self.link.drive(cx);
+        head.as_mut().poll(cx)
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Stage::Body(body) = &mut self.stage else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        self.link.drive(cx);
+        Pin::new(body).poll_frame(cx)
+    }
+
+    /// Reads and discards until the backend is done.
+    async fn discard(&mut self) {
+        if let Stage::Head(_) = self.stage {
+            let Ok(response) = poll_fn(|cx| self.poll_head(cx)).await else {
+                return;
+            };
+            if is_event_stream(&response) {
+                return;
+            }
+            self.stage = Stage::Body(response.into_body());
+        }
+        while let Some(Ok(_)) = poll_fn(|cx| self.poll_frame(cx)).await {}
+    }
+}
+
+/// The backend does not notice that the client has left, and works on: so does the lease.
+async fn orphan<L: Lease>(mut inner: InFlight<L>) {
+    let _counted = GaugeGuard::new(inner.metrics.orphaned.clone());
+    let orphan_max = inner.config.backend.orphan_max;
+    let _ = tokio::time::timeout(orphan_max, inner.discard()).await;
+    let InFlight {
+        link,
+        lease,
+        verdict,
+        status,
+        ..
+    } = inner;
+    drop(link);
+    lease.complete(verdict, status);
+}
+
+/// Takes the response over: whole if it is small or already there, else through a pipe.
+async fn receive<L: Lease>(
+    mut flight: Flight<L>,
+    response: Response<Incoming>,
+    delivery: &Delivery,
+) -> Result<Response<ResponseBody>, Failed<L>> {
+    let stream = delivery.stream || is_event_stream(&response);
+    let (head, body) = response.into_parts();
+    let hint = body.size_hint();
+    let ended = body.is_end_stream();
+    if let Some(inner) = &mut flight.inner {
+        inner.status = Some(head.status);
+        inner.stage = Stage::Body(body);
+    }
+    if ended {
+        flight.finish(Completion::Answered);
+        return Ok(Response::from_parts(head, ResponseBody::empty()));
+    }
+    let buffers = &delivery.config.buffers;
+    let read_timeout = delivery.config.backend.read_timeout;
+    let mut held = delivery.budget.reservation(Direction::Response);
+    let mut frames = VecDeque::new();
+    let whole = !stream
+        && hint
+            .exact()
+            .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
+    let complete = if whole {
+        match tokio::time::timeout(read_timeout, collect(&mut flight, &mut frames)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                flight.finish(Completion::Reset);
+                return Err(Error::from_hyper(error).into());
+            }
+            Err(_) => {
+                flight.give_up(Completion::TimedOut);
+                return Err(Error::Timeout.into());
+            }
+        }
+    } else {
+        // Short answers of unknown length are often there with their head.
+        let complete = !stream && take_ready(&mut flight, &mut frames).await;
+        held.grow(frames.iter().map(len).sum());
+        complete
+    };
+    let body = if complete {
+        flight.finish(Completion::Answered);
+        ResponseBody::whole(frames, held)
+    } else {
+        let pipe = Pipe::new(frames, held, buffers.response);
+        tokio::spawn(pump(
+            flight,
+            pipe.clone(),
+            read_timeout,
+            stream,
+            delivery.metrics.streaming.clone(),
+        ));
+        ResponseBody::piped(pipe, &hint)
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+async fn collect<L: Lease>(
+    flight: &mut Flight<L>,
+    frames: &mut VecDeque<Frame<Bytes>>,
+) -> Result<(), hyper::Error> {
+    while let Some(frame) = poll_fn(|cx| flight.poll_frame(cx)).await {
+        frames.push_back(frame?);
+    }
+    Ok(())
+}
+
+/// Takes what has arrived already, up to [`WHOLE_MAX`]; true if that is all.
+async fn take_ready<L: Lease>(
+    flight: &mut Flight<L>,
+    frames: &mut VecDeque<Frame<Bytes>>,
+) -> bool {
+    let mut taken = 0;
+    poll_fn(|cx| {
+        while taken < WHOLE_MAX {
+            match flight.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    taken += len(&frame);
+                    frames.push_back(frame);
+                }
+                Poll::Ready(None) => return Poll::Ready(true),
+                // An error shows again in the pump, after what came before it.
+                Poll::Ready(Some(Err(_))) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(false)
+    })
+    .await
+}
+
+fn is_event_stream<B>(response: &Response<B>) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// A streamed request body that says when it moves.
+struct Counted {
+    inner: Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(self.inner.as_mut().poll_frame(cx));
+        self.moved.fetch_add(1, Relaxed);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,124 @@
+//! One HTTP/1.1 connection to a worker, driven by whoever uses it: no task of its own, so that
+//! dropping it closes the socket at once.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{Builder, Connection, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+
+use super::{Error, RequestBody, Stream};
+
+/// The most hyper reads ahead of who consumes the response, bytes.
+const READ_BUFFER: usize = 256 * 1024;
+
+type TrySend = Result<
+    Response<Incoming>,
+    hyper::client::conn::TrySendError<Request<RequestBody>>,
+>;
+
+/// The future of a response's head. Only ready if its [`Link`] is driven.
+pub(super) type ResponseHead = Pin<Box<dyn Future<Output = TrySend> + Send>>;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Link {
+    connection: Connection<TokioIo<Stream>, RequestBody>,
+    sender: SendRequest<RequestBody>,
+    closed: bool,
+    /// Whether it has carried a request before this one.
+    pub(super) reused: bool,
+    idle_since: Option<Instant>,
+}
+
+impl Link {
+    pub(super) async fn new(stream: Stream) -> Result<Self, Error> {
+        let (sender, connection) = Builder::new()
+            .max_buf_size(READ_BUFFER)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(Error::from_hyper)?;
+        Ok(Self {
+            connection,
+            sender,
+            closed: false,
+            reused: false,
+            idle_since: None,
+        })
+    }
+
+    /// Queues a request; [`Link::drive`] writes it.
+    pub(super) fn send(&mut self, request: Request<RequestBody>) -> ResponseHead {
+        Box::pin(self.sender.try_send_request(request))
+    }
+
+    /// Lets the connection write and read what it can. Errors surface in the response, not here.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.closed && Pin::new(&mut self.connection).poll(cx).is_ready() {
+            self.closed = true;
+        }
+    }
+
+    /// After a complete response: whether another request may follow.
+    pub(super) fn reusable(&mut self) -> bool {
+        // One more turn lets the connection see that the message is over.
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        !self.closed && self.sender.is_ready()
+    }
+
+    pub(super) fn park(&mut self, now: Instant) {
+        self.idle_since = Some(now);
+        self.reused = true;
+    }
+
+    pub(super) fn idle_for(&self, now: Instant) -> Duration {
+        self.idle_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+/// Idle connections to one endpoint, the latest used first, so that few are kept warm and the rest
+/// age out.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    idle: Vec<Link>,
+}
+
+/// The most idle connections kept for an endpoint.
+const POOL_MAX: usize = 256;
+
+impl Pool {
+    /// A connection that has been idle for less than `max_idle` and still seems alive.
+    pub(super) fn take(&mut self, max_idle: Duration, now: Instant) -> Option<Link> {
+        // The last is the freshest: if it is too old, so are the others.
+        while self.idle.last().is_some_and(|link| link.idle_for(now) < max_idle) {
+            let mut link = self.idle.pop()?;
+            if link.reusable() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    pub(super) fn put(&mut self, mut link: Link, max_idle: Duration, now: Instant) {
+        link.park(now);
+        let stalest = self.idle.first();
+        if self.idle.len() >= POOL_MAX || stalest.is_some_and(|l| l.idle_for(now) >= max_idle) {
+            self.idle.remove(0);
+        }
+        self.idle.push(link);
+    }
+
+    /// Closes what has been idle for too long.
+    pub(super) fn sweep(&mut self, max_idle: Duration, now: Instant) {
+        self.idle.retain(|link| link.idle_for(now) < max_idle);
+    }
+}

@@ -1,0 +1,21 @@
+//! The worker's side of HTTP: endpoints, connections, and one exchange with a worker.
+//!
+//! An exchange takes a request whose body is at hand, and a [`Lease`] that says the backend is busy.
+//! The lease is completed when the backend has finished, which is not when the client leaves or the
+//! head arrives: an exchange that nobody waits for any more goes on in the background.
+
+mod body;
+mod connect;
+mod endpoint;
+mod error;
+mod exchange;
+mod link;
+mod pump;
+
+pub use self::{
+    body::{RequestBody, ResponseBody},
+    connect::{Stream, connect},
+    endpoint::Endpoint,
+    error::{Error, ErrorKind},
+    exchange::{Delivery, Failed, Lease, exchange},
+};

@@ -1,0 +1,261 @@
+//! Reads a response at the backend's speed while the client takes it at its own.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tower::BoxError;
+
+use super::{
+    Error,
+    exchange::{Completion, Flight, Lease},
+};
+use crate::{
+    buffer::Reservation,
+    observe::{Gauge, GaugeGuard},
+    sync::{Mutex, lock},
+};
+
+/// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
+pub(super) struct Pipe {
+    state: Mutex<State>,
+    capacity: u64,
+}
+
+struct State {
+    frames: VecDeque<Frame<Bytes>>,
+    bytes: u64,
+    held: Reservation,
+    end: Option<Result<(), BoxError>>,
+    /// The client has gone.
+    abandoned: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pipe({} bytes)", lock(&self.state).bytes)
+    }
+}
+
+impl Pipe {
+    /// A pipe that holds about `capacity` bytes, with `frames` in it already, accounted for in `held`.
+    pub(super) fn new(
+        frames: VecDeque<Frame<Bytes>>,
+        held: Reservation,
+        capacity: u64,
+    ) -> Arc<Self> {
+        let bytes = frames.iter().map(|frame| len(frame)).sum();
+        Arc::new(Self {
+            capacity: capacity.max(1),
+            state: Mutex::new(State {
+                frames,
+                bytes,
+                held,
+                end: None,
+                abandoned: false,
+                reader: None,
+                writer: None,
+            }),
+        })
+    }
+
+    /// The client's side: the next frame, or the end.
+    pub(super) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut state = lock(&self.state);
+        if let Some(frame) = state.frames.pop_front() {
+            let size = len(&frame);
+            state.bytes -= size;
+            state.held.shrink(size);
+            let writer = state.writer.take();
+            drop(state);
+            if let Some(writer) = writer {
+                writer.wake();
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match state.end.take() {
+            Some(Ok(())) => {
+                state.end = Some(Ok(()));
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                state.end = Some(Ok(()));
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The client has gone.
+    pub(super) fn abandon(&self) {
+        let mut state = lock(&self.state);
+        state.abandoned = true;
+        state.frames.clear();
+        let bytes = std::mem::take(&mut state.bytes);
+        state.held.shrink(bytes);
+        let writer = state.writer.take();
+        drop(state);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
+    /// The backend's side: ready when there is room, with whether the client is still there.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut state = lock(&self.state);
+        if state.abandoned {
+            return Poll::Ready(false);
+        }
+        state.writer = Some(cx.waker().clone());
+        // One frame may always lie here, or a spent budget would stop everyone for good.
+        let room = state.bytes == 0
+            || (state.bytes < self.capacity && state.held.bytes() >= state.bytes);
+        if room { Poll::Ready(true) } else { Poll::Pending }
+    }
+
+    fn push(&self, frame: Frame<Bytes>) {
+        let mut state = lock(&self.state);
+        if state.abandoned {
+            return;
+        }
+        let size = len(&frame);
+        state.bytes += size;
+        // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read.
+        state.held.grow(size);
+        state.frames.push_back(frame);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    fn end(&self, result: Result<(), BoxError>) {
+        let mut state = lock(&self.state);
+        state.end = Some(result);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+pub(super) fn len(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |bytes| bytes.len() as u64)
+}
+
+/// What the pump found at its last look.
+enum Next {
+    Frame(Frame<Bytes>),
+    End,
+    Failed(hyper::Error),
+    Abandoned,
+    Stalled,
+}
+
+/// Moves the rest of a response from the backend into the pipe, then ends the exchange.
+pub(super) async fn pump<L: Lease>(
+    mut flight: Flight<L>,
+    pipe: Arc<Pipe>,
+    read_timeout: Duration,
+    mut stream: bool,
+    streaming: Arc<Gauge>,
+) {
+    let mut counted = stream.then(|| GaugeGuard::new(streaming.clone()));
+    let mut timer = pin!(tokio::time::sleep(read_timeout));
+    loop {
+        let mut blocked = false;
+        let next = std::future::poll_fn(|cx| {
+            match pipe.poll_room(cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(Next::Abandoned),
+                Poll::Pending => {
+                    blocked = true;
+                    return Poll::Pending;
+                }
+            }
+            if std::mem::take(&mut blocked) {
+                // The client's pause is not the backend's.
+                timer.as_mut().reset(tokio::time::Instant::from_std(
+                    crate::clock::now() + read_timeout,
+                ));
+            }
+            match flight.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame)),
+                Poll::Ready(Some(Err(error))) => Poll::Ready(Next::Failed(error)),
+                Poll::Ready(None) => Poll::Ready(Next::End),
+                Poll::Pending if timer.as_mut().poll(cx).is_ready() => Poll::Ready(Next::Stalled),
+                Poll::Pending => {
+                    // Held up by the client before: its latency says nothing of the backend.
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+        if pipe.is_full() && !stream {
+            stream = true;
+            counted = Some(GaugeGuard::new(streaming.clone()));
+        }
+        match next {
+            Next::Frame(frame) => {
+                pipe.push(frame);
+                timer.as_mut().reset(tokio::time::Instant::from_std(
+                    crate::clock::now() + read_timeout,
+                ));
+            }
+            Next::End => {
+                flight.finish(if stream {
+                    Completion::Streamed
+                } else {
+                    Completion::Answered
+                });
+                pipe.end(Ok(()));
+                break;
+            }
+            Next::Failed(error) => {
+                flight.finish(Completion::Reset);
+                pipe.end(Err(Error::from_hyper(error).into()));
+                break;
+            }
+            Next::Stalled => {
+                flight.give_up(Completion::TimedOut);
+                pipe.end(Err(Error::Timeout.into()));
+                break;
+            }
+            Next::Abandoned if stream => {
+                // A worker that streams notices the closed socket at its next write.
+                flight.finish(Completion::Streamed);
+                break;
+            }
+            Next::Abandoned => {
+                flight.give_up(Completion::Abandoned);
+                break;
+            }
+        }
+    }
+    drop(counted);
+}
+
+impl Pipe {
+    fn is_full(&self) -> bool {
+        let state = lock(&self.state);
+        state.bytes >= self.capacity || state.held.bytes() < state.bytes
+    }
+}
