@@ -1,0 +1,226 @@
+//! The closed sets of label values: each is an enum, so that no request can invent a series.
+
+use crate::{config::Class, control::BoundBy};
+
+/// Declares an enum of label values with their spelling, in the order in which they are exported.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every value, in the order of their numbers (`value as usize`).
+            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+
+            /// As it is spelled in metrics, logs and answers.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+label! {
+    /// Who wrote an answer.
+    Source {
+        /// The backend; tidegate passed it on.
+        Backend = "backend",
+        /// tidegate itself: a refusal or an error.
+        Tidegate = "tidegate",
+    }
+}
+
+label! {
+    /// Why tidegate answered a request itself.
+    Reason {
+        /// The queue has no place left.
+        QueueFull = "queue_full",
+        /// No permit within `queue.max_wait`.
+        QueueTimeout = "queue_timeout",
+        /// The client's own deadline has passed, or cannot be met.
+        Deadline = "deadline",
+        /// The route's `max_in_flight` is reached.
+        RouteLimit = "route_limit",
+        /// The budget of buffered bytes is spent.
+        Memory = "memory",
+        /// tidegate is shutting down.
+        Draining = "draining",
+        /// No connection to the backend.
+        BackendUnreachable = "backend_unreachable",
+        /// The backend closed before its answer was complete.
+        BackendReset = "backend_reset",
+        /// What the backend sent is not HTTP.
+        BackendProtocol = "backend_protocol",
+        /// No response head within `backend.response_timeout`.
+        BackendTimeout = "backend_timeout",
+        /// The request is malformed.
+        BadRequest = "bad_request",
+        /// The client took too long to send its request.
+        RequestTimeout = "request_timeout",
+        /// The body is longer than `server.max_body_bytes`.
+        BodyTooLarge = "body_too_large",
+        /// The request target is too long.
+        TargetTooLong = "target_too_long",
+        /// The header section is longer than `server.max_header_bytes`.
+        HeadersTooLarge = "headers_too_large",
+        /// A method or a transfer coding that tidegate does not speak.
+        NotImplemented = "not_implemented",
+        /// A version of HTTP that tidegate does not speak.
+        Version = "version",
+    }
+}
+
+impl Reason {
+    /// The reasons that shed load, as opposed to those that report a fault: these are exported as
+    /// 0 for every route from the start.
+    pub const REFUSING: &'static [Reason] = &[
+        Reason::QueueFull,
+        Reason::QueueTimeout,
+        Reason::Deadline,
+        Reason::RouteLimit,
+        Reason::Memory,
+        Reason::Draining,
+    ];
+}
+
+label! {
+    /// Where a request was when its client left.
+    Phase {
+        /// Its body was still being read.
+        Reading = "reading",
+        /// It waited for a permit.
+        Queued = "queued",
+        /// The backend was at work on it.
+        InFlight = "in_flight",
+        /// The backend was done, the client had not read all of the answer.
+        Responding = "responding",
+    }
+}
+
+label! {
+    /// How a wait in the queue ended.
+    WaitOutcome {
+        /// With a permit.
+        Admitted = "admitted",
+        /// With a refusal.
+        Timeout = "timeout",
+        /// The client left.
+        Canceled = "canceled",
+    }
+}
+
+label! {
+    /// What went wrong with the backend.
+    ErrorKind {
+        /// The connection could not be made, in time or at all.
+        Connect = "connect",
+        /// It was silent for too long.
+        Timeout = "timeout",
+        /// It closed the connection in the middle.
+        Reset = "reset",
+        /// It did not speak HTTP.
+        Protocol = "protocol",
+    }
+}
+
+label! {
+    /// Which side's bytes are held in memory.
+    Direction {
+        /// Bodies on their way to the backend.
+        Request = "request",
+        /// Answers on their way to the client.
+        Response = "response",
+    }
+}
+
+/// Every class, in the order of their numbers (`class as usize`).
+pub const CLASSES: [Class; 5] = [
+    Class::Protected,
+    Class::High,
+    Class::Normal,
+    Class::Low,
+    Class::Stream,
+];
+
+/// A class as it is spelled in labels and in the configuration.
+pub const fn class(class: Class) -> &'static str {
+    match class {
+        Class::Protected => "protected",
+        Class::High => "high",
+        Class::Normal => "normal",
+        Class::Low => "low",
+        Class::Stream => "stream",
+    }
+}
+
+/// Every value of `bound_by`.
+pub const BOUNDS: [BoundBy; 8] = [
+    BoundBy::Workers,
+    BoundBy::Cpu,
+    BoundBy::Memory,
+    BoundBy::Latency,
+    BoundBy::AcceptQueue,
+    BoundBy::Errors,
+    BoundBy::Configured,
+    BoundBy::Idle,
+];
+
+/// What holds the limit, as one word.
+pub const fn bound_by(bound: BoundBy) -> &'static str {
+    match bound {
+        BoundBy::Workers => "workers",
+        BoundBy::Cpu => "cpu",
+        BoundBy::Memory => "memory",
+        BoundBy::Latency => "latency",
+        BoundBy::AcceptQueue => "accept_queue",
+        BoundBy::Errors => "errors",
+        BoundBy::Configured => "configured",
+        BoundBy::Idle => "idle",
+    }
+}
+
+/// What holds the limit, as a sentence for the dashboard and `tidegate status`.
+pub const fn bound_by_sentence(bound: BoundBy) -> &'static str {
+    match bound {
+        BoundBy::Workers => {
+            "Every worker is busy: more requests at once would only wait inside the backend."
+        }
+        BoundBy::Cpu => {
+            "The backend has used up its CPU: more requests at once would only share it."
+        }
+        BoundBy::Memory => {
+            "The backend is close to its memory limit: more requests at once could kill it."
+        }
+        BoundBy::Latency => {
+            "Requests slow down when more of them run at once: the backend's sweet spot is here."
+        }
+        BoundBy::AcceptQueue => {
+            "Connections wait in the backend's accept queue: it takes no more than this."
+        }
+        BoundBy::Errors => {
+            "The backend answered with signs of overload, so fewer requests are sent to it."
+        }
+        BoundBy::Configured => "The configuration sets this limit.",
+        BoundBy::Idle => "There is not enough traffic to learn more: the limit stays where it is.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_value_is_its_place_in_all() {
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, place);
+        }
+        for (place, class) in CLASSES.iter().enumerate() {
+            assert_eq!(*class as usize, place);
+        }
+    }
+}

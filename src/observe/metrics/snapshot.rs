@@ -1,0 +1,63 @@
+//! What the gate and the tuner know at the moment of a scrape.
+
+use crate::{
+    config::Class,
+    control::BoundBy,
+    observe::labels::{CLASSES, class},
+};
+
+/// The state of the whole, at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The endpoints of the configuration in force.
+    pub endpoints: Vec<EndpointSnapshot>,
+    /// Requests in the queue, by class (`class as usize`).
+    pub queued: [u32; 5],
+    /// Places in the queue.
+    pub queue_capacity: u32,
+    /// Slots that the traffic asked for, in flight and queued: the mean of 15 s.
+    pub demand_slots: f64,
+    /// Share of the time in which the limit was reached: the mean of 15 s, 0 to 1.
+    pub saturation_ratio: f64,
+    /// Integral of in-flight over time, slot-seconds.
+    pub busy_slot_seconds: f64,
+    /// Integral of the limit over time, slot-seconds.
+    pub limit_slot_seconds: f64,
+    /// Seconds in which in-flight was at the limit or requests were queued.
+    pub saturated_seconds: f64,
+    /// `reject.status`: exported as 0 from the start. 0 stands for the default, 503.
+    pub reject_status: u16,
+}
+
+/// The state of one endpoint, at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointSnapshot {
+    /// `host:port` or `unix:/path`: the same label that [`super::Metrics::endpoint`] was asked for.
+    pub label: String,
+    /// Permits taken.
+    pub in_flight: u32,
+    /// The limit in force.
+    pub limit: u32,
+    /// What holds the limit.
+    pub bound_by: BoundBy,
+    /// The latency of an unloaded backend in seconds, once it is known.
+    pub baseline_seconds: Option<f64>,
+    /// Latency over the unloaded latency, once it is known.
+    pub stretch_ratio: Option<f64>,
+    /// Requests that the backend can run at once, and who says so (`configured`, …).
+    pub slots: Option<(u32, &'static str)>,
+}
+
+impl Snapshot {
+    /// Requests in the queue, of all classes.
+    pub fn queued_total(&self) -> u32 {
+        self.queued.iter().sum()
+    }
+
+    /// Requests in the queue by class, with the name of the class.
+    pub fn queued_by_class(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        CLASSES
+            .iter()
+            .map(|known: &Class| (class(*known), self.queued[*known as usize]))
+    }
+}

@@ -1,0 +1,16 @@
+//! What can be seen from outside: metrics, the access log and the status document.
+//!
+//! All of it is on the cold side of the house. The data path only adds to atomics through handles
+//! that were looked up once; names, labels and text exist at scrape time alone.
+
+pub mod exposition;
+pub mod histogram;
+pub mod labels;
+pub mod log;
+pub mod metrics;
+pub mod process;
+pub mod status;
+
+pub use exposition::Format;
+pub use labels::{ErrorKind, Phase, Reason, Source, WaitOutcome};
+pub use metrics::{EndpointMetrics, EndpointSnapshot, Metrics, RouteMetrics, Snapshot};

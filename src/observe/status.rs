@@ -1,0 +1,193 @@
+//! The status document: what `/status` answers, the dashboard draws and `tidegate status` prints.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{
+    labels::{bound_by, bound_by_sentence},
+    metrics::{EndpointSnapshot, Metrics, REVISION, Snapshot, VERSION},
+};
+use crate::control::Decision;
+
+/// What the document says beyond the metrics' [`Snapshot`].
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The time of asking.
+    pub now: Instant,
+    /// Since the start.
+    pub uptime: Duration,
+    /// Whether `/readyz` answers 200.
+    pub ready: bool,
+    /// Whether a drain is under way.
+    pub draining: bool,
+    /// Whether limits are computed but not enforced.
+    pub dry_run: bool,
+    /// The last decisions of the control law by endpoint label, the newest first.
+    pub decisions: &'a [(String, Decision)],
+}
+
+/// The status document. Keys are only ever added; times are in seconds.
+pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -> Value {
+    let endpoints = &snapshot.endpoints;
+    let busiest = endpoints
+        .iter()
+        .max_by(|one, other| load(one).total_cmp(&load(other)));
+    let slots = endpoints
+        .iter()
+        .map(|endpoint| endpoint.slots.map(|(slots, _)| slots));
+    let totals = metrics.totals();
+    json!({
+        "version": VERSION,
+        "revision": REVISION,
+        "uptime_seconds": context.uptime.as_secs_f64(),
+        "ready": context.ready,
+        "draining": context.draining,
+        "dry_run": context.dry_run,
+        "limit": endpoints.iter().map(|endpoint| endpoint.limit).sum::<u32>(),
+        "in_flight": endpoints.iter().map(|endpoint| endpoint.in_flight).sum::<u32>(),
+        "queued": snapshot.queued_total(),
+        "queued_by_class": snapshot
+            .queued_by_class()
+            .map(|(class, queued)| (class.to_owned(), queued.into()))
+            .collect::<serde_json::Map<_, Value>>(),
+        "queue_capacity": snapshot.queue_capacity,
+        "bound_by": busiest.map(|endpoint| bound_by(endpoint.bound_by)),
+        "bound_by_sentence": busiest.map(|endpoint| bound_by_sentence(endpoint.bound_by)),
+        "demand_slots": snapshot.demand_slots,
+        "saturation_ratio": snapshot.saturation_ratio,
+        "orphaned": metrics.orphaned.get(),
+        "streaming": metrics.streaming.get(),
+        "connections": {
+            "active": metrics.connections_active.get(),
+            "idle": metrics.connections_idle.get(),
+        },
+        "backend": {
+            // The sum means something only when it is known of every endpoint.
+            "slots": slots.sum::<Option<u32>>().filter(|slots| *slots > 0),
+            "endpoints": endpoints
+                .iter()
+                .map(|endpoint| endpoint_document(metrics, endpoint))
+                .collect::<Vec<_>>(),
+        },
+        "totals": {
+            "requests": totals.backend + totals.tidegate,
+            "answered_by_backend": totals.backend,
+            "answered_by_tidegate": totals.tidegate,
+            "refused": totals.refused,
+            "would_refuse": totals.would_refuse,
+            "canceled": totals.canceled,
+        },
+        "decisions": context
+            .decisions
+            .iter()
+            .map(|(endpoint, decision)| decision_document(endpoint, decision, context.now))
+            .collect::<Vec<_>>(),
+    })
+}
+
+fn load(endpoint: &EndpointSnapshot) -> f64 {
+    f64::from(endpoint.in_flight) / f64::from(endpoint.limit.max(1))
+}
+
+fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
+    json!({
+        "endpoint": endpoint.label,
+        "up": metrics.endpoint(&endpoint.label).is_up(),
+        "limit": endpoint.limit,
+        "in_flight": endpoint.in_flight,
+        "bound_by": bound_by(endpoint.bound_by),
+        "bound_by_sentence": bound_by_sentence(endpoint.bound_by),
+        "slots": endpoint.slots.map(|(slots, _)| slots),
+        "slots_source": endpoint.slots.map(|(_, source)| source),
+        "baseline_seconds": endpoint.baseline_seconds,
+        "stretch_ratio": endpoint.stretch_ratio,
+    })
+}
+
+fn decision_document(endpoint: &str, decision: &Decision, now: Instant) -> Value {
+    let evidence = &decision.evidence;
+    json!({
+        "endpoint": endpoint,
+        "age_seconds": now.saturating_duration_since(decision.at).as_secs_f64(),
+        "from": decision.from,
+        "limit": decision.limit,
+        "bound_by": bound_by(decision.bound_by),
+        "reason": decision.reason,
+        "evidence": {
+            "samples": evidence.samples,
+            "drops": evidence.drops,
+            "stretch": evidence.stretch,
+            "noise": evidence.noise,
+            "throughput": evidence.throughput,
+            "limited_share": evidence.limited_share,
+            "mean_latency_seconds": evidence.mean_latency.as_secs_f64(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock,
+        control::{BoundBy, Evidence},
+        observe::labels::Source,
+    };
+
+    fn endpoint(label: &str, in_flight: u32, limit: u32, bound: BoundBy) -> EndpointSnapshot {
+        EndpointSnapshot {
+            label: label.into(),
+            in_flight,
+            limit,
+            bound_by: bound,
+            baseline_seconds: None,
+            stretch_ratio: Some(f64::NAN),
+            slots: Some((4, "configured")),
+        }
+    }
+
+    #[test]
+    fn the_busiest_endpoint_speaks_for_the_whole() {
+        let metrics = Metrics::new();
+        metrics.route("api").request(200, Source::Backend);
+        let snapshot = Snapshot {
+            endpoints: vec![
+                endpoint("a", 1, 4, BoundBy::Idle),
+                endpoint("b", 4, 4, BoundBy::Workers),
+            ],
+            queued: [0, 1, 2, 0, 0],
+            ..Snapshot::default()
+        };
+        let now = clock::now();
+        let decision = Decision {
+            at: now,
+            from: 3,
+            limit: 4,
+            bound_by: BoundBy::Workers,
+            reason: "room",
+            evidence: Evidence::default(),
+        };
+        let context = Context {
+            now: now + Duration::from_secs(2),
+            uptime: Duration::from_secs(9),
+            ready: true,
+            draining: false,
+            dry_run: false,
+            decisions: &[("b".to_owned(), decision)],
+        };
+        let status = document(&metrics, &snapshot, &context);
+        assert_eq!(status["bound_by"], "workers");
+        assert_eq!(status["limit"], 8);
+        assert_eq!(status["in_flight"], 5);
+        assert_eq!(status["queued"], 3);
+        assert_eq!(status["backend"]["slots"], 8);
+        assert_eq!(status["totals"]["requests"], 1);
+        assert_eq!(status["decisions"][0]["age_seconds"], 2.0);
+        // JSON has no NaN: an unknown figure is null.
+        assert_eq!(
+            status["backend"]["endpoints"][0]["stretch_ratio"],
+            Value::Null
+        );
+    }
+}
