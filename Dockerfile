@@ -20,8 +20,8 @@ FROM gcr.io/distroless/static-debian12:nonroot
 COPY --from=build /src/target/release/tidegate /tidegate
 COPY LICENSE-MIT LICENSE-APACHE /licenses/
 
-# Within a container the health check comes from the same address as everybody else's; the admin
-# side stays on the loopback interface unless it is told otherwise (TIDEGATE_ADMIN=:9180).
+# The admin side listens on the container's own loopback interface, where the health check finds it.
+# For Prometheus, or the kubelet, to reach it: TIDEGATE_ADMIN=0.0.0.0:9180.
 EXPOSE 8080 9180
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["/tidegate", "healthcheck"]
 ENTRYPOINT ["/tidegate"]
