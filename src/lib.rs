@@ -1,5 +1,13 @@
 //! tidegate: how many requests can the backend run in parallel? Measured, and enforced.
+pub mod admission;
+pub mod backend;
+pub mod buffer;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod observe;
+pub mod runtime;
+mod sync;
+
+/// The control laws, under the name by which users of the library look for them.
+pub use control as limit;

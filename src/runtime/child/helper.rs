@@ -1,0 +1,66 @@
+//! The step between fork and exec: `tidegate __child PARENT -- COMMAND [ARG]...`.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Write},
+    os::{fd::AsFd, unix::process::CommandExt},
+    process::{Command, ExitCode},
+};
+
+use rustix::process;
+
+/// The hidden command that makes the binary this helper. The first argument, before any parsing of
+/// flags: the command's own arguments are none of tidegate's business.
+pub const HELPER: &str = "__child";
+
+/// Becomes the command. `args` are those after [`HELPER`]; standard input is the pipe on which a
+/// failure is reported.
+///
+/// Returns only if the command could not be started, or if it should not be: when the parent is
+/// gone already.
+pub fn helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter();
+    let parent = args
+        .next()
+        .and_then(|arg| arg.to_str()?.parse::<i32>().ok());
+    let separator = args.next();
+    let (Some(parent), Some("--"), Some(program)) = (
+        parent,
+        separator.as_ref().and_then(|arg| arg.to_str()),
+        args.next(),
+    ) else {
+        let _ = writeln!(
+            io::stderr(),
+            "tidegate {HELPER} is for tidegate's own use; you want `tidegate exec`"
+        );
+        return ExitCode::from(2);
+    };
+
+    #[cfg(target_os = "linux")]
+    let _ = process::set_parent_process_death_signal(Some(process::Signal::TERM));
+    // A parent that died before the line above left nobody to die with.
+    if process::getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent) {
+        return ExitCode::FAILURE;
+    }
+
+    let failed = match report_pipe() {
+        Ok(report) => (Some(report), Command::new(program).args(args).exec()),
+        Err(error) => (None, error),
+    };
+    if let (Some(mut report), error) = failed {
+        let errno = error
+            .raw_os_error()
+            .unwrap_or_else(|| rustix::io::Errno::INVAL.raw_os_error());
+        let _ = write!(report, "{errno}");
+    }
+    ExitCode::from(127)
+}
+
+/// Moves the pipe away from standard input, to a descriptor that closes itself when the command
+/// runs; `/dev/null` takes its place.
+fn report_pipe() -> io::Result<File> {
+    let report = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?);
+    rustix::stdio::dup2_stdin(fs::File::open("/dev/null")?)?;
+    Ok(report)
+}

@@ -1,0 +1,3 @@
+//! Threads, signals, drain, reload and the child process.
+
+pub mod child;
