@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod observe;
+pub mod proxy;
 pub mod runtime;
 mod sync;
 

@@ -23,7 +23,9 @@ pub use self::{
     gate::Gate,
     layer::{AdmissionLayer, Builder},
     limiter::{Acquire, Lane, Limiter, Permit},
-    service::{Admission, AdmissionError, Admitted, AskFor, HoldBody, HoldResponse, PermitBody},
+    service::{
+        Admission, AdmissionError, Admitted, AskFor, HoldBody, HoldResponse, PermitBody, outcome_of,
+    },
 };
 pub use crate::config::{Class, Discipline};
 

@@ -220,6 +220,7 @@ impl<S> HoldBody<S> {
 impl<R, S, B> Service<Admitted<R>> for HoldBody<S>
 where
     S: Service<R, Response = http::Response<B>>,
+    B: Body,
 {
     type Response = http::Response<PermitBody<B>>;
     type Error = S::Error;
@@ -251,6 +252,7 @@ pin_project! {
 impl<F, B, E> Future for HeldBody<F>
 where
     F: Future<Output = Result<http::Response<B>, E>>,
+    B: Body,
 {
     type Output = Result<http::Response<PermitBody<B>>, E>;
 
@@ -261,10 +263,14 @@ where
         Poll::Ready(match result {
             Ok(response) => {
                 let outcome = outcome_of(response.status());
-                Ok(response.map(|body| PermitBody {
-                    body,
-                    permit: permit.map(|permit| (permit, outcome)),
-                }))
+                let mut permit = permit.map(|permit| (permit, outcome));
+                // Nobody asks an empty body for its end.
+                if response.body().is_end_stream() {
+                    if let Some((permit, outcome)) = permit.take() {
+                        permit.complete(outcome);
+                    }
+                }
+                Ok(response.map(|body| PermitBody { body, permit }))
             }
             Err(error) => {
                 if let Some(permit) = permit {

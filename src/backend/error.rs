@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::observe::ErrorKind;
+
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,21 +28,6 @@ pub enum Error {
     RequestBody(#[source] hyper::Error),
 }
 
-/// The label of [`Error`] in the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// No connection.
-    Connect,
-    /// Too late.
-    Timeout,
-    /// Closed early.
-    Reset,
-    /// Not HTTP.
-    Protocol,
-    /// The client's fault.
-    Client,
-}
-
 impl Error {
     /// Sorts an error of the connection.
     pub(super) fn from_hyper(error: hyper::Error) -> Self {
@@ -53,14 +40,14 @@ impl Error {
         }
     }
 
-    /// Which kind it is.
-    pub fn kind(&self) -> ErrorKind {
+    /// Its label in the metrics; `None` where it was not the backend's fault.
+    pub fn kind(&self) -> Option<ErrorKind> {
         match self {
-            Self::Connect(_) | Self::ConnectTimeout => ErrorKind::Connect,
-            Self::Timeout => ErrorKind::Timeout,
-            Self::Reset(_) => ErrorKind::Reset,
-            Self::Protocol(_) => ErrorKind::Protocol,
-            Self::RequestBody(_) => ErrorKind::Client,
+            Self::Connect(_) | Self::ConnectTimeout => Some(ErrorKind::Connect),
+            Self::Timeout => Some(ErrorKind::Timeout),
+            Self::Reset(_) => Some(ErrorKind::Reset),
+            Self::Protocol(_) => Some(ErrorKind::Protocol),
+            Self::RequestBody(_) => None,
         }
     }
 }

@@ -23,12 +23,13 @@ use super::{
     connect,
     link::{Link, ResponseHead},
     pump::{Pipe, len, pump},
+    raised::Raised,
 };
 use crate::{
     buffer::{Budget, Direction},
     clock,
     config::Config,
-    observe::{GaugeGuard, Metrics},
+    observe::Metrics,
 };
 
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
@@ -400,7 +401,7 @@ impl<L> InFlight<L> {
 
 /// The backend does not notice that the client has left, and works on: so does the lease.
 async fn orphan<L: Lease>(mut inner: InFlight<L>) {
-    let _counted = GaugeGuard::new(inner.metrics.orphaned.clone());
+    let _counted = Raised::new(&inner.metrics, |metrics| &metrics.orphaned);
     let orphan_max = inner.config.backend.orphan_max;
     let _ = tokio::time::timeout(orphan_max, inner.discard()).await;
     let InFlight {
@@ -440,24 +441,30 @@ async fn receive<L: Lease>(
         && hint
             .exact()
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
-    let complete = if whole {
-        match tokio::time::timeout(read_timeout, collect(&mut flight, &mut frames)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                flight.finish(Completion::Reset);
-                return Err(Error::from_hyper(error).into());
-            }
-            Err(_) => {
-                flight.give_up(Completion::TimedOut);
-                return Err(Error::Timeout.into());
-            }
-        }
+    let arrived = if whole {
+        tokio::time::timeout(read_timeout, collect(&mut flight, &mut frames))
+            .await
+            .map(|collected| collected.map(|()| true))
+    } else if stream {
+        Ok(Ok(false))
     } else {
         // Short answers of unknown length are often there with their head.
-        let complete = !stream && take_ready(&mut flight, &mut frames).await;
-        held.grow(frames.iter().map(len).sum());
-        complete
+        Ok(take_ready(&mut flight, &mut frames).await)
     };
+    let complete = match arrived {
+        Ok(Ok(complete)) => complete,
+        Ok(Err(error)) => {
+            flight.finish(Completion::Reset);
+            return Err(Error::from_hyper(error).into());
+        }
+        Err(_) => {
+            flight.give_up(Completion::TimedOut);
+            return Err(Error::Timeout.into());
+        }
+    };
+    if !whole {
+        held.grow(frames.iter().map(len).sum());
+    }
     let body = if complete {
         flight.finish(Completion::Answered);
         ResponseBody::whole(frames, held)
@@ -468,7 +475,7 @@ async fn receive<L: Lease>(
             pipe.clone(),
             read_timeout,
             stream,
-            delivery.metrics.streaming.clone(),
+            delivery.metrics.clone(),
         ));
         ResponseBody::piped(pipe, &hint)
     };
@@ -489,7 +496,7 @@ async fn collect<L: Lease>(
 async fn take_ready<L: Lease>(
     flight: &mut Flight<L>,
     frames: &mut VecDeque<Frame<Bytes>>,
-) -> bool {
+) -> Result<bool, hyper::Error> {
     let mut taken = 0;
     poll_fn(|cx| {
         while taken < WHOLE_MAX {
@@ -498,12 +505,12 @@ async fn take_ready<L: Lease>(
                     taken += len(&frame);
                     frames.push_back(frame);
                 }
-                Poll::Ready(None) => return Poll::Ready(true),
-                // An error shows again in the pump, after what came before it.
-                Poll::Ready(Some(Err(_))) | Poll::Pending => break,
+                Poll::Ready(None) => return Poll::Ready(Ok(true)),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
             }
         }
-        Poll::Ready(false)
+        Poll::Ready(Ok(false))
     })
     .await
 }

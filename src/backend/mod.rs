@@ -11,11 +11,12 @@ mod error;
 mod exchange;
 mod link;
 mod pump;
+mod raised;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
     connect::{Stream, connect},
     endpoint::Endpoint,
-    error::{Error, ErrorKind},
-    exchange::{Delivery, Failed, Lease, exchange},
+    error::Error,
+    exchange::{Completion, Delivery, Failed, Lease, exchange},
 };

@@ -17,10 +17,12 @@ use tower::BoxError;
 use super::{
     Error,
     exchange::{Completion, Flight, Lease},
+    raised::Raised,
 };
 use crate::{
     buffer::Reservation,
-    observe::{Gauge, GaugeGuard},
+    clock,
+    observe::Metrics,
     sync::{Mutex, lock},
 };
 
@@ -168,6 +170,7 @@ enum Next {
     Failed(hyper::Error),
     Abandoned,
     Stalled,
+    Resumed,
 }
 
 /// Moves the rest of a response from the backend into the pipe, then ends the exchange.
@@ -176,50 +179,45 @@ pub(super) async fn pump<L: Lease>(
     pipe: Arc<Pipe>,
     read_timeout: Duration,
     mut stream: bool,
-    streaming: Arc<Gauge>,
+    metrics: Arc<Metrics>,
 ) {
-    let mut counted = stream.then(|| GaugeGuard::new(streaming.clone()));
+    let raise = || Raised::new(&metrics, |metrics| &metrics.streaming);
+    let mut counted = stream.then(raise);
     let mut timer = pin!(tokio::time::sleep(read_timeout));
     loop {
-        let mut blocked = false;
+        let mut waited = false;
         let next = std::future::poll_fn(|cx| {
             match pipe.poll_room(cx) {
                 Poll::Ready(true) => {}
                 Poll::Ready(false) => return Poll::Ready(Next::Abandoned),
                 Poll::Pending => {
-                    blocked = true;
+                    waited = true;
                     return Poll::Pending;
                 }
-            }
-            if std::mem::take(&mut blocked) {
-                // The client's pause is not the backend's.
-                timer.as_mut().reset(tokio::time::Instant::from_std(
-                    crate::clock::now() + read_timeout,
-                ));
             }
             match flight.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame)),
                 Poll::Ready(Some(Err(error))) => Poll::Ready(Next::Failed(error)),
                 Poll::Ready(None) => Poll::Ready(Next::End),
+                Poll::Pending if waited => Poll::Ready(Next::Resumed),
                 Poll::Pending if timer.as_mut().poll(cx).is_ready() => Poll::Ready(Next::Stalled),
-                Poll::Pending => {
-                    // Held up by the client before: its latency says nothing of the backend.
-                    Poll::Pending
-                }
+                Poll::Pending => Poll::Pending,
             }
         })
         .await;
-        if pipe.is_full() && !stream {
+        if waited && !stream {
+            // From here on the client sets the pace, and the time says nothing of the backend.
             stream = true;
-            counted = Some(GaugeGuard::new(streaming.clone()));
+            counted = Some(raise());
         }
+        let restart = || tokio::time::Instant::from_std(clock::now() + read_timeout);
         match next {
             Next::Frame(frame) => {
                 pipe.push(frame);
-                timer.as_mut().reset(tokio::time::Instant::from_std(
-                    crate::clock::now() + read_timeout,
-                ));
+                timer.as_mut().reset(restart());
             }
+            // The client's pause is not the backend's.
+            Next::Resumed => timer.as_mut().reset(restart()),
             Next::End => {
                 flight.finish(if stream {
                     Completion::Streamed
@@ -251,11 +249,4 @@ pub(super) async fn pump<L: Lease>(
         }
     }
     drop(counted);
-}
-
-impl Pipe {
-    fn is_full(&self) -> bool {
-        let state = lock(&self.state);
-        state.bytes >= self.capacity || state.held.bytes() < state.bytes
-    }
 }

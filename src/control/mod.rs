@@ -124,3 +124,5 @@ pub struct Decision {
     pub reason: &'static str,
     pub evidence: Evidence,
 }
+mod stub;
+pub use stub::Controller;

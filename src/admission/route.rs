@@ -1,0 +1,202 @@
+//! Which route a request belongs to: the first that matches.
+
+use http::{HeaderName, HeaderValue, Method, Request};
+
+use super::{Cap, Class};
+use crate::config;
+
+/// The route of requests that no `[[route]]` matches.
+pub const DEFAULT: &str = "default";
+
+/// One route, ready to match.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The same number for the same name, also across reloads.
+    pub id: u16,
+    /// Its name, a metric label.
+    pub name: String,
+    /// The importance of its requests.
+    pub class: Class,
+    /// Its own cap.
+    pub cap: Option<Cap>,
+    path: Path,
+    methods: Vec<Method>,
+    header: Option<(HeaderName, Option<HeaderValue>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Path {
+    Any,
+    Exact(String),
+    /// Without the trailing slash: `/api/*` is `/api` and all below.
+    Below(String),
+}
+
+/// The routes in the order of the configuration; the last one matches everything.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    routes: Vec<Route>,
+    names: Vec<String>,
+}
+
+impl Routes {
+    /// Prepares the configured routes. `before` are those in force until now: names keep their
+    /// numbers.
+    pub fn new(configured: &[config::Route], before: Option<&Routes>) -> Self {
+        let mut names = before.map_or_else(|| vec![DEFAULT.to_owned()], |b| b.names.clone());
+        let mut routes: Vec<Route> = configured
+            .iter()
+            .map(|route| {
+                let id = number(&mut names, &route.name);
+                Route {
+                    id,
+                    name: route.name.clone(),
+                    class: route.class,
+                    cap: (route.max_in_flight > 0).then_some(Cap {
+                        id,
+                        max: route.max_in_flight,
+                    }),
+                    path: Path::new(&route.path),
+                    methods: route
+                        .methods
+                        .iter()
+                        .filter_map(|method| method.parse().ok())
+                        .collect(),
+                    header: header(&route.header),
+                }
+            })
+            .collect();
+        routes.push(Route {
+            id: 0,
+            name: DEFAULT.to_owned(),
+            class: Class::Normal,
+            cap: None,
+            path: Path::Any,
+            methods: Vec::new(),
+            header: None,
+        });
+        Self { routes, names }
+    }
+
+    /// The place, in [`Routes::all`], of the first route that matches.
+    pub fn find<B>(&self, request: &Request<B>) -> usize {
+        self.routes
+            .iter()
+            .position(|route| route.matches(request))
+            .unwrap_or(self.routes.len() - 1)
+    }
+
+    /// The routes, the one for everything else last.
+    pub fn all(&self) -> &[Route] {
+        &self.routes
+    }
+}
+
+impl Route {
+    fn matches<B>(&self, request: &Request<B>) -> bool {
+        self.path.matches(request.uri().path())
+            && (self.methods.is_empty() || self.methods.contains(request.method()))
+            && self.header.as_ref().is_none_or(|(name, value)| {
+                let mut values = request.headers().get_all(name).iter();
+                match value {
+                    Some(value) => values.any(|v| v == value),
+                    None => values.next().is_some(),
+                }
+            })
+    }
+}
+
+impl Path {
+    fn new(pattern: &str) -> Self {
+        match pattern.strip_suffix("/*") {
+            _ if pattern.is_empty() => Self::Any,
+            Some("") => Self::Any,
+            Some(prefix) => Self::Below(prefix.to_owned()),
+            None => Self::Exact(pattern.to_owned()),
+        }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => path == exact,
+            Self::Below(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+}
+
+fn number(names: &mut Vec<String>, name: &str) -> u16 {
+    let known = names.iter().position(|n| n == name);
+    let at = known.unwrap_or_else(|| {
+        names.push(name.to_owned());
+        names.len() - 1
+    });
+    u16::try_from(at).unwrap_or(u16::MAX)
+}
+
+fn header(text: &str) -> Option<(HeaderName, Option<HeaderValue>)> {
+    let (name, value) = match text.split_once(':') {
+        Some((name, value)) => (name, Some(value.trim())),
+        None => (text, None),
+    };
+    let name = name.trim().parse().ok()?;
+    Some((name, value.and_then(|value| value.parse().ok())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(name: &str, path: &str, methods: &[&str], header: &str) -> config::Route {
+        config::Route {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            methods: methods.iter().map(|&m| m.to_owned()).collect(),
+            header: header.to_owned(),
+            class: Class::High,
+            max_in_flight: 0,
+        }
+    }
+
+    fn name_of(routes: &Routes, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
+        routes.all()[routes.find(&request)].name.clone()
+    }
+
+    #[test]
+    fn the_first_match_wins_and_the_rest_is_default() {
+        let routes = Routes::new(
+            &[
+                route("health", "/healthz", &[], ""),
+                route("writes", "/api/*", &["POST", "PUT"], ""),
+                route("beta", "/api/*", &[], "X-Beta: yes"),
+                route("api", "/api/*", &[], ""),
+            ],
+            None,
+        );
+        assert_eq!(name_of(&routes, "GET", "/healthz", &[]), "health");
+        assert_eq!(name_of(&routes, "GET", "/healthz/x", &[]), "default");
+        assert_eq!(name_of(&routes, "POST", "/api/x", &[]), "writes");
+        assert_eq!(name_of(&routes, "GET", "/api/x", &[("x-beta", "yes")]), "beta");
+        assert_eq!(name_of(&routes, "GET", "/api/x", &[("x-beta", "no")]), "api");
+        assert_eq!(name_of(&routes, "GET", "/api", &[]), "api");
+        assert_eq!(name_of(&routes, "GET", "/apis", &[]), "default");
+    }
+
+    #[test]
+    fn names_keep_their_numbers_across_reloads() {
+        let before = Routes::new(&[route("a", "/a", &[], ""), route("b", "/b", &[], "")], None);
+        let after = Routes::new(
+            &[route("c", "/c", &[], ""), route("b", "/b", &[], "")],
+            Some(&before),
+        );
+        assert_eq!(before.all()[1].id, after.all()[1].id);
+        assert_ne!(before.all()[0].id, after.all()[0].id);
+    }
+}

@@ -1,0 +1,393 @@
+//! The outermost layer: gives every request a context, turns whatever comes back into the one
+//! response, and accounts for it when its last byte is gone.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tower::{BoxError, Layer, Service};
+
+use super::{
+    Error,
+    context::{Context, Peer},
+    hygiene,
+    live::{Live, Phase, Shared},
+    reject,
+};
+use crate::{
+    backend::ResponseBody,
+    clock,
+    observe::{self, Reason, Source, WaitOutcome},
+};
+
+/// The longest request id that is taken over from a client, bytes.
+const REQUEST_ID_MAX: usize = 128;
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Makes [`Answer`]s for one client's connection.
+#[derive(Clone, Debug)]
+pub struct AnswerLayer {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+}
+
+impl AnswerLayer {
+    pub fn new(shared: Arc<Shared>, peer: Peer) -> Self {
+        Self {
+            shared,
+            peer: Arc::new(peer),
+        }
+    }
+}
+
+impl<S> Layer<S> for AnswerLayer {
+    type Service = Answer<S>;
+
+    fn layer(&self, inner: S) -> Answer<S> {
+        Answer {
+            inner,
+            shared: self.shared.clone(),
+            peer: self.peer.clone(),
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Answer<S> {
+    inner: S,
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+}
+
+impl<S, B> Service<Request<Incoming>> for Answer<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<Error>,
+    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    type Response = Response<ClientBody>;
+    type Error = Infallible;
+    type Future = AnswerFuture<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        // The layers below are always ready: they wait with the request in hand.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let arrived = clock::now();
+        self.peer.state.serve();
+        let live = self.shared.live();
+        let route = live.matcher.find(&request);
+        let id = request_id(&request, &live);
+        let deadline = deadline(&request, &live).map(|left| arrived + left);
+        let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
+        let request_id = id.to_str().unwrap_or_default().to_owned();
+        let context = Arc::new(Context::new(live, arrived, route, deadline, request_id));
+        let record = Record {
+            shared: self.shared.clone(),
+            peer: self.peer.clone(),
+            method: request.method().clone(),
+            path: request.uri().path_and_query().cloned(),
+            request_id: id,
+            status: 0,
+            source: Source::Tidegate,
+            reason: None,
+            bytes: 0,
+            finished: false,
+            context: context.clone(),
+        };
+        let step = match checked {
+            Ok(()) => {
+                request.extensions_mut().insert(context);
+                Step::Serving {
+                    future: self.inner.call(request),
+                }
+            }
+            Err(bad) => Step::Refused {
+                error: Some(bad.into()),
+            },
+        };
+        AnswerFuture {
+            step,
+            record: Some(record),
+        }
+    }
+}
+
+/// The client's id for the request if it is a sane one, else a new one.
+fn request_id<B>(request: &Request<B>, live: &Live) -> HeaderValue {
+    let sent = live
+        .request_id
+        .as_ref()
+        .and_then(|name| request.headers().get(name))
+        .filter(|value| {
+            (1..=REQUEST_ID_MAX).contains(&value.len())
+                && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        });
+    match sent {
+        Some(sent) => sent.clone(),
+        None => HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)))
+            .unwrap_or_else(|_| HeaderValue::from_static("-")),
+    }
+}
+
+/// For how long the client says it waits.
+fn deadline<B>(request: &Request<B>, live: &Live) -> Option<Duration> {
+    let value = request.headers().get(live.deadline.as_ref()?)?;
+    let millis: u64 = value.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+pin_project! {
+    /// The future of [`Answer`].
+    pub struct AnswerFuture<F> {
+        #[pin]
+        step: Step<F>,
+        record: Option<Record>,
+    }
+}
+
+pin_project! {
+    #[project = StepProject]
+    enum Step<F> {
+        Serving { #[pin] future: F },
+        Refused { error: Option<Error> },
+    }
+}
+
+impl<F, B, E> Future for AnswerFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<Error>,
+    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    type Output = Result<Response<ClientBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = match this.step.project() {
+            StepProject::Serving { future } => ready!(future.poll(cx)).map_err(Into::into),
+            StepProject::Refused { error } => Err(error.take().unwrap_or(Error::Panicked)),
+        };
+        let Some(record) = this.record.take() else {
+            return Poll::Pending;
+        };
+        Poll::Ready(Ok(match result {
+            Ok(response) if response.extensions().get::<reject::PanicMark>().is_some() => {
+                record.refuse(&Error::Panicked)
+            }
+            Ok(response) => record.pass_on(response),
+            Err(error) => record.refuse(&error),
+        }))
+    }
+}
+
+/// What is known of a request when it is over. Dropped unfinished, its client has left.
+struct Record {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    context: Arc<Context>,
+    method: Method,
+    path: Option<http::uri::PathAndQuery>,
+    request_id: HeaderValue,
+    status: u16,
+    source: Source,
+    reason: Option<Reason>,
+    bytes: u64,
+    finished: bool,
+}
+
+impl Record {
+    fn pass_on<B>(mut self, mut response: Response<B>) -> Response<ClientBody>
+    where
+        B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
+    {
+        let live = self.context.live.clone();
+        hygiene::outbound(&mut response, &live, &self.request_id);
+        self.source = Source::Backend;
+        self.status = response.status().as_u16();
+        if live.config.headers.server_timing {
+            self.add_server_timing(&mut response);
+        }
+        self.finish_head(response.headers_mut());
+        response.map(|body| ClientBody {
+            inner: Box::pin(body),
+            record: self,
+        })
+    }
+
+    fn refuse(mut self, error: &Error) -> Response<ClientBody> {
+        let live = self.context.live.clone();
+        let settings = &live.config.reject;
+        let rejection = reject::rejection(error, settings);
+        let mut response = reject::response(error, &rejection, settings, &self.context.request_id);
+        self.status = rejection.status.as_u16();
+        self.reason = rejection.reason;
+        if let Some(reason) = rejection.reason {
+            self.context.route().metrics.rejected(reason);
+        }
+        if matches!(error, Error::Refused(_)) {
+            self.note_wait(WaitOutcome::Timeout, clock::now());
+        }
+        if let Some(name) = &live.request_id {
+            response.headers_mut().insert(name, self.request_id.clone());
+        }
+        self.finish_head(response.headers_mut());
+        response.map(|bytes| ClientBody {
+            inner: Box::pin(ResponseBody::full(bytes)),
+            record: self,
+        })
+    }
+
+    fn finish_head(&self, headers: &mut http::HeaderMap) {
+        if self.shared.phase() != Phase::Serving {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let route = self.context.route();
+        route.metrics.request(self.status, self.source);
+        route
+            .metrics
+            .first_byte_seconds(clock::now().saturating_duration_since(self.context.arrived));
+        self.context.enter(observe::Phase::Responding);
+    }
+
+    fn note_cancel(&self, now: Instant) {
+        let phase = self.context.phase();
+        self.shared.metrics.canceled(phase);
+        if phase == observe::Phase::Queued {
+            self.note_wait(WaitOutcome::Canceled, now);
+        }
+    }
+
+    fn note_wait(&self, outcome: WaitOutcome, now: Instant) {
+        if let Some(waited) = self.context.at_gate(now) {
+            self.shared
+                .metrics
+                .queue_wait(self.context.class(), outcome, waited);
+        }
+    }
+
+    fn add_server_timing<B>(&self, response: &mut Response<B>) {
+        let millis = |d: Duration| d.as_secs_f64() * 1e3;
+        let total = clock::now().saturating_duration_since(self.context.arrived);
+        let queue = self.context.queue_time();
+        let text = format!(
+            "tidegate-queue;dur={:.1}, tidegate-total;dur={:.1}",
+            millis(queue),
+            millis(total)
+        );
+        if let Ok(value) = HeaderValue::try_from(text) {
+            response.headers_mut().append(SERVER_TIMING, value);
+        }
+    }
+
+    /// The last byte is out, or nobody is there to take it.
+    fn finish(&mut self, complete: bool) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        self.peer.state.answered();
+        let context = &self.context;
+        let now = clock::now();
+        let total = now.saturating_duration_since(context.arrived);
+        if complete {
+            context.route().metrics.request_seconds(total);
+        } else {
+            self.note_cancel(now);
+        }
+        let mode = context.live.config.log.access;
+        if !observe::log::wants_access(mode, self.status, self.reason) || self.status == 0 {
+            return;
+        }
+        observe::log::access(
+            mode,
+            &observe::log::AccessRecord {
+                method: self.method.as_str(),
+                path: self.path.as_ref().map_or("*", |path| path.path()),
+                status: self.status,
+                source: self.source,
+                reason: self.reason,
+                route: &context.route().name,
+                request_id: &context.request_id,
+                client: self.peer.ip,
+                queue_ms: observe::log::millis(context.queue_time()),
+                backend_ms: context.backend_time().map(observe::log::millis),
+                total_ms: observe::log::millis(total),
+                bytes: self.bytes,
+                endpoint: None,
+                attempt: u32::from(context.attempts()),
+            },
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.finish(false);
+    }
+}
+
+/// An answer's body; tells its record when the client has it all.
+pub struct ClientBody {
+    inner: Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>,
+    record: Record,
+}
+
+impl std::fmt::Debug for ClientBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientBody({})", self.record.status)
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                this.record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if this.inner.is_end_stream() {
+                    this.record.finish(true);
+                }
+            }
+            Some(Err(_)) => {}
+            None => this.record.finish(true),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        // hyper does not ask an empty body for its end.
+        if self.inner.is_end_stream() {
+            self.record.finish(true);
+        }
+    }
+}

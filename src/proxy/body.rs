@@ -1,0 +1,430 @@
+//! Reads request bodies before a permit is asked for, so that a slow upload costs a buffer and not a
+//! worker. Bounded for each request, by a spool file beyond that, and for all together.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower::{BoxError, Layer, Service};
+
+use super::{Error, context, live::Shared, spool};
+use crate::{
+    backend::RequestBody,
+    buffer::{Direction, Reservation},
+    clock,
+    config::{Config, Server},
+};
+
+/// Pause between attempts to get a piece of the budget.
+const BUDGET_PAUSE: Duration = Duration::from_millis(20);
+
+/// Makes [`ReadBody`] services.
+#[derive(Clone, Debug)]
+pub struct ReadBodyLayer {
+    shared: Arc<Shared>,
+}
+
+impl ReadBodyLayer {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl<S> Layer<S> for ReadBodyLayer {
+    type Service = ReadBody<S>;
+
+    fn layer(&self, inner: S) -> ReadBody<S> {
+        ReadBody {
+            inner,
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct ReadBody<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Service<Request<Incoming>> for ReadBody<S>
+where
+    S: Service<Request<RequestBody>> + Clone + Send + 'static,
+    S::Error: Into<Error>,
+    S::Future: Send,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = ReadBodyFuture<S::Future, S::Response>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        if request.body().is_end_stream() {
+            return ReadBodyFuture::None {
+                future: self.inner.call(request.map(|_| RequestBody::Empty)),
+            };
+        }
+        let mut inner = self.inner.clone();
+        let shared = self.shared.clone();
+        ReadBodyFuture::Some {
+            future: Box::pin(async move {
+                let request = read(request, &shared).await?;
+                inner.call(request).await.map_err(Into::into)
+            }),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`ReadBody`].
+    #[project = Project]
+    pub enum ReadBodyFuture<F, T> {
+        /// There is no body.
+        None { #[pin] future: F },
+        /// There is one.
+        Some { future: Pin<Box<dyn Future<Output = Result<T, Error>> + Send>> },
+    }
+}
+
+impl<F, T, E> Future for ReadBodyFuture<F, T>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<Error>,
+{
+    type Output = Result<T, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            Project::None { future } => future.poll(cx).map_err(Into::into),
+            Project::Some { future } => future.as_mut().poll(cx),
+        }
+    }
+}
+
+async fn read(
+    mut request: Request<Incoming>,
+    shared: &Shared,
+) -> Result<Request<RequestBody>, Error> {
+    let context = context::of(&request).clone();
+    let config = context.live.config.clone();
+    let declared = request.body().size_hint().exact();
+    let max = config.server.max_body_bytes;
+    if max > 0 && declared.is_some_and(|length| length > max) {
+        return Err(Error::BodyTooLarge(max));
+    }
+    if request.headers_mut().remove(header::EXPECT).is_some() {
+        // The client waits for our 100, which the first read sends: an upload that would be shed
+        // costs nobody anything.
+        let ask = context.ask();
+        if let Some(refusal) = shared.limiter.gate().would_refuse(&ask, clock::now()) {
+            return Err(refusal.into());
+        }
+    }
+    let (head, incoming) = request.into_parts();
+    let upload = Upload::new(incoming, &config);
+    let held = shared.budget.reservation(Direction::Request);
+    let body = upload.read_ahead(held, &config, declared).await?;
+    let mut request = Request::from_parts(head, body);
+    set_framing(&mut request, &config);
+    Ok(request)
+}
+
+/// Says how long the body is, if that is known; WSGI servers lose chunked bodies.
+fn set_framing(request: &mut Request<RequestBody>, config: &Config) {
+    let exact = request.body().size_hint().exact();
+    let headers = request.headers_mut();
+    let was_declared = headers.contains_key(header::CONTENT_LENGTH);
+    match exact {
+        Some(length) if was_declared || config.backend.dechunk => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        // Said explicitly, or hyper would send a GET's body as none.
+        _ => {
+            headers.remove(header::CONTENT_LENGTH);
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+/// A body on its way in, held to a minimum rate.
+struct Upload {
+    incoming: Incoming,
+    pace: Pace,
+    received: u64,
+    max: u64,
+}
+
+impl Upload {
+    fn new(incoming: Incoming, config: &Config) -> Self {
+        Self {
+            incoming,
+            pace: Pace::new(&config.server),
+            received: 0,
+            max: config.server.max_body_bytes,
+        }
+    }
+
+    /// Reads as much as the bounds allow; what is beyond them will be streamed.
+    async fn read_ahead(
+        mut self,
+        mut held: Reservation,
+        config: &Config,
+        declared: Option<u64>,
+    ) -> Result<RequestBody, Error> {
+        let in_memory = config.buffers.request;
+        // The whole of a declared length at once: half-read bodies that wait for more of the budget
+        // would wait for each other.
+        if let Some(declared) = declared {
+            self.reserve(&mut held, declared.min(in_memory)).await?;
+        }
+        let mut first: Option<Bytes> = None;
+        let mut joined = BytesMut::new();
+        let mut length = 0;
+        loop {
+            let Some(chunk) = self.next().await? else {
+                let whole = match first {
+                    Some(first) if joined.is_empty() => first,
+                    _ => joined.freeze(),
+                };
+                return Ok(RequestBody::Full(Some(whole), Some(held)));
+            };
+            length += chunk.len() as u64;
+            if length > held.bytes() && length <= in_memory {
+                let more = length - held.bytes();
+                self.reserve(&mut held, more).await?;
+            }
+            if length > in_memory {
+                let prefix = join(first, joined, chunk);
+                return self.beyond_memory(prefix, held, config, declared).await;
+            }
+            // One buffer of the right size: many small chunks would each keep a read buffer alive.
+            match first.take() {
+                None if joined.is_empty() => first = Some(chunk),
+                None => joined.extend_from_slice(&chunk),
+                Some(earlier) => {
+                    joined.reserve(declared.unwrap_or(length).min(in_memory) as usize);
+                    joined.extend_from_slice(&earlier);
+                    joined.extend_from_slice(&chunk);
+                }
+            }
+        }
+    }
+
+    /// More than may be held in memory: to the disk if there is one, else as a stream.
+    async fn beyond_memory(
+        self,
+        prefix: Bytes,
+        held: Reservation,
+        config: &Config,
+        declared: Option<u64>,
+    ) -> Result<RequestBody, Error> {
+        let buffers = &config.buffers;
+        if let Some(dir) = &buffers.spool_dir {
+            if declared.is_none_or(|length| length <= buffers.spool_max) {
+                match spool::Spool::create(dir).await {
+                    Ok(spool) => return self.spool(spool, prefix, held, buffers.spool_max).await,
+                    Err(error) => {
+                        tracing::warn!(dir = %dir.display(), %error, "cannot spool a request's body, streaming it");
+                    }
+                }
+            }
+        }
+        Ok(self.stream(Prefix::Memory(Some(prefix), held), declared))
+    }
+
+    async fn spool(
+        mut self,
+        mut spool: spool::Spool,
+        prefix: Bytes,
+        held: Reservation,
+        spool_max: u64,
+    ) -> Result<RequestBody, Error> {
+        let mut chunk = Some(prefix);
+        let mut length = 0;
+        while let Some(bytes) = chunk {
+            length += bytes.len() as u64;
+            if let Err(error) = spool.write(bytes).await {
+                tracing::warn!(%error, "cannot write a request's body to the spool");
+                return Err(Error::Memory);
+            }
+            if length > spool_max {
+                let reader = spool.into_body(length);
+                drop(held);
+                return Ok(self.stream(Prefix::Disk(Box::pin(reader)), None));
+            }
+            chunk = self.next().await?;
+        }
+        Ok(RequestBody::Stream(Box::pin(spool.into_body(length))))
+    }
+
+    /// What was read, then the rest as it comes.
+    fn stream(self, prefix: Prefix, declared: Option<u64>) -> RequestBody {
+        RequestBody::Stream(Box::pin(Streamed {
+            prefix,
+            upload: self,
+            remaining: declared,
+        }))
+    }
+
+    async fn reserve(&mut self, held: &mut Reservation, bytes: u64) -> Result<(), Error> {
+        while !held.grow(bytes) {
+            if self.pace.expired(self.received) {
+                return Err(Error::Memory);
+            }
+            tokio::time::sleep(BUDGET_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Error::Body)),
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers end here: no WSGI server hands them on.
+                    let Ok(bytes) = frame.into_data() else {
+                        continue;
+                    };
+                    self.received += bytes.len() as u64;
+                    if self.max > 0 && self.received > self.max {
+                        return Poll::Ready(Err(Error::BodyTooLarge(self.max)));
+                    }
+                    return Poll::Ready(Ok(Some(bytes)));
+                }
+                Poll::Pending => {
+                    std::task::ready!(self.pace.poll_late(self.received, cx));
+                    return Poll::Ready(Err(Error::BodyTimeout));
+                }
+            }
+        }
+    }
+}
+
+fn join(first: Option<Bytes>, mut joined: BytesMut, last: Bytes) -> Bytes {
+    match first {
+        None if joined.is_empty() => last,
+        first => {
+            joined.extend_from_slice(&first.unwrap_or_default());
+            joined.extend_from_slice(&last);
+            joined.freeze()
+        }
+    }
+}
+
+/// The least speed of an upload: a grace, then so many bytes a second on average.
+struct Pace {
+    started: Instant,
+    grace: Duration,
+    rate: u64,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    fn new(server: &Server) -> Self {
+        Self {
+            started: clock::now(),
+            grace: server.body_timeout,
+            rate: server.body_min_rate,
+            timer: None,
+        }
+    }
+
+    /// When so many bytes must have been exceeded.
+    fn due(&self, received: u64) -> Option<Instant> {
+        let earned = match self.rate {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs_f64(received as f64 / rate as f64),
+        };
+        self.started.checked_add(self.grace.saturating_add(earned))
+    }
+
+    fn expired(&self, received: u64) -> bool {
+        self.due(received).is_some_and(|due| clock::now() >= due)
+    }
+
+    fn poll_late(&mut self, received: u64, cx: &mut TaskContext<'_>) -> Poll<()> {
+        loop {
+            let Some(due) = self.due(received) else {
+                return Poll::Pending;
+            };
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            std::task::ready!(timer.as_mut().poll(cx));
+            if self.expired(received) {
+                return Poll::Ready(());
+            }
+            // Bytes have come since the timer was set.
+            self.timer = None;
+        }
+    }
+}
+
+/// What was read before the permit was asked for.
+enum Prefix {
+    Memory(Option<Bytes>, Reservation),
+    Disk(Pin<Box<spool::SpoolBody>>),
+    Spent,
+}
+
+/// A body of which the rest is still coming.
+struct Streamed {
+    prefix: Prefix,
+    upload: Upload,
+    remaining: Option<u64>,
+}
+
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let mut next = None;
+        match &mut this.prefix {
+            Prefix::Memory(bytes, _) => next = bytes.take().map(Ok),
+            Prefix::Disk(body) => {
+                next = std::task::ready!(body.as_mut().poll_frame(cx))
+                    .map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()));
+            }
+            Prefix::Spent => {}
+        }
+        if next.is_none() {
+            this.prefix = Prefix::Spent;
+            next = std::task::ready!(this.upload.poll_next(cx))
+                .map_err(BoxError::from)
+                .transpose();
+        }
+        if let (Some(remaining), Some(Ok(bytes))) = (&mut this.remaining, &next) {
+            *remaining = remaining.saturating_sub(bytes.len() as u64);
+        }
+        Poll::Ready(next.map(|bytes| bytes.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.remaining
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

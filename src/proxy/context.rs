@@ -1,0 +1,177 @@
+//! What tidegate knows of one request, from its arrival to the last byte of its answer.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use http::Request;
+
+use super::{
+    io::State,
+    live::{Live, LiveRoute},
+};
+use crate::{
+    admission::{Ask, Class},
+    clock, observe,
+};
+
+/// Who is at the other end of a client's connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address; `None` for a Unix socket.
+    pub ip: Option<IpAddr>,
+    /// The port it connected to.
+    pub local_port: Option<u16>,
+    /// What its connection is doing.
+    pub state: Arc<State>,
+}
+
+/// Shared by the layers of one request.
+#[derive(Debug)]
+pub struct Context {
+    /// The configuration it began with, to the end.
+    pub live: Arc<Live>,
+    /// When its head was there.
+    pub arrived: Instant,
+    /// Its route's place in `live.routes`.
+    pub route: usize,
+    /// When its client stops waiting.
+    pub deadline: Option<Instant>,
+    /// The id it carries, or was given.
+    pub request_id: String,
+    phase: AtomicU8,
+    asked_nanos: AtomicU64,
+    queued_nanos: AtomicU64,
+    backend_nanos: AtomicU64,
+    attempts: AtomicU8,
+}
+
+impl Context {
+    /// At its arrival.
+    pub fn new(
+        live: Arc<Live>,
+        arrived: Instant,
+        route: usize,
+        deadline: Option<Instant>,
+        request_id: String,
+    ) -> Self {
+        Self {
+            live,
+            arrived,
+            route,
+            deadline,
+            request_id,
+            phase: AtomicU8::new(observe::Phase::Reading as u8),
+            asked_nanos: AtomicU64::new(0),
+            queued_nanos: AtomicU64::new(0),
+            backend_nanos: AtomicU64::new(0),
+            attempts: AtomicU8::new(0),
+        }
+    }
+
+    /// Its route.
+    pub fn route(&self) -> &LiveRoute {
+        &self.live.routes[self.route]
+    }
+
+    /// Its class.
+    pub fn class(&self) -> Class {
+        self.route().class
+    }
+
+    /// What it asks of the gate.
+    pub fn ask(&self) -> Ask {
+        let route = self.route();
+        Ask {
+            class: route.class,
+            deadline: self.deadline,
+            route: route.id,
+            cap: route.cap,
+        }
+    }
+
+    /// Notes how far it has come.
+    pub fn enter(&self, phase: observe::Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// How far it has come.
+    pub fn phase(&self) -> observe::Phase {
+        observe::Phase::ALL
+            .get(usize::from(self.phase.load(Relaxed)))
+            .copied()
+            .unwrap_or(observe::Phase::Reading)
+    }
+
+    /// Notes that it is at the gate.
+    pub fn asks(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.arrived);
+        self.asked_nanos.store(nanos(since).max(1), Relaxed);
+        self.enter(observe::Phase::Queued);
+    }
+
+    /// How long it has been at the gate; `None` if it has not come to it.
+    pub fn at_gate(&self, now: Instant) -> Option<Duration> {
+        let asked = self.asked_nanos.load(Relaxed);
+        let asked = (asked > 0).then(|| Duration::from_nanos(asked))?;
+        Some(now.saturating_duration_since(self.arrived + asked))
+    }
+
+    /// Notes how long it waited for its permit.
+    pub fn waited(&self, wait: Duration) {
+        self.queued_nanos.store(nanos(wait), Relaxed);
+    }
+
+    /// How long it waited for its permit.
+    pub fn queue_time(&self) -> Duration {
+        Duration::from_nanos(self.queued_nanos.load(Relaxed))
+    }
+
+    /// Notes how long the backend had it.
+    pub fn served(&self, took: Duration) {
+        self.backend_nanos.store(nanos(took).max(1), Relaxed);
+    }
+
+    /// How long the backend had it, once that is known.
+    pub fn backend_time(&self) -> Option<Duration> {
+        let nanos = self.backend_nanos.load(Relaxed);
+        (nanos > 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    /// Notes one more attempt to reach a backend; returns how many that makes.
+    pub fn attempt(&self) -> u8 {
+        self.attempts.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// How many endpoints were tried.
+    pub fn attempts(&self) -> u8 {
+        self.attempts.load(Relaxed)
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A request's context, from its extensions.
+///
+/// # Panics
+/// If there is none: `answer` puts it there before anything else sees the request.
+pub fn of<B>(request: &Request<B>) -> &Arc<Context> {
+    request
+        .extensions()
+        .get::<Arc<Context>>()
+        .expect("every request has a context")
+}
+
+/// What a request asks of the gate.
+pub fn ask<B>(request: &Request<B>) -> Ask {
+    let context = of(request);
+    context.asks(clock::now());
+    context.ask()
+}

@@ -1,0 +1,173 @@
+//! The innermost service: an admitted request meets its endpoint.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use http::{Request, Response, StatusCode};
+use tower::Service;
+
+use super::{
+    Error,
+    context::{self, Context},
+    live::Shared,
+    reject,
+};
+use crate::{
+    admission::{Admitted, Permit, outcome_of},
+    backend::{self, Completion, Delivery, Endpoint, Failed, Lease, RequestBody, ResponseBody},
+    clock,
+    config::Class,
+    control::Outcome,
+    observe::{self, WaitOutcome},
+};
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    shared: Arc<Shared>,
+}
+
+impl Forward {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl Service<Admitted<Request<RequestBody>>> for Forward {
+    type Response = Response<ResponseBody>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted<Request<RequestBody>>) -> Self::Future {
+        Box::pin(forward(self.shared.clone(), admitted))
+    }
+}
+
+/// Has the exchange. An endpoint that cannot be reached costs nothing but another attempt, as long
+/// as there is one that has not been tried.
+async fn forward(
+    shared: Arc<Shared>,
+    admitted: Admitted<Request<RequestBody>>,
+) -> Result<Response<ResponseBody>, Error> {
+    let Admitted {
+        mut request,
+        mut permit,
+    } = admitted;
+    let context = context::of(&request).clone();
+    note_admission(&shared, &context, &permit);
+    loop {
+        let attempt = usize::from(context.attempt());
+        let endpoints = shared.endpoints();
+        let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
+            // Its endpoint was taken out of the configuration just now.
+            permit = shared.limiter.acquire(context.ask()).await?;
+            continue;
+        };
+        let delivery = Delivery {
+            endpoint: endpoint.clone(),
+            config: context.live.config.clone(),
+            budget: shared.budget.clone(),
+            metrics: shared.metrics.clone(),
+            stream: context.class() == Class::Stream,
+        };
+        let lease = Serving {
+            permit: Some(permit),
+            context: context.clone(),
+            shared: shared.clone(),
+            endpoint: endpoint.clone(),
+        };
+        let failed = match backend::exchange(delivery, request, lease).await {
+            Ok(response) => return Ok(response),
+            Err(failed) => failed,
+        };
+        if let Some(kind) = failed.error.kind() {
+            endpoint.metrics.error(kind);
+        }
+        let Failed { error, unsent } = failed;
+        let Some((unsent, lease)) = unsent else {
+            return Err(error.into());
+        };
+        lease.complete(
+            match error {
+                backend::Error::ConnectTimeout => Completion::Overloaded,
+                _ => Completion::Unreachable,
+            },
+            None,
+        );
+        if attempt >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
+            return Err(error.into());
+        }
+        request = unsent;
+        permit = shared.limiter.acquire(context.ask()).await?;
+    }
+}
+
+fn note_admission(shared: &Shared, context: &Context, permit: &Permit) {
+    let waited = permit.waited().unwrap_or_default();
+    context.waited(waited);
+    context.enter(observe::Phase::InFlight);
+    shared
+        .metrics
+        .queue_wait(context.class(), WaitOutcome::Admitted, waited);
+    if let Some(reason) = permit.would_refuse() {
+        let reason = reject::refusal_reason(reason);
+        context.route().metrics.would_reject(reason);
+    }
+}
+
+/// A permit while the backend works for it.
+#[derive(Debug)]
+struct Serving {
+    permit: Option<Permit>,
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Lease for Serving {
+    fn complete(mut self, completion: Completion, status: Option<StatusCode>) {
+        self.end(completion, status);
+    }
+}
+
+impl Serving {
+    fn end(&mut self, completion: Completion, status: Option<StatusCode>) {
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        let outcome = match completion {
+            Completion::Answered => status.map_or(Outcome::Success, outcome_of),
+            Completion::Streamed => Outcome::Excluded,
+            Completion::TimedOut | Completion::Reset | Completion::Overloaded => Outcome::Overload,
+            Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,
+        };
+        let took = permit.complete(outcome);
+        let now = clock::now();
+        match completion {
+            Completion::Unreachable => self.shared.note_endpoint(&self.endpoint, false, now),
+            Completion::Overloaded => {}
+            _ => {
+                self.shared.note_endpoint(&self.endpoint, true, now);
+                self.context.served(took);
+                self.context.route().metrics.backend_seconds(took);
+            }
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Dropped while connecting: nothing was sent.
+        if let Some(permit) = self.permit.take() {
+            permit.complete(Outcome::Neutral);
+        }
+    }
+}

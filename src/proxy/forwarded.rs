@@ -1,0 +1,198 @@
+//! Who asked, for the backend: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Start`.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use ipnet::IpNet;
+
+use super::context::Peer;
+use crate::clock;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
+
+/// What WSGI servers and frameworks believe when it comes from the proxy's address: the scheme, the
+/// path's prefix, the user, the client. (Sorted.)
+const SPOOFABLE: [&str; 21] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "forwarded",
+    "front-end-https",
+    "path-info",
+    "remote-addr",
+    "remote-user",
+    "script-name",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-protocol",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-real-ip",
+];
+
+/// More of them; WSGI knows no difference between `-` and `_`.
+const SPOOFABLE_TOO: [&str; 6] = [
+    "x-forwarded-user",
+    "x-original-url",
+    "x-remote-user",
+    "x-rewrite-url",
+    "x-scheme",
+    "x-url-scheme",
+];
+
+/// Whether only a trusted proxy may send it.
+pub fn is_spoofable(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.contains('_')
+        || SPOOFABLE.binary_search(&name).is_ok()
+        || SPOOFABLE_TOO.binary_search(&name).is_ok()
+}
+
+impl Peer {
+    /// Whether it is one of the trusted proxies. Whoever can open our Unix socket is trusted: that
+    /// is what its file permissions are for.
+    pub fn is_trusted(&self, proxies: &[IpNet]) -> bool {
+        match self.ip {
+            Some(ip) => {
+                let ip = ip.to_canonical();
+                proxies.iter().any(|net| net.contains(&ip))
+            }
+            None => true,
+        }
+    }
+}
+
+/// Sets the forwarding fields. Those of an untrusted peer have been removed already.
+pub fn set(
+    headers: &mut HeaderMap,
+    peer: &Peer,
+    host: &HeaderValue,
+    trusted: bool,
+    forwarded: bool,
+) {
+    if let Some(ip) = peer.ip {
+        let ip = ip.to_canonical();
+        append_for(headers, ip);
+        if forwarded {
+            append_forwarded(headers, ip, host);
+        }
+    }
+    let mut default = |name: HeaderName, value: HeaderValue| {
+        if !trusted || !headers.contains_key(&name) {
+            headers.insert(name, value);
+        }
+    };
+    default(PROTO, HeaderValue::from_static("http"));
+    default(HOST, host.clone());
+    default(PORT, HeaderValue::from(peer.local_port.unwrap_or(80)));
+}
+
+fn append_for(headers: &mut HeaderMap, ip: IpAddr) {
+    let before = joined(headers, &FOR);
+    let value = if before.is_empty() {
+        ip.to_string()
+    } else {
+        format!("{before}, {ip}")
+    };
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(FOR, value);
+    }
+}
+
+fn append_forwarded(headers: &mut HeaderMap, ip: IpAddr, host: &HeaderValue) {
+    let node = match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("\"[{ip}]\""),
+    };
+    let host = host.to_str().unwrap_or_default();
+    let element = format!("for={node};host=\"{host}\";proto=http");
+    let before = joined(headers, &header::FORWARDED);
+    let value = if before.is_empty() {
+        element
+    } else {
+        format!("{before}, {element}")
+    };
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(header::FORWARDED, value);
+    }
+}
+
+/// A list field's lines as one; empty if there is none.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
+    let mut joined = String::new();
+    for value in headers.get_all(name) {
+        if !joined.is_empty() {
+            joined.push_str(", ");
+        }
+        joined.push_str(value.to_str().unwrap_or_default());
+    }
+    joined
+}
+
+/// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
+pub fn set_request_start(headers: &mut HeaderMap) {
+    let micros = clock::since_epoch().as_micros();
+    if let Ok(value) = HeaderValue::try_from(format!("t={micros}")) {
+        headers.insert(REQUEST_START, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(ip: &str) -> Peer {
+        let metrics = std::sync::Arc::new(crate::observe::Metrics::new());
+        Peer {
+            ip: Some(ip.parse().expect("an address")),
+            local_port: Some(8080),
+            state: std::sync::Arc::new(super::super::io::State::new(metrics, clock::now())),
+        }
+    }
+
+    #[test]
+    fn the_lists_are_sorted() {
+        assert!(SPOOFABLE.is_sorted());
+        assert!(SPOOFABLE_TOO.is_sorted());
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_appended_to() {
+        let mut headers = HeaderMap::new();
+        headers.insert(FOR, HeaderValue::from_static("9.9.9.9"));
+        headers.insert(PROTO, HeaderValue::from_static("https"));
+        let host = HeaderValue::from_static("app");
+        let peer = peer("::ffff:10.0.0.1");
+        assert!(peer.is_trusted(&["10.0.0.0/8".parse().expect("a net")]));
+        set(&mut headers, &peer, &host, true, true);
+        assert_eq!(headers[FOR], "9.9.9.9, 10.0.0.1");
+        assert_eq!(headers[PROTO], "https");
+        assert_eq!(headers[HOST], "app");
+        assert_eq!(headers[PORT], "8080");
+        assert_eq!(headers["forwarded"], "for=10.0.0.1;host=\"app\";proto=http");
+    }
+
+    #[test]
+    fn an_ipv6_node_is_quoted() {
+        let mut headers = HeaderMap::new();
+        append_forwarded(
+            &mut headers,
+            "2001:db8::1".parse().expect("an address"),
+            &HeaderValue::from_static("a"),
+        );
+        assert_eq!(
+            headers["forwarded"],
+            "for=\"[2001:db8::1]\";host=\"a\";proto=http"
+        );
+    }
+}

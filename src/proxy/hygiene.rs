@@ -1,0 +1,325 @@
+//! The duties of a gateway on heads: RFC 9110 section 7 and RFC 9112, plus what keeps a client from
+//! writing fields that a WSGI server takes for the proxy's.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header,
+    uri::{Authority, PathAndQuery},
+};
+
+use super::{context::Peer, forwarded, live::Live};
+
+/// What is wrong with a request's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadHead {
+    /// CONNECT and TRACE are not for gateways in front of an application.
+    #[error("the method is not implemented here")]
+    Method,
+    /// Not HTTP/1.0 or HTTP/1.1.
+    #[error("the HTTP version is not supported")]
+    Version,
+    /// Missing, repeated or malformed.
+    #[error("the Host field is missing, repeated or malformed")]
+    Host,
+    /// Neither a path nor an absolute http URI.
+    #[error("the request target is malformed")]
+    Target,
+    /// Not HTTP at all.
+    #[error("the request's head is malformed")]
+    Syntax,
+    /// The target alone exceeds what is accepted.
+    #[error("the request target is too long")]
+    TargetTooLong,
+    /// The head exceeds `server.max_header_bytes`, or has too many fields.
+    #[error("the request's header fields are too large or too many")]
+    FieldsTooLarge,
+    /// Content-Length and Transfer-Encoding leave doubt about where the body ends.
+    #[error("the message's length is ambiguous")]
+    Framing,
+}
+
+/// Fields for one connection only, RFC 9110 7.6.1, and those that a server must not take from a
+/// client: `Proxy` becomes the environment's HTTP_PROXY.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy"),
+];
+
+/// What a `Connection` field must not remove, whatever it says.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::HOST
+            | header::CONTENT_LENGTH
+            | header::AUTHORIZATION
+            | header::COOKIE
+            | header::FORWARDED
+            | header::CACHE_CONTROL
+    ) || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Checks a request's head and makes it fit for the backend.
+///
+/// # Errors
+/// Says what is wrong; such a request goes no further.
+pub fn inbound<B>(
+    request: &mut Request<B>,
+    peer: &Peer,
+    live: &Live,
+    request_id: &HeaderValue,
+) -> Result<(), BadHead> {
+    let headers = &live.config.headers;
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err(BadHead::Method);
+    }
+    let version = request.version();
+    if !matches!(version, Version::HTTP_10 | Version::HTTP_11) {
+        return Err(BadHead::Version);
+    }
+    framing(request.headers())?;
+    let host = host(request, version)?;
+    let trusted = peer.is_trusted(&headers.trusted_proxies);
+    clean(request.headers_mut(), trusted);
+
+    let fields = request.headers_mut();
+    forwarded::set(fields, peer, &host, trusted, headers.forwarded);
+    fields.insert(header::HOST, host);
+    if headers.via {
+        fields.append(header::VIA, via(version));
+    }
+    if let Some(name) = &live.request_id {
+        fields.insert(name, request_id.clone());
+    }
+    if headers.request_start {
+        forwarded::set_request_start(fields);
+    }
+    *request.version_mut() = Version::HTTP_11;
+    Ok(())
+}
+
+/// Cleans a response's head for the client.
+pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderValue) {
+    let version = response.version();
+    remove(response.headers_mut(), |_| false);
+    let fields = response.headers_mut();
+    if live.config.headers.via {
+        fields.append(header::VIA, via(version));
+    }
+    if let Some(name) = &live.request_id {
+        fields.insert(name, request_id.clone());
+    }
+    *response.version_mut() = Version::HTTP_11;
+}
+
+fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(if version == Version::HTTP_10 {
+        "1.0 tidegate"
+    } else {
+        "1.1 tidegate"
+    })
+}
+
+/// Refuses what two servers could read as two different messages. (hyper refuses more.)
+fn framing(headers: &HeaderMap) -> Result<(), BadHead> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let coding = codings.next();
+    let length = lengths.next();
+    let plain = match (coding, length) {
+        (None, None) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (None, Some(length)) => {
+            !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+        }
+        (Some(_), Some(_)) => false,
+    };
+    if plain && codings.next().is_none() && lengths.next().is_none() {
+        Ok(())
+    } else {
+        Err(BadHead::Framing)
+    }
+}
+
+/// The host the client asked for; the target becomes a path.
+fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, BadHead> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let mut host = hosts.next().cloned();
+    if hosts.next().is_some() {
+        return Err(BadHead::Host);
+    }
+    let uri = request.uri();
+    if let Some(authority) = uri.authority() {
+        // Absolute-form, which also says what the host is: RFC 9112 3.2.2.
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(BadHead::Target);
+        }
+        host = HeaderValue::from_str(authority.as_str()).ok();
+        let path = uri.path_and_query().cloned();
+        *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    } else if !uri.path().starts_with('/')
+        && !(uri.path() == "*" && *request.method() == Method::OPTIONS)
+    {
+        return Err(BadHead::Target);
+    }
+    match host {
+        Some(host) if is_authority(&host) => Ok(host),
+        None if version == Version::HTTP_10 => Ok(HeaderValue::from_static("localhost")),
+        _ => Err(BadHead::Host),
+    }
+}
+
+fn is_authority(host: &HeaderValue) -> bool {
+    let bytes = host.as_bytes();
+    // Almost every Host there is, without a parser.
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        return true;
+    }
+    host.to_str().is_ok_and(|text| {
+        !text.contains('@')
+            && text.parse::<Authority>().is_ok_and(|authority| {
+                !authority.host().is_empty()
+                    && (authority.port_u16().is_some() || !ends_in_port(text))
+            })
+    })
+}
+
+/// Whether a port is written, valid or not.
+fn ends_in_port(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'))
+}
+
+/// Removes hop-by-hop fields, and from untrusted peers also what only a proxy may say.
+fn clean(headers: &mut HeaderMap, trusted: bool) {
+    remove(headers, |name| !trusted && forwarded::is_spoofable(name));
+}
+
+/// Removes hop-by-hop fields, those that `Connection` names, and those that `also` names. The others
+/// keep their order.
+fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .filter(|name| !is_end_to_end(name))
+        .collect();
+    let drops =
+        |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name) || also(name);
+    if !headers.keys().any(drops) {
+        return;
+    }
+    // `HeaderMap::remove` moves the last field into the gap; a new map keeps the order.
+    let mut kept = HeaderMap::with_capacity(headers.len() + 8);
+    let mut current: Option<HeaderName> = None;
+    for (name, value) in headers.drain() {
+        if let Some(name) = name {
+            current = (!drops(&name)).then_some(name);
+        }
+        if let Some(name) = &current {
+            kept.append(name.clone(), value);
+        }
+    }
+    *headers = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).expect("a name"),
+                HeaderValue::from_str(value).expect("a value"),
+            );
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        headers.keys().map(HeaderName::as_str).collect()
+    }
+
+    #[test]
+    fn every_connection_line_counts_and_order_is_kept() {
+        let mut headers = map(&[
+            ("host", "a"),
+            ("connection", "close, X-One"),
+            ("x-one", "1"),
+            ("accept", "*/*"),
+            ("connection", "x-two , Host, content-length"),
+            ("x-two", "2"),
+            ("content-length", "3"),
+            ("x-last", "4"),
+            ("keep-alive", "timeout=5"),
+        ]);
+        clean(&mut headers, true);
+        assert_eq!(names(&headers), ["host", "accept", "content-length", "x-last"]);
+    }
+
+    #[test]
+    fn an_untrusted_client_speaks_for_itself_only() {
+        let spoofed = [
+            ("host", "a"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("script-name", "/x"),
+            ("x-forwarded-ssl", "on"),
+            ("remote-user", "root"),
+            ("proxy", "http://evil"),
+            ("x-custom", "kept"),
+        ];
+        let mut headers = map(&spoofed);
+        clean(&mut headers, false);
+        assert_eq!(names(&headers), ["host", "x-custom"]);
+        let mut headers = map(&spoofed);
+        clean(&mut headers, true);
+        assert!(headers.contains_key("script-name"));
+        assert!(!headers.contains_key("proxy"), "from nobody");
+    }
+
+    #[test]
+    fn ambiguous_lengths_are_refused() {
+        for bad in [
+            &[("content-length", "5"), ("transfer-encoding", "chunked")][..],
+            &[("content-length", "5"), ("content-length", "5")],
+            &[("content-length", "+5")],
+            &[("content-length", "5, 5")],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "gzip, chunked")],
+        ] {
+            assert_eq!(framing(&map(bad)), Err(BadHead::Framing), "{bad:?}");
+        }
+        assert_eq!(framing(&map(&[("transfer-encoding", "Chunked")])), Ok(()));
+        assert_eq!(framing(&map(&[("content-length", "5")])), Ok(()));
+        assert_eq!(framing(&map(&[])), Ok(()));
+    }
+
+    #[test]
+    fn hosts() {
+        for good in ["a", "a:80", "a.b-c.example:8080", "127.0.0.1", "[::1]", "[::1]:80"] {
+            assert!(is_authority(&HeaderValue::from_static(good)), "{good}");
+        }
+        for bad in ["", "a b", "a@b", "a,b", "a/b", "a:port", "a:99999", ":80"] {
+            assert!(!is_authority(&HeaderValue::from_static(bad)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_host() {
+        let mut request = Request::get("http://right.example/p?q=1")
+            .header("host", "wrong.example")
+            .body(())
+            .expect("a request");
+        let host = host(&mut request, Version::HTTP_11);
+        assert_eq!(host, Ok(HeaderValue::from_static("right.example")));
+        assert_eq!(request.uri(), "/p?q=1");
+    }
+}

@@ -1,0 +1,321 @@
+//! Where clients come in.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{
+    connection::{Connections, serve},
+    live::{Phase, Shared},
+};
+use crate::{backend::Stream, config::Address};
+
+/// Connections that the kernel holds for us until they are accepted; it caps this by `somaxconn`.
+const BACKLOG: i32 = 4096;
+/// First pause when the process or the machine is out of descriptors or memory; doubles to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A bound socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket; its file is removed at the end.
+    Unix(UnixListener, SocketFile),
+    /// A Unix socket that somebody else made.
+    Inherited(UnixListener),
+}
+
+/// The file of a Unix socket, removed when dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Binds an address. A name with several addresses is bound once, to the first that works.
+    ///
+    /// # Errors
+    /// If the address is taken, not ours, or not permitted.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp { host, port } => {
+                let mut last = None;
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match bind_tcp(address) {
+                        Ok(listener) => return Ok(Self::Tcp(listener)),
+                        Err(error) => last = Some(error),
+                    }
+                }
+                Err(last.unwrap_or_else(|| ErrorKind::AddrNotAvailable.into()))
+            }
+            Address::Unix(path) => bind_unix(path),
+            Address::Fd(name) => inherited(name),
+        }
+    }
+
+    /// The address it is bound to, as one would write it to connect.
+    pub fn local_address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .map_or_else(|_| "?".to_owned(), |address| address.to_string()),
+            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Inherited(listener) => listener
+                .local_addr()
+                .ok()
+                .and_then(|address| Some(format!("unix:{}", address.as_pathname()?.display())))
+                .unwrap_or_else(|| "an inherited socket".to_owned()),
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // A restart must not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<Listener> {
+    if path.exists() {
+        // Left by a process that was killed, or in use?
+        match UnixStream::connect(path) {
+            Ok(_) => return Err(ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Unix(socket.into(), SocketFile(path.to_owned())))
+}
+
+/// A socket that systemd passed by name: sd_listen_fds_with_names(3).
+fn inherited(name: &str) -> io::Result<Listener> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let missing = || {
+        io::Error::new(
+            ErrorKind::NotFound,
+            format!("no socket named {name} was passed (LISTEN_FDNAMES={names:?})"),
+        )
+    };
+    let at = names
+        .split(':')
+        .position(|known| known == name)
+        .ok_or_else(missing)?;
+    let mut passed = listenfd::ListenFd::from_env();
+    if let Ok(Some(listener)) = passed.take_tcp_listener(at) {
+        listener.set_nonblocking(true)?;
+        return Ok(Listener::Tcp(listener));
+    }
+    let mut passed = listenfd::ListenFd::from_env();
+    let listener = passed.take_unix_listener(at)?.ok_or_else(missing)?;
+    listener.set_nonblocking(true)?;
+    Ok(Listener::Inherited(listener))
+}
+
+/// A connection on its way to another thread's runtime.
+#[derive(Debug)]
+pub enum Accepted {
+    /// TCP, with the client's address and ours.
+    Tcp(std::net::TcpStream, SocketAddr, Option<SocketAddr>),
+    /// Unix.
+    Unix(UnixStream),
+}
+
+/// A data-plane thread, as the acceptor sees it.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its open connections.
+    pub connections: Arc<Connections>,
+    /// `None` for the acceptor's own thread.
+    pub sender: Option<tokio::sync::mpsc::UnboundedSender<(Accepted, super::connection::Counted)>>,
+}
+
+/// Accepts connections and gives each to the thread that has the fewest.
+#[derive(Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+}
+
+impl Acceptor {
+    /// An acceptor for these threads, one of which it runs on.
+    pub fn new(shared: Arc<Shared>, workers: Vec<Worker>) -> Self {
+        Self { shared, workers }
+    }
+
+    /// Accepts from `listener` for ever.
+    ///
+    /// # Errors
+    /// If the socket cannot be used with the runtime.
+    pub async fn run(&self, listener: &Listener) -> io::Result<()> {
+        match listener {
+            Listener::Tcp(listener) => {
+                let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+                let mut pauses = Pauses::default();
+                loop {
+                    self.wait_for_room().await;
+                    match listener.accept().await {
+                        Ok((stream, peer)) => {
+                            pauses.reset();
+                            let _ = stream.set_nodelay(true);
+                            let local = stream.local_addr().ok();
+                            self.hand_over_tcp(stream, peer, local);
+                        }
+                        Err(error) => pauses.after(&error).await,
+                    }
+                }
+            }
+            Listener::Unix(listener, _) | Listener::Inherited(listener) => {
+                let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
+                let mut pauses = Pauses::default();
+                loop {
+                    self.wait_for_room().await;
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            pauses.reset();
+                            self.hand_over_unix(stream);
+                        }
+                        Err(error) => pauses.after(&error).await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Above `max_connections`, clients wait in the kernel's backlog.
+    async fn wait_for_room(&self) {
+        loop {
+            let open: usize = self.workers.iter().map(|w| w.connections.open()).sum();
+            let max = self.shared.live().config.server.max_connections;
+            if open < max || self.shared.phase() == Phase::Closing {
+                return;
+            }
+            // Another thread's connections do not wake us: look again now and then.
+            let closed = self.workers[0].connections.one_closed();
+            let _ = tokio::time::timeout(Duration::from_millis(50), closed).await;
+        }
+    }
+
+    fn least_loaded(&self) -> &Worker {
+        self.workers
+            .iter()
+            .min_by_key(|worker| worker.connections.open())
+            .unwrap_or(&self.workers[0])
+    }
+
+    fn hand_over_tcp(
+        &self,
+        stream: tokio::net::TcpStream,
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+    ) {
+        let worker = self.least_loaded();
+        let counted = worker.connections.count();
+        match &worker.sender {
+            None => {
+                let stream = Stream::Tcp(stream);
+                let shared = self.shared.clone();
+                tokio::spawn(serve(stream, Some(peer), local, shared, counted));
+            }
+            Some(sender) => {
+                if let Ok(stream) = stream.into_std() {
+                    let _ = sender.send((Accepted::Tcp(stream, peer, local), counted));
+                }
+            }
+        }
+    }
+
+    fn hand_over_unix(&self, stream: tokio::net::UnixStream) {
+        let worker = self.least_loaded();
+        let counted = worker.connections.count();
+        match &worker.sender {
+            None => {
+                let shared = self.shared.clone();
+                tokio::spawn(serve(Stream::Unix(stream), None, None, shared, counted));
+            }
+            Some(sender) => {
+                if let Ok(stream) = stream.into_std() {
+                    let _ = sender.send((Accepted::Unix(stream), counted));
+                }
+            }
+        }
+    }
+}
+
+/// Serves what the acceptor sends to this thread.
+pub async fn serve_accepted(
+    mut accepted: tokio::sync::mpsc::UnboundedReceiver<(Accepted, super::connection::Counted)>,
+    shared: Arc<Shared>,
+) {
+    while let Some((stream, counted)) = accepted.recv().await {
+        let (stream, peer, local) = match stream {
+            Accepted::Tcp(stream, peer, local) => (
+                tokio::net::TcpStream::from_std(stream).map(Stream::Tcp),
+                Some(peer),
+                local,
+            ),
+            Accepted::Unix(stream) => (
+                tokio::net::UnixStream::from_std(stream).map(Stream::Unix),
+                None,
+                None,
+            ),
+        };
+        if let Ok(stream) = stream {
+            tokio::spawn(serve(stream, peer, local, shared.clone(), counted));
+        }
+    }
+}
+
+/// What to do when accept fails: nothing for a client that left, a growing pause for a lack of
+/// descriptors.
+#[derive(Debug, Default)]
+struct Pauses {
+    next: Option<Duration>,
+}
+
+impl Pauses {
+    fn reset(&mut self) {
+        self.next = None;
+    }
+
+    async fn after(&mut self, error: &io::Error) {
+        if matches!(
+            error.kind(),
+            ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+        ) {
+            return;
+        }
+        if self.next.is_none() {
+            tracing::error!(%error, "cannot accept connections; trying again");
+        }
+        let pause = self.next.unwrap_or(FIRST_PAUSE);
+        self.next = Some((pause * 2).min(LAST_PAUSE));
+        tokio::time::sleep(pause).await;
+    }
+}

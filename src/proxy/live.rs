@@ -1,0 +1,292 @@
+//! What all connections share: the parts that a reload replaces, and those that stay.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use http::HeaderName;
+
+use crate::{
+    admission::{
+        Cap, Class, Limiter,
+        route::{self, Routes},
+        state,
+    },
+    backend::Endpoint,
+    buffer::Budget,
+    clock,
+    config::{self, Config},
+    control::{self, Readings},
+    observe::{Metrics, RouteMetrics},
+};
+
+/// The configuration in force and what follows from it. A request reads it once.
+#[derive(Debug)]
+pub struct Live {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Its routes.
+    pub matcher: Routes,
+    /// The same routes, with their figures.
+    pub routes: Vec<LiveRoute>,
+    /// The field that carries the request's id.
+    pub request_id: Option<HeaderName>,
+    /// The field by which a client says for how long it waits, milliseconds.
+    pub deadline: Option<HeaderName>,
+}
+
+/// A route and its figures.
+#[derive(Debug)]
+pub struct LiveRoute {
+    /// Its number for the control law.
+    pub id: u16,
+    /// Its name.
+    pub name: String,
+    /// The importance of its requests.
+    pub class: Class,
+    /// Its own cap.
+    pub cap: Option<Cap>,
+    /// Its figures.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+impl Live {
+    fn new(config: Arc<Config>, before: Option<&Live>, metrics: &Metrics) -> Self {
+        let matcher = Routes::new(&config.routes, before.map(|live| &live.matcher));
+        let routes = matcher
+            .all()
+            .iter()
+            .map(|route: &route::Route| LiveRoute {
+                id: route.id,
+                name: route.name.clone(),
+                class: route.class,
+                cap: route.cap,
+                metrics: metrics.route(&route.name),
+            })
+            .collect();
+        Self {
+            request_id: config.headers.request_id.parse().ok(),
+            deadline: config.queue.deadline_header.parse().ok(),
+            config,
+            matcher,
+            routes,
+        }
+    }
+}
+
+/// How far a shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not at all.
+    Serving,
+    /// Serving still, but asking clients to go elsewhere: `drain.delay`.
+    Leaving,
+    /// New requests are refused.
+    Draining,
+    /// Nothing is left to do: idle connections are closed.
+    Closing,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Shared {
+    live: ArcSwap<Live>,
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    next_endpoint: AtomicU32,
+    phase: AtomicU8,
+    /// The gate and its laws.
+    pub limiter: Arc<Limiter>,
+    /// The figures.
+    pub metrics: Arc<Metrics>,
+    /// For what is buffered.
+    pub budget: Arc<Budget>,
+}
+
+impl Shared {
+    /// Everything a proxy needs to serve, by this configuration.
+    pub fn new(config: Arc<Config>, limiter: Limiter, metrics: Arc<Metrics>) -> Arc<Self> {
+        let live = Live::new(config.clone(), None, &metrics);
+        let shared = Arc::new(Self {
+            live: ArcSwap::from_pointee(live),
+            endpoints: ArcSwap::default(),
+            next_endpoint: AtomicU32::new(0),
+            phase: AtomicU8::new(Phase::Serving as u8),
+            limiter: Arc::new(limiter),
+            budget: Budget::new(config.buffers.total),
+            metrics,
+        });
+        shared.set_endpoints(&config);
+        shared
+    }
+
+    /// What is in force now.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// The backend's endpoints.
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
+    }
+
+    /// Puts a new configuration in force. Requests that are under way keep the one they began with.
+    pub fn apply(&self, config: Arc<Config>) {
+        let before = self.live();
+        let now = clock::now();
+        self.budget.set_total(config.buffers.total);
+        self.limiter.gate().change(|state, out| {
+            state.configure(queue_settings(&config), now, out);
+        });
+        if before.config.limit != config.limit || before.config.discovery != config.discovery {
+            self.limiter
+                .reconfigure(&control_settings(&config), readings(&config), now);
+        }
+        self.live.store(Arc::new(Live::new(
+            config.clone(),
+            Some(&before),
+            &self.metrics,
+        )));
+        self.set_endpoints(&config);
+    }
+
+    /// Keeps the endpoints that stay, adds new ones, retires the others.
+    fn set_endpoints(&self, config: &Config) {
+        let now = clock::now();
+        let before = self.endpoints();
+        let wanted = &config.backend.endpoints;
+        let mut endpoints = Vec::with_capacity(wanted.len());
+        for address in wanted {
+            if let Some(known) = before.iter().find(|e| e.address == *address) {
+                endpoints.push(known.clone());
+                continue;
+            }
+            let label = address.to_string();
+            let id = self.next_endpoint.fetch_add(1, Relaxed);
+            let metrics = self.metrics.endpoint(&label);
+            endpoints.push(Arc::new(Endpoint::new(id, address.clone(), metrics, now)));
+        }
+        // Known before the gate may send anyone there, and gone only after it no longer does.
+        let mut known = endpoints.clone();
+        known.extend(before.iter().cloned());
+        self.endpoints.store(Arc::new(known));
+        for endpoint in &endpoints {
+            if !before.iter().any(|e| e.id == endpoint.id) {
+                self.limiter.add_lane(
+                    endpoint.id,
+                    endpoint.address.to_string(),
+                    control_settings(config),
+                    readings(config),
+                    now,
+                );
+            }
+        }
+        for gone in before
+            .iter()
+            .filter(|e| !endpoints.iter().any(|kept| kept.id == e.id))
+        {
+            self.limiter.retire_lane(gone.id, now);
+        }
+        self.endpoints.store(Arc::new(endpoints));
+    }
+
+    /// Notes whether an endpoint accepts connections, where that is news.
+    pub fn note_endpoint(&self, endpoint: &Endpoint, up: bool, now: Instant) {
+        if endpoint.set_up(up, now) {
+            if up {
+                tracing::info!(endpoint = %endpoint.address, "the backend accepts connections again");
+            } else {
+                tracing::warn!(endpoint = %endpoint.address, "the backend does not accept connections");
+            }
+            self.limiter
+                .gate()
+                .change(|state, out| state.set_healthy(endpoint.id, up, now, out));
+        }
+    }
+
+    /// How far a shutdown has come.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::Serving,
+            1 => Phase::Leaving,
+            2 => Phase::Draining,
+            _ => Phase::Closing,
+        }
+    }
+
+    /// Moves to another phase; from [`Phase::Draining`] on, new requests are refused.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+        let refuse = matches!(phase, Phase::Draining | Phase::Closing);
+        self.limiter
+            .gate()
+            .change(|state, _| state.close(refuse));
+        self.metrics.set_draining(phase != Phase::Serving);
+    }
+}
+
+/// The gate's settings, by the configuration.
+pub fn queue_settings(config: &Config) -> state::Settings {
+    state::Settings {
+        capacity: config.queue.capacity,
+        max_wait: config.queue.max_wait,
+        discipline: config.queue.discipline,
+        dry_run: config.limit.dry_run,
+    }
+}
+
+/// The control law's settings, by the configuration.
+pub fn control_settings(config: &Config) -> control::Settings {
+    let limit = &config.limit;
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let initial = match (limit.initial, config.discovery.slots) {
+        (0, 0) => 2 * cores(),
+        (0, slots) => slots,
+        (initial, _) => initial,
+    };
+    control::Settings {
+        algorithm: match limit.algorithm {
+            config::Algorithm::Aimd => control::Algorithm::Aimd,
+            config::Algorithm::Fixed => control::Algorithm::Fixed,
+        },
+        initial: initial.clamp(limit.min, limit.max),
+        min: limit.min,
+        max: limit.max,
+        increase: limit.aimd.increase,
+        decrease: limit.aimd.decrease,
+        tolerance: limit.aimd.tolerance,
+    }
+}
+
+/// What the configuration says of the backend.
+pub fn readings(config: &Config) -> Readings {
+    Readings {
+        slots: (config.discovery.slots > 0).then_some(config.discovery.slots),
+        ..Readings::default()
+    }
+}
+
+/// How long a client may take, by the configuration: read once for each connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTimeouts {
+    /// For the whole head.
+    pub header: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// For a write that makes no progress.
+    pub write: Duration,
+}
+
+impl From<&config::Server> for ClientTimeouts {
+    fn from(server: &config::Server) -> Self {
+        Self {
+            header: server.header_timeout,
+            idle: server.idle_timeout,
+            write: server.write_timeout,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The client's side of HTTP.
+//!
+//! The way of a request, as [`stack`] composes it: [`answer`] turns whatever comes out into the one
+//! response and accounts for it; [`hygiene`] checks and cleans the head; [`body`] reads the body
+//! while nothing is held for it; admission takes a permit; [`forward`] has the exchange with the
+//! backend.
+
+mod answer;
+mod body;
+mod connection;
+mod context;
+mod error;
+mod forward;
+mod forwarded;
+mod hygiene;
+mod io;
+mod listener;
+mod live;
+mod reject;
+mod spool;
+
+use std::{convert::Infallible, sync::Arc};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tower::{Service, ServiceBuilder};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward};
+pub use self::{
+    answer::ClientBody,
+    context::Peer,
+    connection::{Connections, serve},
+    error::Error,
+    listener::{Acceptor, Listener, Worker, serve_accepted},
+    live::{Live, Phase, Shared, control_settings, queue_settings},
+};
+use crate::admission::AdmissionLayer;
+
+/// What a request goes through, from the outside in.
+pub fn stack(
+    shared: &Arc<Shared>,
+    peer: Peer,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<ClientBody>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ 'static
++ use<> {
+    ServiceBuilder::new()
+        .layer(AnswerLayer::new(shared.clone(), peer))
+        .layer(CatchPanicLayer::custom(reject::panicked))
+        .layer(ReadBodyLayer::new(shared.clone()))
+        .layer(
+            AdmissionLayer::new(shared.limiter.clone())
+                .ask(context::ask)
+                .hand_over(),
+        )
+        .service(Forward::new(shared.clone()))
+}

@@ -1,0 +1,258 @@
+//! The one place where an error becomes a response.
+
+use std::{any::Any, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+use super::{Error, hygiene::BadHead};
+use crate::{
+    admission,
+    backend,
+    config::{Reject, RejectBody, RetryAfter},
+    observe::Reason,
+};
+
+/// Says in a header why tidegate answered by itself.
+pub const REASON_HEADER: HeaderName = HeaderName::from_static("x-tidegate-reason");
+
+/// How an error looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The status.
+    pub status: StatusCode,
+    /// The reason, for the client and the metrics; `None` for a bug of ours.
+    pub reason: Option<Reason>,
+    /// For how long the client had better stay away.
+    pub retry_after: Option<Duration>,
+    /// Whether the connection must not be used again.
+    pub close: bool,
+}
+
+/// The table: every error's status, reason and consequences.
+pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
+    let shed = StatusCode::from_u16(reject.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let (status, reason, drain_time, close) = match error {
+        Error::Head(bad) => match bad {
+            BadHead::Method => (StatusCode::NOT_IMPLEMENTED, Reason::NotImplemented, None, false),
+            BadHead::Version => {
+                (StatusCode::HTTP_VERSION_NOT_SUPPORTED, Reason::Version, None, true)
+            }
+            BadHead::TargetTooLong => (StatusCode::URI_TOO_LONG, Reason::TargetTooLong, None, true),
+            BadHead::FieldsTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                Reason::HeadersTooLarge,
+                None,
+                true,
+            ),
+            BadHead::Host | BadHead::Target | BadHead::Framing | BadHead::Syntax => {
+                (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
+            }
+        },
+        Error::Body => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
+        Error::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, None, true),
+        Error::BodyTooLarge(_) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, Reason::BodyTooLarge, None, true)
+        }
+        Error::Memory => (shed, Reason::Memory, Some(Duration::ZERO), true),
+        Error::Refused(refusal) => {
+            let (status, close) = match refusal.reason {
+                admission::Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),
+                _ => (shed, false),
+            };
+            (status, refusal_reason(refusal.reason), Some(refusal.drain_time), close)
+        }
+        Error::Backend(error) => match error {
+            backend::Error::Connect(_) | backend::Error::ConnectTimeout => {
+                (StatusCode::BAD_GATEWAY, Reason::BackendUnreachable, None, false)
+            }
+            backend::Error::Reset(_) => {
+                (StatusCode::BAD_GATEWAY, Reason::BackendReset, None, false)
+            }
+            backend::Error::Protocol(_) => {
+                (StatusCode::BAD_GATEWAY, Reason::BackendProtocol, None, false)
+            }
+            backend::Error::Timeout => {
+                (StatusCode::GATEWAY_TIMEOUT, Reason::BackendTimeout, None, false)
+            }
+            backend::Error::RequestBody(_) => {
+                (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
+            }
+        },
+        Error::Panicked => {
+            return Rejection {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                reason: None,
+                retry_after: None,
+                close: true,
+            };
+        }
+    };
+    Rejection {
+        status,
+        reason: Some(reason),
+        retry_after: drain_time.and_then(|drain| retry_after(drain, reject)),
+        close,
+    }
+}
+
+/// A gate's reason by its public name.
+pub fn refusal_reason(reason: admission::Reason) -> Reason {
+    match reason {
+        admission::Reason::QueueFull => Reason::QueueFull,
+        admission::Reason::QueueTimeout => Reason::QueueTimeout,
+        admission::Reason::Deadline => Reason::Deadline,
+        admission::Reason::RouteLimit => Reason::RouteLimit,
+        admission::Reason::Draining => Reason::Draining,
+    }
+}
+
+/// The time until the queue has drained, at least a second, spread by the jitter so that the refused
+/// do not come back all at once: uniform from `t` to `t x (1 + jitter)`, in whole seconds.
+fn retry_after(drain: Duration, reject: &Reject) -> Option<Duration> {
+    let base = match reject.retry_after {
+        RetryAfter::Off => return None,
+        RetryAfter::Fixed(fixed) => fixed,
+        RetryAfter::Auto => drain,
+    };
+    let least = base.as_secs_f64().ceil().max(1.0) as u64;
+    let spread = (least as f64 * reject.retry_after_jitter.max(0.0)).ceil() as u64;
+    Some(Duration::from_secs(fastrand::u64(least..=least + spread)))
+}
+
+/// The response that tells the client.
+pub fn response(
+    error: &Error,
+    rejection: &Rejection,
+    reject: &Reject,
+    request_id: &str,
+) -> Response<Bytes> {
+    let (body, media_type) = match &reject.body {
+        RejectBody::ProblemJson => problem(error, rejection, request_id),
+        RejectBody::Text => (
+            Bytes::from(format!("{error}\n")),
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
+        RejectBody::File {
+            content,
+            media_type,
+            ..
+        } => (
+            Bytes::copy_from_slice(content),
+            HeaderValue::from_static(media_type),
+        ),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = rejection.status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, media_type);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(reason) = rejection.reason {
+        headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    }
+    if let Some(after) = rejection.retry_after {
+        headers.insert(header::RETRY_AFTER, after.as_secs().into());
+    }
+    if rejection.close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// RFC 9457.
+fn problem(error: &Error, rejection: &Rejection, request_id: &str) -> (Bytes, HeaderValue) {
+    let reason = rejection.reason.map_or("internal_error", Reason::as_str);
+    let document = serde_json::json!({
+        "type": format!("urn:tidegate:reason:{reason}"),
+        "title": rejection.status.canonical_reason().unwrap_or("Error"),
+        "status": rejection.status.as_u16(),
+        "detail": error.to_string(),
+        "reason": reason,
+        "request_id": request_id,
+    });
+    (
+        Bytes::from(document.to_string()),
+        HeaderValue::from_static("application/problem+json"),
+    )
+}
+
+/// A response as it goes over the wire, for a client whose request hyper could not read.
+pub fn to_wire(response: &Response<Bytes>) -> Bytes {
+    let status = response.status();
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut wire = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    for (name, value) in response.headers() {
+        wire.extend_from_slice(name.as_str().as_bytes());
+        wire.extend_from_slice(b": ");
+        wire.extend_from_slice(value.as_bytes());
+        wire.extend_from_slice(b"\r\n");
+    }
+    let length = response.body().len();
+    wire.extend_from_slice(format!("content-length: {length}\r\n\r\n").as_bytes());
+    wire.extend_from_slice(response.body());
+    wire.into()
+}
+
+/// Marks the response of [`panicked`].
+#[derive(Clone, Copy, Debug)]
+pub struct PanicMark;
+
+/// A panic costs its own request alone; `answer` writes the actual response.
+pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    tracing::error!(panic = %text, "a request panicked: please report this");
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.extensions_mut().insert(PanicMark);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reject(jitter: f64) -> Reject {
+        Reject {
+            status: 503,
+            body: RejectBody::ProblemJson,
+            retry_after: RetryAfter::Auto,
+            retry_after_jitter: jitter,
+        }
+    }
+
+    #[test]
+    fn retry_after_covers_the_drain_and_spreads() {
+        let seen: std::collections::BTreeSet<u64> = (0..200)
+            .filter_map(|_| retry_after(Duration::from_millis(3200), &reject(0.5)))
+            .map(|after| after.as_secs())
+            .collect();
+        assert_eq!(seen.first(), Some(&4), "not before the queue has drained");
+        assert_eq!(seen.last(), Some(&6));
+        let plain = retry_after(Duration::ZERO, &reject(0.0));
+        assert_eq!(plain, Some(Duration::from_secs(1)), "at least a second");
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_until_when() {
+        let error = Error::Refused(admission::Refusal {
+            reason: admission::Reason::QueueFull,
+            drain_time: Duration::from_secs(2),
+        });
+        let rejection = rejection(&error, &reject(0.0));
+        let response = response(&error, &rejection, &reject(0.0), "id-1");
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["x-tidegate-reason"], "queue_full");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        let document: serde_json::Value =
+            serde_json::from_slice(response.body()).expect("problem+json");
+        assert_eq!(document["reason"], "queue_full");
+        assert_eq!(document["request_id"], "id-1");
+        assert_eq!(document["status"], 503);
+    }
+}
