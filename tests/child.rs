@@ -236,6 +236,21 @@ async fn a_dropped_child_is_killed() {
     until("the child is gone", || !alive(pid)).await;
 }
 
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_nothing_behind() {
+    let (_dir, file) = scratch("pid");
+    let script = format!("echo $$ > {}; exec sleep 600", file.display());
+    // One poll sends the order; then nobody is there to take the child.
+    let order = start(shell(&script));
+    assert!(tokio::time::timeout(Duration::ZERO, order).await.is_err());
+    // Perhaps it was killed before it could say who it is.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    if file.exists() {
+        let pid = number_in(&file).await;
+        until("the child is gone", || !alive(pid)).await;
+    }
+}
+
 #[test]
 fn the_helper_is_not_a_command_for_users() {
     let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))
