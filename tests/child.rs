@@ -152,8 +152,9 @@ async fn it_leads_a_group_of_its_own() {
 async fn a_signal_reaches_the_whole_group() {
     let (_dir, file) = scratch("pid");
     let script = format!(
-        "sh -c 'trap \"exit 0\" USR1; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 0.01; done' &
-         trap 'wait; exit 9' USR1; while :; do sleep 0.01; done",
+        "trap 'wait; exit 9' USR1
+         sh -c 'trap \"exit 0\" USR1; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 0.01; done' &
+         while :; do sleep 0.01; done",
         file.display()
     );
     let mut child = start(shell(&script)).await;
