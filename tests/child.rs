@@ -152,8 +152,9 @@ async fn it_leads_a_group_of_its_own() {
 async fn a_signal_reaches_the_whole_group() {
     let (_dir, file) = scratch("pid");
     let script = format!(
-        "sh -c 'trap \"exit 0\" USR1; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 0.01; done' &
-         trap 'wait; exit 9' USR1; while :; do sleep 0.01; done",
+        "trap 'wait; exit 9' USR1
+         sh -c 'trap \"exit 0\" USR1; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 0.01; done' &
+         while :; do sleep 0.01; done",
         file.display()
     );
     let mut child = start(shell(&script)).await;
@@ -234,6 +235,21 @@ async fn a_dropped_child_is_killed() {
     let pid = child.pid().cast_signed();
     drop(child);
     until("the child is gone", || !alive(pid)).await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_nothing_behind() {
+    let (_dir, file) = scratch("pid");
+    let script = format!("echo $$ > {}; exec sleep 600", file.display());
+    // The first poll sends the order; then nobody is there to take the child. Should it be there
+    // already, it is dropped here: either way it must go.
+    drop(tokio::time::timeout(Duration::ZERO, start(shell(&script))).await);
+    // Perhaps it was killed before it could say who it is.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    if file.exists() {
+        let pid = number_in(&file).await;
+        until("the child is gone", || !alive(pid)).await;
+    }
 }
 
 #[test]

@@ -160,9 +160,9 @@ impl Child {
         };
         let gone = || io::Error::other("the thread that starts the child is gone");
         spawner()?.send(order).map_err(|_| gone())?;
-        let pid = answer.await.map_err(|_| gone())??;
+        let started = answer.await.map_err(|_| gone())??;
         Ok(Child {
-            pid,
+            pid: started.keep()?,
             exit: None,
             died,
         })
@@ -316,7 +316,7 @@ fn peek(pid: Pid) -> Option<Exit> {
 struct Order {
     helper: PathBuf,
     spec: Spec,
-    reply: oneshot::Sender<io::Result<Pid>>,
+    reply: oneshot::Sender<io::Result<Started>>,
 }
 
 /// The thread that starts children. It never ends: with it, they would.
@@ -335,20 +335,39 @@ fn spawner() -> io::Result<&'static mpsc::Sender<Order>> {
                 reply,
             } in queue
             {
-                if let Err(Ok(unwanted)) = reply.send(start(&helper, &spec)) {
-                    abandon(unwanted);
-                }
+                // If nobody waits for it any more, it is dropped here, and killed.
+                let _ = reply.send(start(&helper, &spec).map(|pid| Started(Some(pid))));
             }
         })?;
     // When two callers race here, the loser's thread ends at once: it has started nobody.
     Ok(SPAWNER.get_or_init(|| orders))
 }
 
-/// The caller has gone away while its child was being started.
+/// A child on its way to the caller. It is killed if the caller has gone away meanwhile.
+struct Started(Option<Pid>);
+
+impl Started {
+    fn keep(mut self) -> io::Result<Pid> {
+        self.0
+            .take()
+            .ok_or_else(|| io::Error::other("the child was given away already"))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            abandon(pid);
+        }
+    }
+}
+
+/// Kills a child that no [`Child`] stands for.
 fn abandon(pid: Pid) {
+    let mut ours = ours();
     let _ = process::kill_process_group(pid, Signal::KILL);
     let _ = process::waitpid(Some(pid), WaitOptions::empty());
-    ours().remove(&pid.as_raw_nonzero().get());
+    ours.remove(&pid.as_raw_nonzero().get());
 }
 
 fn start(helper: &Path, spec: &Spec) -> io::Result<Pid> {
