@@ -1,5 +1,6 @@
 //! tidegate: how many requests can the backend run in parallel? Measured, and enforced.
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Format, Handle,
@@ -32,7 +32,12 @@ pub(super) struct Desk {
     pub(super) handle: Arc<dyn Handle>,
     pub(super) mutations: Mutations,
     pub(super) peer: Peer,
+    /// Places for those who wait for a drain; they wait long, and may not take every connection.
+    pub(super) waiters: Arc<Semaphore>,
 }
+
+/// How many may wait for a drain at once.
+pub(super) const MAX_WAITERS: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verb {
@@ -158,6 +163,12 @@ async fn drain_wait(desk: &Desk, request: &Parts) -> Reply {
         );
     }
     desk.handle.drain();
+    let Ok(_place) = desk.waiters.try_acquire() else {
+        return problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Too many wait for the drain already.",
+        );
+    };
     desk.handle.drained().await;
     text(StatusCode::OK, "drained\n")
 }
@@ -166,20 +177,20 @@ async fn post(desk: &Desk, request: &Parts, body: &[u8]) -> Reply {
     let handle = &desk.handle;
     match request.uri.path() {
         "/reload" => match handle.reload().await {
-            Ok(message) => done(json!({ "reloaded": true, "message": message })),
+            Ok(message) => done(&json!({ "reloaded": true, "message": message })),
             Err(why) => problem(StatusCode::UNPROCESSABLE_ENTITY, &why),
         },
         "/drain" => {
             handle.drain();
-            done(json!({ "draining": true }))
+            done(&json!({ "draining": true }))
         }
         "/undrain" => match handle.undrain() {
-            Ok(()) => done(json!({ "draining": false })),
+            Ok(()) => done(&json!({ "draining": false })),
             Err(why) => problem(StatusCode::CONFLICT, &why),
         },
         _ => match parse_limit(body) {
             Ok(limit) => match handle.set_limit(limit) {
-                Ok(()) => done(json!({ "limit": limit.map_or(json!("auto"), Value::from) })),
+                Ok(()) => done(&json!({ "limit": limit.map_or(json!("auto"), Value::from) })),
                 Err(why) => problem(StatusCode::UNPROCESSABLE_ENTITY, &why),
             },
             Err(why) => problem(StatusCode::BAD_REQUEST, why),
@@ -187,8 +198,8 @@ async fn post(desk: &Desk, request: &Parts, body: &[u8]) -> Reply {
     }
 }
 
-fn done(value: Value) -> Reply {
-    document(StatusCode::OK, &value)
+fn done(value: &Value) -> Reply {
+    document(StatusCode::OK, value)
 }
 
 /// `{"limit": N}`, `{"limit": "auto"}`, or the bare value.

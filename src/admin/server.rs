@@ -15,7 +15,7 @@ use std::{
 use hyper::{rt, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::{Sleep, sleep, timeout},
 };
@@ -60,6 +60,7 @@ pub async fn serve(
     let mut shutdown = pin!(shutdown);
     let (closing, on_closing) = watch::channel(false);
     let mut crowd = Crowd::default();
+    let waiters = Arc::new(Semaphore::new(routes::MAX_WAITERS));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -86,6 +87,7 @@ pub async fn serve(
             handle: Arc::clone(&handle),
             mutations: listener.mutations,
             peer,
+            waiters: Arc::clone(&waiters),
         };
         let busy = Arc::new(AtomicBool::new(false));
         let task = match connection {
