@@ -157,11 +157,7 @@ pub enum RejectBody {
     ProblemJson,
     Text,
     /// The file's content, read when the configuration is loaded, and its media type by extension.
-    File {
-        path: PathBuf,
-        content: Vec<u8>,
-        media_type: &'static str,
-    },
+    File { path: PathBuf, content: Vec<u8>, media_type: &'static str },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
