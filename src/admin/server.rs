@@ -275,3 +275,20 @@ impl<I: rt::Write + Unpin> rt::Write for Impatient<I> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_nothing_is_given_up() {
+        let (near, _far) = tokio::io::duplex(16);
+        let mut io = Impatient::new(TokioIo::new(near));
+        let mut write =
+            async || poll_fn(|cx| rt::Write::poll_write(Pin::new(&mut io), cx, &[0; 16])).await;
+        assert_eq!(write().await.unwrap(), 16);
+        assert_eq!(write().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}

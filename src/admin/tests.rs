@@ -377,6 +377,46 @@ async fn silent_clients_do_not_keep_others_out() {
         .unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_head_and_a_slow_body_end_in_time() {
+    let server = Server::start(Mutations::Loopback).await;
+    for (sent, expected) in [
+        ("GET /livez HT", ""),
+        (
+            "POST /limit HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+            "HTTP/1.1 408",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // The clock is paused: it jumps to the next timer whenever nothing else is to be done.
+        let _ = timeout(Duration::from_secs(60), stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        assert!(answer.starts_with(expected.as_bytes()), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn many_who_wait_for_a_drain_leave_room_for_probes() {
+    let server = Server::start(Mutations::Loopback).await;
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream
+            .write_all(b"GET /drain/wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        waiting.push(stream);
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+    server.fake.drained.send_replace(true);
+    let mut start = [0; 12];
+    waiting[0].read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+}
+
 #[tokio::test]
 async fn a_kept_connection_serves_again() {
     let server = Server::start(Mutations::Loopback).await;
