@@ -2,6 +2,8 @@
 pub mod admission;
 pub mod backend;
 pub mod buffer;
+pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn an_access_event_is_one_json_object() {
         let line = logged(true, "info", |_| {
-            access(Access::All, &record("/a?secret=1"))
+            access(Access::All, &record("/a?secret=1"));
         });
         let event: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(event["path"], "/a");

@@ -1,0 +1,168 @@
+//! Who may change something.
+//!
+//! A POST is for people and scripts on this machine: over loopback or a Unix socket, and only with
+//! `mutations = "loopback"`. Being on loopback proves little when a browser or a proxy on this
+//! machine acts for somebody else, hence the other checks.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Uri, header, request::Parts};
+
+use crate::config::Mutations;
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP connection from this address.
+    Ip(IpAddr),
+    /// A Unix socket: file permissions have decided already.
+    Unix,
+}
+
+impl Peer {
+    fn is_local(self) -> bool {
+        match self {
+            Peer::Ip(address) => address.to_canonical().is_loopback(),
+            Peer::Unix => true,
+        }
+    }
+}
+
+/// Whether this POST may do its work; why not, in words.
+///
+/// # Errors
+/// The sentence for the 403.
+pub fn may_mutate(mutations: Mutations, peer: Peer, request: &Parts) -> Result<(), &'static str> {
+    if mutations == Mutations::Off {
+        return Err("Changes over the admin address are switched off (admin.mutations = \"off\").");
+    }
+    if !peer.is_local() {
+        return Err("Changes are accepted over loopback or a Unix socket only (admin.mutations).");
+    }
+    if request.headers.contains_key("x-forwarded-for")
+        || request.headers.contains_key(header::FORWARDED)
+    {
+        return Err("Changes are not accepted through a proxy.");
+    }
+    is_same_site(request)
+}
+
+/// Refuses what a page of another site makes a browser send.
+///
+/// # Errors
+/// The sentence for the 403.
+pub fn is_same_site(request: &Parts) -> Result<(), &'static str> {
+    const REFUSAL: &str = "This request comes from a page of another site.";
+    let headers = &request.headers;
+    if let Some(site) = text(headers, "sec-fetch-site")
+        && !matches!(site, "same-origin" | "none")
+    {
+        return Err(REFUSAL);
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
+    // "null", which sandboxed pages and files send, has no authority and is refused with the rest.
+    let origin = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.parse::<Uri>().ok());
+    let origin = origin.as_ref().and_then(Uri::authority).ok_or(REFUSAL)?;
+    let host = request
+        .uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(|| text(headers, header::HOST.as_str()))
+        .ok_or(REFUSAL)?;
+    if !origin.as_str().eq_ignore_ascii_case(host) {
+        return Err(REFUSAL);
+    }
+    // A name of the attacker's may resolve to 127.0.0.1 (DNS rebinding); origin and host agree then.
+    if is_own_name(origin.host()) {
+        Ok(())
+    } else {
+        Err(REFUSAL)
+    }
+}
+
+/// Names that no foreign DNS server decides on.
+fn is_own_name(host: &str) -> bool {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
+    bare.parse::<IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || host.to_ascii_lowercase().ends_with(".localhost")
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const LOCAL: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+    fn parts(headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::post("/drain").header("host", "127.0.0.1:9180");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_local_peers_may_change_something() {
+        let request = parts(&[]);
+        let allowed = |peer| may_mutate(Mutations::Loopback, peer, &request).is_ok();
+        assert!(allowed(LOCAL));
+        assert!(allowed(Peer::Unix));
+        assert!(allowed(Peer::Ip("::1".parse().unwrap())));
+        assert!(allowed(Peer::Ip("::ffff:127.0.0.1".parse().unwrap())));
+        assert!(!allowed(Peer::Ip("10.0.0.1".parse().unwrap())));
+        assert!(may_mutate(Mutations::Off, Peer::Unix, &request).is_err());
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_refused() {
+        for (headers, allowed) in [
+            (&[("origin", "http://127.0.0.1:9180")][..], true),
+            (&[("origin", "http://127.0.0.1:8080")], false),
+            (&[("origin", "http://evil.example")], false),
+            (&[("origin", "null")], false),
+            (&[("origin", "")], false),
+            (&[("sec-fetch-site", "cross-site")], false),
+            (&[("sec-fetch-site", "same-site")], false),
+            (&[("sec-fetch-site", "none")], true),
+            (
+                &[
+                    ("sec-fetch-site", "same-origin"),
+                    ("origin", "http://127.0.0.1:9180"),
+                ],
+                true,
+            ),
+            (&[("x-forwarded-for", "10.0.0.1")], false),
+        ] {
+            let verdict = may_mutate(Mutations::Loopback, LOCAL, &parts(headers));
+            assert_eq!(verdict.is_ok(), allowed, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_rebound_name_is_refused() {
+        let with_host = |host: &str| {
+            let request = http::Request::post("/drain")
+                .header("host", host)
+                .header("origin", format!("http://{host}"));
+            is_same_site(&request.body(()).unwrap().into_parts().0).is_ok()
+        };
+        assert!(!with_host("evil.example:9180"));
+        assert!(with_host("localhost:9180"));
+        assert!(with_host("[::1]:9180"));
+    }
+}

@@ -1,0 +1,63 @@
+//! `tidegate drain`: take no new requests, finish those that are here.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use super::admin_client::{FAILURE, PATIENCE, complain, display, request};
+use crate::config::Address;
+
+/// Starts a drain; with `wait`, returns when it is over. How long that may take is the server's
+/// `drain.timeout` to say, so there is no limit here.
+pub fn run(address: &Address, wait: bool) -> ExitCode {
+    match drain(address, wait) {
+        Ok(done) => {
+            let _ = writeln!(io::stdout(), "{done}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            complain(&format!("cannot drain {}: {why}", display(address)));
+            FAILURE
+        }
+    }
+}
+
+fn drain(address: &Address, wait: bool) -> Result<&'static str, String> {
+    let ask = |method, path, patience| match request(address, method, path, patience) {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        Ok(answer) => Err(answer.complaint()),
+        Err(error) => Err(error.to_string()),
+    };
+    ask("POST", "/drain", Some(PATIENCE))?;
+    if !wait {
+        return Ok("draining");
+    }
+    ask("GET", "/drain/wait", None)?;
+    Ok("drained")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::admin_client::tests::serve, *};
+
+    #[test]
+    fn starts_and_waits() {
+        let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let (address, server) = serve(vec![ok, ok]);
+        assert_eq!(drain(&address, true), Ok("drained"));
+        assert_eq!(
+            server.join().unwrap(),
+            ["POST /drain HTTP/1.1", "GET /drain/wait HTTP/1.1"]
+        );
+    }
+
+    #[test]
+    fn says_why_not() {
+        let (address, server) = serve(vec![
+            "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n{\"detail\":\"Switched off.\"}",
+        ]);
+        assert_eq!(drain(&address, true), Err("Switched off. (403)".to_owned()));
+        server.join().unwrap();
+    }
+}

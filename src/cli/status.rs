@@ -1,0 +1,281 @@
+//! `tidegate status`: the status document, on one screen or as it is.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::admin_client::{FAILURE, PATIENCE, complain, display, printable, request};
+use crate::config::Address;
+
+/// Decisions on the screen at most.
+const DECISIONS: usize = 5;
+
+/// Prints `/status`: as text, or as JSON when `json`. With `watch`, again each second until it is
+/// interrupted or the server is gone.
+pub fn run(address: &Address, json: bool, watch: bool) -> ExitCode {
+    loop {
+        let screen = match fetch(address, json) {
+            Ok(screen) => screen,
+            Err(why) => {
+                complain(&format!("no status from {}: {why}", display(address)));
+                return FAILURE;
+            }
+        };
+        // JSON that is watched is a stream of documents; text is drawn over the last screen.
+        let clear = if watch && !json {
+            "\u{1b}[H\u{1b}[2J"
+        } else {
+            ""
+        };
+        let mut stdout = io::stdout().lock();
+        let printed = writeln!(stdout, "{clear}{screen}").and_then(|()| stdout.flush());
+        drop(stdout);
+        // Standard output is closed: nobody reads on.
+        if !watch || printed.is_err() {
+            return ExitCode::SUCCESS;
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn fetch(address: &Address, json: bool) -> Result<String, String> {
+    let answer = request(address, "GET", "/status", Some(PATIENCE)).map_err(|e| e.to_string())?;
+    if answer.status != 200 {
+        return Err(answer.complaint());
+    }
+    if json {
+        return Ok(answer.text());
+    }
+    let status = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    Ok(screen(&status))
+}
+
+/// One readable screen. A figure that is not known is a dash.
+fn screen(status: &Value) -> String {
+    let mut out = String::new();
+    let state = match (status["draining"].as_bool(), status["ready"].as_bool()) {
+        (Some(true), _) => "draining",
+        (_, Some(true)) if status["dry_run"] == true => "ready (dry run: nothing is refused)",
+        (_, Some(true)) => "ready",
+        _ => "not ready",
+    };
+    let uptime = status["uptime_seconds"]
+        .as_f64()
+        .unwrap_or_default()
+        .max(0.0);
+    let uptime = Duration::try_from_secs_f64(uptime.floor()).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "tidegate {}, {state}, up {}",
+        plain(&status["version"]),
+        humantime::format_duration(uptime)
+    );
+    let totals = &status["totals"];
+    let lines = [
+        ("limit", plain(&status["limit"])),
+        ("in flight", plain(&status["in_flight"])),
+        (
+            "queued",
+            format!(
+                "{} of {}",
+                plain(&status["queued"]),
+                plain(&status["queue_capacity"])
+            ),
+        ),
+        ("bound by", plain(&status["bound_by"])),
+        ("", plain(&status["bound_by_sentence"])),
+        (
+            "demand",
+            format!("{} slots", number(&status["demand_slots"], 1)),
+        ),
+        (
+            "saturated",
+            format!("{} of the last 15 s", percent(&status["saturation_ratio"])),
+        ),
+        (
+            "requests",
+            format!(
+                "{}: {} answered by the backend, {} by tidegate ({} refused), {} canceled",
+                plain(&totals["requests"]),
+                plain(&totals["answered_by_backend"]),
+                plain(&totals["answered_by_tidegate"]),
+                plain(&totals["refused"]),
+                plain(&totals["canceled"])
+            ),
+        ),
+    ];
+    for (name, value) in lines {
+        let _ = writeln!(out, "  {name:<10} {value}");
+    }
+    let _ = writeln!(out);
+    endpoints(&mut out, status);
+    decisions(&mut out, status);
+    out.truncate(out.trim_end().len());
+    out
+}
+
+fn endpoints(out: &mut String, status: &Value) {
+    let _ = writeln!(
+        out,
+        "  {:<28} {:>4} {:>9} {:>6} {:>6} {:>10} {:>9}  bound by",
+        "endpoint", "up", "in flight", "limit", "slots", "unloaded", "stretch"
+    );
+    for endpoint in list(&status["backend"]["endpoints"]) {
+        let up = if endpoint["up"] == true { "yes" } else { "no" };
+        let unloaded = match endpoint["baseline_seconds"].as_f64() {
+            Some(seconds) => format!("{:.1} ms", seconds * 1000.0),
+            None => "-".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "  {:<28} {up:>4} {:>9} {:>6} {:>6} {unloaded:>10} {:>9}  {}",
+            plain(&endpoint["endpoint"]),
+            plain(&endpoint["in_flight"]),
+            plain(&endpoint["limit"]),
+            plain(&endpoint["slots"]),
+            number(&endpoint["stretch_ratio"], 2),
+            plain(&endpoint["bound_by"]),
+        );
+    }
+}
+
+fn decisions(out: &mut String, status: &Value) {
+    let decisions = list(&status["decisions"]);
+    if decisions.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n  latest decisions");
+    for decision in decisions.iter().take(DECISIONS) {
+        let _ = writeln!(
+            out,
+            "  {:>6} s ago  {:>4} -> {:<4} {} ({} samples, stretch {}, {} of the window at the limit)",
+            number(&decision["age_seconds"], 1),
+            plain(&decision["from"]),
+            plain(&decision["limit"]),
+            plain(&decision["reason"]),
+            plain(&decision["evidence"]["samples"]),
+            number(&decision["evidence"]["stretch"], 2),
+            percent(&decision["evidence"]["limited_share"]),
+        );
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    }
+}
+
+fn number(value: &Value, decimals: usize) -> String {
+    value
+        .as_f64()
+        .map_or_else(|| "-".to_owned(), |number| format!("{number:.decimals$}"))
+}
+
+fn percent(value: &Value) -> String {
+    value
+        .as_f64()
+        .map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::admin_client::tests::serve, *};
+    use crate::{
+        clock,
+        control::{BoundBy, Decision, Evidence},
+        observe::{EndpointSnapshot, Metrics, Snapshot, status},
+    };
+
+    #[test]
+    fn the_document_of_the_server_fits_the_screen() {
+        let snapshot = Snapshot {
+            endpoints: vec![EndpointSnapshot {
+                label: "127.0.0.1:8000".into(),
+                in_flight: 4,
+                limit: 4,
+                bound_by: BoundBy::Workers,
+                baseline_seconds: Some(0.0123),
+                stretch_ratio: None,
+                slots: Some((4, "configured")),
+            }],
+            queued: [0, 0, 7, 0, 0],
+            queue_capacity: 40,
+            saturation_ratio: 0.5,
+            demand_slots: 11.0,
+            ..Snapshot::default()
+        };
+        let now = clock::now();
+        let decision = Decision {
+            at: now,
+            from: 3,
+            limit: 4,
+            bound_by: BoundBy::Workers,
+            reason: "room",
+            evidence: Evidence {
+                samples: 80,
+                stretch: 1.1,
+                limited_share: 1.0,
+                ..Evidence::default()
+            },
+        };
+        let context = status::Context {
+            now,
+            uptime: Duration::from_millis(3_661_500),
+            ready: true,
+            draining: false,
+            dry_run: false,
+            decisions: &[("127.0.0.1:8000".to_owned(), decision)],
+        };
+        let metrics = Metrics::new();
+        metrics.endpoint("127.0.0.1:8000").set_up(true);
+        let text = screen(&status::document(&metrics, &snapshot, &context));
+        let expected = format!(
+            "tidegate {}, ready, up 1h 1m 1s\n  \
+             limit      4\n  \
+             in flight  4\n  \
+             queued     7 of 40\n  \
+             bound by   workers\n             \
+             Every worker is busy: more requests at once would only wait inside the backend.\n  \
+             demand     11.0 slots\n  \
+             saturated  50 % of the last 15 s\n  \
+             requests   0: 0 answered by the backend, 0 by tidegate (0 refused), 0 canceled\n\n  \
+             endpoint                       up in flight  limit  slots   unloaded   stretch  bound by\n  \
+             127.0.0.1:8000                yes         4      4      4    12.3 ms         -  workers\n\n  \
+             latest decisions\n     \
+             0.0 s ago     3 -> 4    room (80 samples, stretch 1.10, 100 % of the window at the limit)",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_unknown_document_is_a_screen_of_dashes_and_no_panic() {
+        let text = screen(&serde_json::json!({ "version": "\u{1b}[2J", "uptime_seconds": -1e300 }));
+        assert!(
+            text.starts_with("tidegate  [2J, not ready, up 0s"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn json_is_passed_on_as_it_is() {
+        let (address, server) = serve(vec![
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"a\": 1}\n",
+        ]);
+        assert_eq!(fetch(&address, true).as_deref(), Ok("{\"a\": 1}"));
+        server.join().unwrap();
+    }
+}
