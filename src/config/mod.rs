@@ -29,3 +29,6 @@ pub use problem::{Problem, Problems};
 pub use types::*;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use value::{Item, Value};
+
+#[cfg(test)]
+mod tests;
