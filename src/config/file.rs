@@ -239,15 +239,14 @@ pub(super) fn unknown_key(path: &str) -> String {
         .filter(|key| key.section() == section)
         .map(Key::name)
         .collect();
-    let elsewhere = || {
+    let path_of = |name: &str| {
         schema::plain_keys()
             .find(|key| key.name() == name)
             .map(|key| key.path)
     };
-    let anywhere = || closest(path, schema::plain_keys().map(|key| key.path));
     let meant = closest(name, siblings.iter().copied())
-        .or_else(elsewhere)
-        .or_else(anywhere);
+        .or_else(|| path_of(name))
+        .or_else(|| path_of(closest(name, schema::plain_keys().map(Key::name))?));
     let hint = match meant {
         Some(_) => did_you_mean(meant),
         None if siblings.is_empty() => format!("; the sections are {}", section_names()),

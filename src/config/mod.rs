@@ -1,8 +1,8 @@
 //! TOML, environment and flags become one validated, immutable [`Config`].
 //!
 //! Everything that is known of a key (its kind, default, unit, whether a reload can change it) is
-//! one line of the table in [`schema`]. [`load`] reads the four layers (flag > environment > file
-//! > default) through that table, collects **every** problem with its place, and only then builds
+//! one line of the table in [`schema`]. [`load`] reads the four layers (default, then
+//! file, environment, flag) through that table, collects **every** problem with its place, and only then builds
 //! the typed `Config` that the rest of the house uses.
 
 mod address;

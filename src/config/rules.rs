@@ -21,7 +21,7 @@ fn broken(s: &Settings, report: &mut Report, key: &str, other: &str, relation: &
         "{} is {relation} {other} ({}); {remedy}",
         at.value, with.value
     );
-    if with.origin.rank() > at.origin.rank() {
+    if with.origin.rank().0 > at.origin.rank().0 {
         report.value(
             &with.origin,
             other,
@@ -118,7 +118,7 @@ fn addresses(s: &Settings, report: &mut Report) {
                 );
                 // The clash is with what was set last, most often the endpoint.
                 let (listen, endpoints) = (s.get("server.listen"), s.get("backend.endpoints"));
-                let (at, key) = if listen.origin.rank() > endpoints.origin.rank() {
+                let (at, key) = if listen.origin.rank().0 > endpoints.origin.rank().0 {
                     (listen, "server.listen")
                 } else {
                     (endpoints, "backend.endpoints")

@@ -23,7 +23,7 @@ pub fn format_duration(duration: Duration) -> String {
         let parts = [(1_000_000, "ms"), (1_000, "us"), (1, "ns")];
         for (size, unit) in parts {
             // humantime reads each number as a u64.
-            if nanos % size == 0 && nanos / size <= u128::from(u64::MAX) {
+            if nanos.is_multiple_of(size) && nanos / size <= u128::from(u64::MAX) {
                 return format!("{}{unit}", nanos / size);
             }
         }
@@ -79,7 +79,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
 /// exactly; plain bytes when none does.
 pub fn format_size(bytes: u64) -> String {
     for (unit, factor) in &UNITS[..3] {
-        if bytes != 0 && bytes % factor == 0 {
+        if bytes != 0 && bytes.is_multiple_of(*factor) {
             return format!("{}{unit}", bytes / factor);
         }
     }

@@ -158,7 +158,7 @@ impl State {
                     result = Err(WatchError::Notify {
                         path: directory,
                         source,
-                    })
+                    });
                 }
             }
         }
