@@ -48,7 +48,10 @@ pub enum Command {
     /// COMMAND gets PORT and TIDEGATE_BACKEND in its environment; in its arguments {port} and
     /// {addr} are replaced by the address that tidegate chose, or that --backend names. Its exit
     /// code becomes tidegate's.
-    #[command(after_help = PRECEDENCE)]
+    #[command(
+        after_help = PRECEDENCE,
+        override_usage = "tidegate exec [OPTIONS] -- COMMAND [ARG]..."
+    )]
     Exec(ExecArgs),
     /// Validate the configuration: every problem as FILE:LINE:COL: message
     #[command(after_help = PRECEDENCE)]
@@ -136,6 +139,7 @@ pub struct AdminArgs {
         long = "admin",
         value_name = "ADDR",
         env = "TIDEGATE_ADMIN",
+        hide_env_values = true,
         default_value = DEFAULT_ADMIN,
         value_parser = admin_address
     )]

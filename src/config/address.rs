@@ -69,7 +69,10 @@ impl Address {
                 },
             ) => {
                 let any = matches!(host.as_str(), "0.0.0.0" | "::");
-                port == to_port && *port != 0 && (host == to || (any && is_loopback(to)))
+                let local = host == to
+                    || (any && is_loopback(to))
+                    || (to == "localhost" && is_loopback(host));
+                port == to_port && *port != 0 && local
             }
             _ => self == target,
         }
@@ -331,6 +334,7 @@ mod tests {
         let all = Address::listen(":8080").unwrap();
         assert!(all.reaches(&tcp("localhost", 8080)));
         assert!(all.reaches(&tcp("127.0.0.1", 8080)));
+        assert!(tcp("127.0.0.1", 80).reaches(&tcp("localhost", 80)));
         assert!(!all.reaches(&tcp("127.0.0.1", 8000)));
         assert!(!all.reaches(&tcp("10.0.0.1", 8080)));
         assert!(!tcp("10.0.0.1", 80).reaches(&tcp("127.0.0.1", 80)));

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     address::Address,
+    load::read_small,
     origin::Origin,
     problem::Report,
     resolve::{RouteSettings, Settings},
@@ -147,9 +148,6 @@ fn route(s: &Settings) -> Route {
     }
 }
 
-/// A refusal is sent often and from memory.
-const BODY_MAX: usize = 1 << 20;
-
 fn reject_body(settings: &mut Settings, base: &Path, report: &mut Report) -> Option<RejectBody> {
     const KEY: &str = "reject.body";
     let given = match settings.text(KEY) {
@@ -160,16 +158,8 @@ fn reject_body(settings: &mut Settings, base: &Path, report: &mut Report) -> Opt
     let origin: Origin = settings.get(KEY).origin.clone();
     let path = base.join(&given);
     let path = std::path::absolute(&path).unwrap_or(path);
-    let content = match std::fs::read(&path) {
-        Ok(content) if content.len() <= BODY_MAX => content,
-        Ok(content) => {
-            let message = format!(
-                "\"file:{given}\" has {} bytes; a refusal has at most 1MiB",
-                content.len()
-            );
-            report.value(&origin, KEY, &message);
-            return None;
-        }
+    let content = match read_small(&path) {
+        Ok(content) => content,
         Err(error) => {
             let message = format!(
                 "\"file:{given}\" cannot be read ({}): {error}",

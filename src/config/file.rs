@@ -40,19 +40,18 @@ pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
     let source = Source { path, text };
     let mut layer = FileLayer::default();
     let (table, errors) = DeTable::parse_recoverable(text);
-    let mut last_line = 0;
-    let mut broken = false;
-    for error in &errors {
-        let offset = error.span().map_or(text.len(), |span| span.start);
+    let broken = errors.iter().any(|error| !is_duplicate(error));
+    let offset_of = |error: &toml::de::Error| error.span().map_or(text.len(), |span| span.start);
+    let mut errors: Vec<_> = errors
+        .iter()
+        .map(|error| (offset_of(error), error))
+        .collect();
+    errors.sort_by_key(|(offset, _)| *offset);
+    // The parser recovers in the middle of a line, and then complains of the rest.
+    errors.dedup_by_key(|(offset, _)| source.position(*offset).line);
+    for (offset, error) in errors {
         let origin = source.origin(offset);
-        let duplicate = error.message().contains("duplicate key");
-        broken |= !duplicate;
-        // The parser recovers in the middle of a line, and then complains of the rest.
-        let line = source.position(offset).line;
-        if std::mem::replace(&mut last_line, line) == line {
-            continue;
-        }
-        if duplicate {
+        if is_duplicate(error) {
             let name = error
                 .span()
                 .and_then(|span| text.get(span))
@@ -68,6 +67,10 @@ pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
             report.plain(&origin, None, message);
         } else {
             report.plain(&origin, None, format!("TOML syntax: {}", error.message()));
+            // An array that isn't closed swallows the rest of the file.
+            if error.message().contains("between array elements") {
+                break;
+            }
         }
     }
     // What follows a syntax error is guessed: better few problems that are true.
@@ -75,6 +78,10 @@ pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
         walk(&source, table.get_ref(), "", &mut layer, report);
     }
     layer
+}
+
+fn is_duplicate(error: &toml::de::Error) -> bool {
+    error.message().contains("duplicate key")
 }
 
 /// The place of a byte of a file.
@@ -257,7 +264,9 @@ pub(super) fn unknown_key(path: &str) -> String {
 
 /// `unknown section [queu]; did you mean [queue]?`
 fn unknown_section(path: &str) -> String {
-    match closest(path, schema::sections()) {
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let meant = closest(path, schema::sections()).or_else(|| closest(last, schema::sections()));
+    match meant {
         Some(schema::ROUTE) => format!("unknown section [{path}]; did you mean [[route]]?"),
         Some(meant) => format!("unknown section [{path}]; did you mean [{meant}]?"),
         None => format!(

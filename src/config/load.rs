@@ -1,7 +1,8 @@
 //! From the sources to a validated configuration, or to every problem there is.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -60,10 +61,31 @@ pub struct Loaded {
 pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     let path = sources.path();
     let bytes = match &path {
-        Some(path) => Some(std::fs::read(path).map_err(|error| unreadable(path, &error))?),
+        Some(path) => Some(read_small(path).map_err(|error| unreadable(path, &error))?),
         None => None,
     };
     load_bytes(sources, path.as_deref().zip(bytes.as_deref()))
+}
+
+/// A configuration and the body of a refusal are small; a device or a disk image is a mistake.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Reads a file of at most 1 MiB.
+///
+/// # Errors
+/// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one.
+pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let read = File::open(path)?
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut content)?;
+    if read as u64 > FILE_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it has more than 1MiB",
+        ));
+    }
+    Ok(content)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problems {

@@ -106,7 +106,7 @@ pub(super) fn closest<'a>(
             let near = strsim::normalized_damerau_levenshtein(&given, one);
             // "lifo" for "adaptive-lifo", "sync" for "gunicorn-sync".
             let part = given.len() >= 3 && one.contains(&given);
-            (if part { near.max(0.7) } else { near }, one)
+            (if part { near.max(0.8) } else { near }, one)
         })
         .filter(|(near, _)| *near >= 0.6)
         .max_by(|a, b| a.0.total_cmp(&b.0))

@@ -1,6 +1,7 @@
 //! What must hold between keys.
 
 use super::{
+    address::Address,
     problem::Report,
     resolve::{RouteSettings, Settings},
     typed::Typed,
@@ -17,20 +18,12 @@ pub(super) fn apply(settings: &Settings, routes: &[RouteSettings], report: &mut 
 /// Reports at whichever of the two keys was set by the higher layer: that one broke the rule.
 fn broken(s: &Settings, report: &mut Report, key: &str, other: &str, relation: &str, remedy: &str) {
     let (at, with) = (s.get(key), s.get(other));
-    let message = format!(
-        "{} is {relation} {other} ({}); {remedy}",
-        at.value, with.value
-    );
+    let (value, limit) = (&at.value, &with.value);
     if with.origin.rank().0 > at.origin.rank().0 {
-        report.value(
-            &with.origin,
-            other,
-            &format!(
-                "{key} ({}) is {relation} it ({}); {remedy}",
-                at.value, with.value
-            ),
-        );
+        let message = format!("{key} ({value}) is {relation} it ({limit}); {remedy}");
+        report.value(&with.origin, other, &message);
     } else {
+        let message = format!("{value} is {relation} {other} ({limit}); {remedy}");
         report.value(&at.origin, key, &message);
     }
 }
@@ -100,13 +93,10 @@ fn buffers(s: &Settings, report: &mut Report) {
 fn addresses(s: &Settings, report: &mut Report) {
     let listens = s.addresses("server.listen");
     let admin = s.address("admin.listen");
-    let bound = |port: u16| port != 0;
     for listen in &listens {
-        let same = match listen {
-            super::Address::Tcp { port, .. } => bound(*port) && *listen == admin,
-            _ => *listen == admin,
-        };
-        if same {
+        // Two free ports are not the same.
+        let free = matches!(listen, Address::Tcp { port: 0, .. });
+        if *listen == admin && !free {
             let message = format!("\"{admin}\" is in server.listen too; choose another port");
             report.value(&s.get("admin.listen").origin, "admin.listen", &message);
         }

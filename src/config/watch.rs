@@ -15,6 +15,8 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
+use super::load::read_small;
+
 /// A change comes as several events (truncate, write, rename): one look after all of them.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
@@ -94,7 +96,7 @@ pub fn watch(path: &Path, on_change: impl Fn() + Send + 'static) -> Result<Watch
         seen: None,
     };
     state.follow()?;
-    state.seen = fs::read(&state.path).ok();
+    state.seen = read_small(&state.path).ok();
     thread::Builder::new()
         .name("config-watch".to_owned())
         .spawn(move || state.run(&receiver, &on_change))
@@ -131,7 +133,7 @@ impl State {
             // First the watches, then the look: what changes in between is an event again. A
             // directory that is going away can't be watched, its parent still is.
             let _ = self.follow();
-            let content = fs::read(&self.path).ok();
+            let content = read_small(&self.path).ok();
             if content.is_some() && content != self.seen {
                 self.seen = content;
                 on_change();

@@ -31,6 +31,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "1:8: unknown section [limit.amid]; did you mean [limit.aimd]?",
         ),
         (
+            "[server]\nlimit.max = 1",
+            "2:1: unknown section [server.limit]; did you mean [limit]?",
+        ),
+        (
             "[[routes]]\nname = \"a\"",
             "1:3: unknown section [routes]; did you mean [[route]]?",
         ),
@@ -124,7 +128,7 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
         // Words.
         (
             "[queue]\ndiscipline = \"lifo\"",
-            "2:14: queue.discipline: \"lifo\" is not one of adaptive-lifo, fifo; did you mean fifo?",
+            "2:14: queue.discipline: \"lifo\" is not one of adaptive-lifo, fifo; did you mean adaptive-lifo?",
         ),
         (
             "[process]\nrestart = \"on_failure\"",
@@ -399,6 +403,10 @@ fn syntax_errors_have_their_place_on_one_line() {
             "{text:?}: {lines}"
         );
     }
+    // An array that isn't closed is one problem, whatever follows.
+    let open = "[server]\nlisten = [\":80\"\nhttp2 = 0\n[a]\n";
+    let open = lines(load_text(open, &Sources::default()));
+    assert_eq!(open.lines().count(), 1, "{open}");
     let two = lines(load_text("a b = 1\n\nc d = 1\n", &Sources::default()));
     assert_eq!(two.lines().count(), 2, "{two}");
 }
@@ -413,6 +421,19 @@ fn a_file_that_is_not_text_is_told() {
         lines(result),
         "t.toml:2:6: not UTF-8; save the file as UTF-8"
     );
+}
+
+#[test]
+fn a_file_that_is_too_large_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t.toml");
+    std::fs::write(&file, vec![b'#'; (1 << 20) + 1]).unwrap();
+    let sources = Sources {
+        file: Some(file.clone()),
+        ..Sources::default()
+    };
+    let expected = format!("{}: cannot be read: it has more than 1MiB", file.display());
+    assert_eq!(lines(load(&sources)), expected);
 }
 
 #[test]
