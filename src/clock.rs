@@ -14,5 +14,7 @@ pub fn now() -> Instant {
 /// never for a duration.
 #[allow(clippy::disallowed_methods)]
 pub fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }

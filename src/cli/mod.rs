@@ -1,6 +1,213 @@
-//! One file for each command.
+//! The command line: what can be typed, and one file per command.
+//!
+//! clap ends the process with 2 on a usage error, as for an invalid configuration.
 
 pub mod admin_client;
+pub mod check;
+pub mod completions;
+pub mod config;
 pub mod drain;
 pub mod healthcheck;
+mod options;
 pub mod status;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use options::Options;
+
+use crate::config::{Address, Sources, Value};
+
+const PRECEDENCE: &str = "\
+A flag wins over the environment, that over the file, that over the default. Any key can be set: \
+in the file, as --set section.key=VALUE, or as TIDEGATE_<SECTION>__<KEY>. TIDEGATE_CONFIG, \
+TIDEGATE_LISTEN, TIDEGATE_BACKEND (comma-separated) and TIDEGATE_ADMIN are short forms.
+
+Exit codes: 0 ok, 1 failure at run time, 2 usage or configuration, 3 cannot bind.";
+
+/// An adaptive concurrency limit in front of Flask workers.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    about = "An adaptive concurrency limit in front of Flask workers",
+    after_help = PRECEDENCE,
+    disable_help_subcommand = true,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Front a backend that is already running (sidecar)
+    #[command(after_help = PRECEDENCE)]
+    Run(RunArgs),
+    /// Start COMMAND as the backend, front it, die with it
+    ///
+    /// COMMAND gets PORT and TIDEGATE_BACKEND in its environment; in its arguments {port} and
+    /// {addr} are replaced by the address that tidegate chose, or that --backend names. Its exit
+    /// code becomes tidegate's.
+    #[command(
+        after_help = PRECEDENCE,
+        override_usage = "tidegate exec [OPTIONS] -- COMMAND [ARG]..."
+    )]
+    Exec(ExecArgs),
+    /// Validate the configuration: every problem as FILE:LINE:COL: message
+    #[command(after_help = PRECEDENCE)]
+    Check(CheckArgs),
+    /// Print the effective configuration, with where each value came from
+    #[command(after_help = PRECEDENCE)]
+    Config(ConfigArgs),
+    /// Show what a running tidegate does: its limit, its queue, and what holds the limit
+    Status(StatusArgs),
+    /// Tell a running tidegate to finish its requests and take no new ones
+    Drain(DrainArgs),
+    /// Exit 0 if a running tidegate is healthy, else 1 (for a container's HEALTHCHECK)
+    Healthcheck(HealthcheckArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `tidegate run`
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// `tidegate exec`
+#[derive(Args, Clone, Debug)]
+pub struct ExecArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+    /// The backend's command and its arguments [default: process.command]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+impl ExecArgs {
+    /// Where the configuration comes from; the command after `--` is `process.command`.
+    pub fn sources(&self) -> Sources {
+        let mut sources = self.options.sources();
+        if !self.command.is_empty() {
+            let value = Value::strings(self.command.iter().cloned());
+            sources
+                .flags
+                .push(("process.command".to_owned(), "-- COMMAND".to_owned(), value));
+        }
+        sources
+    }
+}
+
+/// `tidegate check`
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// `tidegate config`
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+    /// TOML that can be fed back in, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ConfigFormat,
+}
+
+/// How `tidegate config` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConfigFormat {
+    /// Fit to be fed back in; each key has its origin in a comment.
+    #[default]
+    Toml,
+    /// Each key as `{"value": ..., "origin": ...}`.
+    Json,
+}
+
+/// Where a running tidegate's admin server is.
+#[derive(Args, Clone, Debug)]
+pub struct AdminArgs {
+    /// The admin server of the running tidegate: host:port, :port or unix:/path
+    #[arg(
+        long = "admin",
+        value_name = "ADDR",
+        env = "TIDEGATE_ADMIN",
+        hide_env_values = true,
+        default_value = DEFAULT_ADMIN,
+        value_parser = admin_address
+    )]
+    pub address: Address,
+}
+
+const DEFAULT_ADMIN: &str = "127.0.0.1:9180";
+
+/// An empty variable is one that isn't set.
+fn admin_address(text: &str) -> Result<Address, String> {
+    let text = if text.is_empty() { DEFAULT_ADMIN } else { text };
+    Address::connect(text).map_err(|error| error.to_string())
+}
+
+/// `tidegate status`
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// For people, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub format: StatusFormat,
+}
+
+/// How `tidegate status` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StatusFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// As `GET /status` answers.
+    Json,
+}
+
+/// `tidegate drain`
+#[derive(Args, Clone, Debug)]
+pub struct DrainArgs {
+    /// Whom to tell.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Return only when the last request has ended
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `tidegate healthcheck`
+#[derive(Args, Clone, Debug)]
+pub struct HealthcheckArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Ask whether the backend accepts too, not just whether tidegate lives
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// `tidegate completions`
+#[derive(Args, Clone, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests;

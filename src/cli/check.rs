@@ -1,0 +1,85 @@
+//! `tidegate check`: is the configuration valid?
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use super::CheckArgs;
+use crate::config::{Sources, load};
+
+/// Prints `FILE: ok`, or each problem on a line of stderr and exits 2.
+pub fn run(args: &CheckArgs) -> ExitCode {
+    check(
+        &args.options.sources(),
+        &mut io::stdout(),
+        &mut io::stderr(),
+    )
+}
+
+fn check(sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    // The exit code says it all when nobody reads.
+    match load(sources) {
+        Ok(loaded) => {
+            let what = loaded.file.map(|path| path.display().to_string());
+            let _ = writeln!(out, "{}: ok", what.as_deref().unwrap_or("configuration"));
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            let _ = writeln!(err, "{problems}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(content: Option<&str>) -> (bool, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = check(&sources, &mut out, &mut err);
+        let text = |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).unwrap();
+            text.replace(&format!("{}/", dir.path().display()), "")
+        };
+        (
+            format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS),
+            text(out),
+            text(err),
+        )
+    }
+
+    #[test]
+    fn a_valid_file_is_ok() {
+        let expected = (true, "t.toml: ok\n".to_owned(), String::new());
+        assert_eq!(outcome(Some("[queue]\nmax_wait = \"1s\"\n")), expected);
+    }
+
+    #[test]
+    fn each_problem_is_a_line_of_stderr() {
+        let expected = "t.toml:2:1: unknown key queue.max_wiat; did you mean max_wait?\n\
+                        t.toml:3:8: log.level: \"inof\" is not one of off, error, warn, info, debug, \
+                        trace, nor a filter as \"info,tidegate::proxy=debug\"; did you mean info?\n";
+        let content = "[queue]\nmax_wiat = \"1s\"\nlevel = 1\n[log]\nlevel = \"inof\"\n";
+        let (ok, out, err) = outcome(Some(&content.replace("level = 1\n[log]\n", "[log]\n")));
+        assert_eq!((ok, out.as_str()), (false, ""));
+        assert_eq!(err, expected.replace("t.toml:3:8", "t.toml:4:9"));
+    }
+
+    #[test]
+    fn a_missing_file_is_one_problem() {
+        let expected = "t.toml: no such file; name the configuration with -c FILE or \
+                        TIDEGATE_CONFIG\n";
+        assert_eq!(outcome(None), (false, String::new(), expected.to_owned()));
+    }
+}

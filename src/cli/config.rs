@@ -1,0 +1,33 @@
+//! `tidegate config`: the effective configuration, with where each value came from.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use super::{ConfigArgs, ConfigFormat};
+use crate::config::load;
+
+/// Prints the configuration; or each problem on a line of stderr and exits 2.
+pub fn run(args: &ConfigArgs) -> ExitCode {
+    let loaded = match load(&args.options.sources()) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            let _ = writeln!(io::stderr(), "{problems}");
+            return ExitCode::from(2);
+        }
+    };
+    let text = match args.format {
+        ConfigFormat::Toml => loaded.render_toml(),
+        ConfigFormat::Json => format!("{:#}\n", loaded.to_json()),
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `tidegate config | head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "cannot write the configuration: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What a string must look like, per kind of key. The messages follow the value: `"x" <message>`.
+
+use super::problem::{closest, did_you_mean};
+
+/// Says what is wrong with a string, or nothing.
+pub type Check = fn(&str) -> Result<(), String>;
+
+fn fail<T>(message: impl Into<String>) -> Result<T, String> {
+    Err(message.into())
+}
+
+fn is_token(text: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(token)
+}
+
+/// Anything without a NUL.
+pub(super) fn any(text: &str) -> Result<(), String> {
+    if text.contains('\0') {
+        return fail("holds a NUL byte; remove it");
+    }
+    Ok(())
+}
+
+/// A header's name, or empty.
+pub(super) fn header_name(text: &str) -> Result<(), String> {
+    if text.is_empty() || is_token(text) {
+        return Ok(());
+    }
+    fail("is not a header name; write one as \"X-Name\", or \"\" for none")
+}
+
+/// `Name`, `Name: value`, or empty.
+pub(super) fn header_match(text: &str) -> Result<(), String> {
+    let (name, value) = text.split_once(':').unwrap_or((text, ""));
+    if text.is_empty() || (is_token(name) && !value.chars().any(char::is_control)) {
+        return Ok(());
+    }
+    fail("is not a header; write \"Name: value\" or \"Name\"")
+}
+
+/// A method, in capitals.
+pub(super) fn method(text: &str) -> Result<(), String> {
+    if !is_token(text) {
+        return fail("is not a method; write one as \"GET\"");
+    }
+    if text.bytes().any(|b| b.is_ascii_lowercase()) {
+        return fail(format!(
+            "is not a method: methods are in capitals; write {:?}",
+            text.to_ascii_uppercase()
+        ));
+    }
+    Ok(())
+}
+
+/// A metric label; emptiness is told apart by the route itself.
+pub(super) fn route_name(text: &str) -> Result<(), String> {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"-_./:".contains(&b);
+    if text.len() > 64 || !text.bytes().all(known) {
+        return fail("is not a route name; write up to 64 letters, digits and -_./:");
+    }
+    Ok(())
+}
+
+/// An absolute path, with at most one `*`, at the end after a slash.
+pub(super) fn route_path(text: &str) -> Result<(), String> {
+    let prefix = text.strip_suffix("/*").unwrap_or(text);
+    if !text.starts_with('/') {
+        return fail(format!(
+            "does not start with a slash; write {:?}",
+            format!("/{text}")
+        ));
+    }
+    if prefix.contains('*') {
+        return fail("has a * that is not at its end after a slash; write a prefix as \"/api/*\"");
+    }
+    if prefix.contains(['?', '#']) || !prefix.bytes().all(|b| b.is_ascii_graphic()) {
+        return fail("is not a path; write it percent-encoded, without query");
+    }
+    Ok(())
+}
+
+/// A path, or empty.
+pub(super) fn ready_path(text: &str) -> Result<(), String> {
+    if text.is_empty() || (text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic())) {
+        return Ok(());
+    }
+    fail("is not a path; write one as \"/healthz\", or \"\"")
+}
+
+/// `problem+json`, `text`, `file:PATH`.
+pub(super) fn reject_body(text: &str) -> Result<(), String> {
+    match text {
+        "problem+json" | "text" => Ok(()),
+        "file:" => fail("names no file; write \"file:PATH\""),
+        _ if text.starts_with("file:") => any(text),
+        _ => {
+            let meant = closest(text, ["problem+json", "text"]);
+            fail(format!(
+                "is not one of problem+json, text, file:PATH{}",
+                did_you_mean(meant)
+            ))
+        }
+    }
+}
+
+/// A level, or a tracing filter.
+pub(super) fn log_filter(text: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    // A lone word is a valid filter too (a target), but here it is a level misspelled.
+    let lone = !text.contains(['=', ',', ':', '[']);
+    if lone && !LEVELS.contains(&text.to_ascii_lowercase().as_str()) {
+        let meant = closest(text, LEVELS);
+        return fail(format!(
+            "is not one of {}, nor a filter as \"info,tidegate::proxy=debug\"{}",
+            LEVELS.join(", "),
+            did_you_mean(meant)
+        ));
+    }
+    match tracing_subscriber::filter::EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(()),
+        Err(error) => fail(format!(
+            "is not a filter ({error}); write one as \"info,tidegate::proxy=debug\""
+        )),
+    }
+}

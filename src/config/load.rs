@@ -1,0 +1,187 @@
+//! From the sources to a validated configuration, or to every problem there is.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    build,
+    file::{self, FileLayer},
+    origin::{Origin, Origins},
+    problem::{Problem, Problems, Report},
+    resolve::{RouteSettings, Settings, resolve},
+    schema,
+    types::Config,
+    value::Value,
+};
+
+/// Where values may come from. The default has none: it loads the defaults.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sources {
+    /// The configuration file; without one, `TIDEGATE_CONFIG` of `env`; without that, no file.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that don't start with `TIDEGATE_` are passed over.
+    pub env: Vec<(String, String)>,
+    /// Dotted key, the flag's name for messages, value; a later one wins.
+    pub flags: Vec<(String, String, Value)>,
+}
+
+impl Sources {
+    /// The file that [`load`] reads.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.file.clone().or_else(|| {
+            let named = self.env.iter().find(|(name, _)| name == "TIDEGATE_CONFIG");
+            named
+                .filter(|(_, path)| !path.is_empty())
+                .map(|(_, path)| PathBuf::from(path))
+        })
+    }
+}
+
+/// A validated configuration that knows where each value came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the rest of the house uses.
+    pub config: Arc<Config>,
+    /// Who set what.
+    pub origins: Origins,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    pub(super) settings: Settings,
+    pub(super) routes: Vec<RouteSettings>,
+}
+
+/// Reads all layers and validates them.
+///
+/// # Errors
+/// Every problem of every layer; only the one if the file can't be read.
+pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+    let path = sources.path();
+    let bytes = match &path {
+        Some(path) => Some(read_small(path).map_err(|error| unreadable(path, &error))?),
+        None => None,
+    };
+    load_bytes(sources, path.as_deref().zip(bytes.as_deref()))
+}
+
+/// A configuration and the body of a refusal are small; a device or a disk image is a mistake.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Reads a file of at most 1 MiB.
+///
+/// # Errors
+/// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one.
+pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let read = File::open(path)?
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut content)?;
+    if read as u64 > FILE_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it has more than 1MiB",
+        ));
+    }
+    Ok(content)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problems {
+    let message = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "no such file; name the configuration with -c FILE or TIDEGATE_CONFIG".to_owned()
+        }
+        _ => format!("cannot be read: {error}"),
+    };
+    Problems(vec![Problem {
+        location: path.display().to_string(),
+        key: None,
+        message,
+    }])
+}
+
+/// [`load`], with the file's content at hand.
+pub(super) fn load_bytes(
+    sources: &Sources,
+    file: Option<(&Path, &[u8])>,
+) -> Result<Loaded, Problems> {
+    let mut report = Report::default();
+    let layer = match file {
+        Some((path, bytes)) => read(path, bytes, &mut report),
+        None => FileLayer::default(),
+    };
+    let (mut settings, routes) = resolve(&layer, sources, &mut report);
+    let base = file
+        .and_then(|(path, _)| path.parent())
+        .unwrap_or(Path::new(""));
+    let config = build::build(&mut settings, &routes, base, &mut report);
+    match config {
+        Some(config) if report.is_empty() => Ok(Loaded {
+            config: Arc::new(config),
+            origins: origins(&settings, &routes),
+            file: file.map(|(path, _)| path.to_owned()),
+            settings,
+            routes,
+        }),
+        _ => Err(report.finish()),
+    }
+}
+
+fn read(path: &Path, bytes: &[u8], report: &mut Report) -> FileLayer {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => file::read(path, text, report),
+        Err(error) => {
+            let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+            let origin = file::origin(path, &good, good.len());
+            report.plain(&origin, None, "not UTF-8; save the file as UTF-8");
+            FileLayer::default()
+        }
+    }
+}
+
+fn origins(settings: &Settings, routes: &[RouteSettings]) -> Origins {
+    let mut origins = Origins::default();
+    for key in schema::plain_keys() {
+        origins
+            .0
+            .insert(key.path.to_owned(), settings.get(key.path).origin.clone());
+    }
+    for (i, route) in routes.iter().enumerate() {
+        for key in schema::route_keys() {
+            let path = format!("{}[{i}].{}", schema::ROUTE, key.name());
+            origins
+                .0
+                .insert(path, route.settings.get(key.path).origin.clone());
+        }
+    }
+    origins
+}
+
+/// The dotted keys whose value differs and that a reload can't change, in the schema's order.
+pub fn needs_restart(old: &Loaded, new: &Loaded) -> Vec<String> {
+    schema::plain_keys()
+        .filter(|key| !key.hot)
+        .filter(|key| old.settings.get(key.path).value != new.settings.get(key.path).value)
+        .map(|key| key.path.to_owned())
+        .collect()
+}
+
+impl Default for Config {
+    /// What `tidegate run` without any option does.
+    fn default() -> Self {
+        match load(&Sources::default()) {
+            Ok(loaded) => Arc::unwrap_or_clone(loaded.config),
+            Err(problems) => unreachable!("the defaults are valid: {problems}"),
+        }
+    }
+}
+
+impl Settings {
+    /// Sets a value that was found out while building, without changing who set it.
+    pub(super) fn refine(&mut self, path: &'static str, value: super::typed::Typed) {
+        let origin: Origin = self.get(path).origin.clone();
+        self.set(path, value, origin);
+    }
+}

@@ -1,0 +1,140 @@
+//! What must hold between keys.
+
+use super::{
+    address::Address,
+    problem::Report,
+    resolve::{RouteSettings, Settings},
+    typed::Typed,
+};
+
+/// Checks all rules; what is broken goes to the report, at the key that was set last.
+pub(super) fn apply(settings: &Settings, routes: &[RouteSettings], report: &mut Report) {
+    limits(settings, report);
+    buffers(settings, report);
+    addresses(settings, report);
+    names(routes, report);
+}
+
+/// Reports at whichever of the two keys was set by the higher layer: that one broke the rule.
+fn broken(s: &Settings, report: &mut Report, key: &str, other: &str, relation: &str, remedy: &str) {
+    let (at, with) = (s.get(key), s.get(other));
+    let (value, limit) = (&at.value, &with.value);
+    if with.origin.rank().0 > at.origin.rank().0 {
+        let message = format!("{key} ({value}) is {relation} it ({limit}); {remedy}");
+        report.value(&with.origin, other, &message);
+    } else {
+        let message = format!("{value} is {relation} {other} ({limit}); {remedy}");
+        report.value(&at.origin, key, &message);
+    }
+}
+
+fn limits(s: &Settings, report: &mut Report) {
+    let (initial, min, max) = (
+        s.u64("limit.initial"),
+        s.u64("limit.min"),
+        s.u64("limit.max"),
+    );
+    if min > max {
+        broken(
+            s,
+            report,
+            "limit.min",
+            "limit.max",
+            "above",
+            "lower one or raise the other",
+        );
+    } else if initial != 0 && initial < min {
+        broken(
+            s,
+            report,
+            "limit.initial",
+            "limit.min",
+            "below",
+            "raise it, or write 0 for the default",
+        );
+    } else if initial > max {
+        broken(
+            s,
+            report,
+            "limit.initial",
+            "limit.max",
+            "above",
+            "lower it, or write 0 for the default",
+        );
+    }
+    if s.f64("limit.resources.memory_high") > s.f64("limit.resources.memory_max") {
+        let (high, max) = ("limit.resources.memory_high", "limit.resources.memory_max");
+        broken(
+            s,
+            report,
+            high,
+            max,
+            "above",
+            "lower one or raise the other",
+        );
+    }
+}
+
+fn buffers(s: &Settings, report: &mut Report) {
+    for key in ["buffers.request", "buffers.response"] {
+        if s.u64(key) > s.u64("buffers.total") {
+            broken(
+                s,
+                report,
+                key,
+                "buffers.total",
+                "above",
+                "lower one or raise the other",
+            );
+        }
+    }
+}
+
+fn addresses(s: &Settings, report: &mut Report) {
+    let listens = s.addresses("server.listen");
+    let admin = s.address("admin.listen");
+    for listen in &listens {
+        // Two free ports are not the same.
+        let free = matches!(listen, Address::Tcp { port: 0, .. });
+        if *listen == admin && !free {
+            let message = format!("\"{admin}\" is in server.listen too; choose another port");
+            report.value(&s.get("admin.listen").origin, "admin.listen", &message);
+        }
+        for endpoint in s.addresses("backend.endpoints") {
+            if listen.reaches(&endpoint) {
+                let message = format!(
+                    "\"{endpoint}\" is where tidegate itself listens (server.listen \"{listen}\"); \
+                     write the workers' address"
+                );
+                // The clash is with what was set last, most often the endpoint.
+                let (listen, endpoints) = (s.get("server.listen"), s.get("backend.endpoints"));
+                let (at, key) = if listen.origin.rank().0 > endpoints.origin.rank().0 {
+                    (listen, "server.listen")
+                } else {
+                    (endpoints, "backend.endpoints")
+                };
+                report.value(&at.origin, key, &message);
+            }
+        }
+    }
+}
+
+fn names(routes: &[RouteSettings], report: &mut Report) {
+    for (i, route) in routes.iter().enumerate() {
+        let name = route.settings.get("route.name");
+        if name.value == Typed::Text(String::new()) {
+            let message = "a route needs a name (it is a metric label); write name = \"...\"";
+            report.plain(&route.origin, Some("route.name"), message);
+        } else if let Some(first) = routes[..i]
+            .iter()
+            .find(|other| other.settings.get("route.name").value == name.value)
+        {
+            let first = first.settings.get("route.name").origin.to_string();
+            let message = format!(
+                "{} is the name of another route ({first}); choose a unique one",
+                name.value
+            );
+            report.value(&name.origin, "route.name", &message);
+        }
+    }
+}
