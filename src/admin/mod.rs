@@ -57,8 +57,9 @@ pub trait Handle: Send + Sync {
     /// Reads the configuration again. What has changed, or what is wrong, in words.
     fn reload(&self) -> Answer<'_, Result<String, String>>;
 
-    /// Starts a drain; nothing happens when one is under way.
-    fn drain(&self);
+    /// Starts a drain; nothing happens when one is under way. A `passing` one is undone by itself if
+    /// no shutdown follows: a preStop hook also runs when only the application is restarted.
+    fn drain(&self, passing: bool);
 
     /// Takes new requests again. Why not, in words, when it is too late for that.
     ///

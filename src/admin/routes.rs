@@ -162,7 +162,7 @@ async fn drain_wait(desk: &Desk, request: &Parts) -> Reply {
             "No drain is under way, and admin.mutations = \"off\" does not let this start one.",
         );
     }
-    desk.handle.drain();
+    desk.handle.drain(true);
     let Ok(_place) = desk.waiters.try_acquire() else {
         return problem(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -181,7 +181,7 @@ async fn post(desk: &Desk, request: &Parts, body: &[u8]) -> Reply {
             Err(why) => problem(StatusCode::UNPROCESSABLE_ENTITY, &why),
         },
         "/drain" => {
-            handle.drain();
+            handle.drain(false);
             done(&json!({ "draining": true }))
         }
         "/undrain" => match handle.undrain() {

@@ -76,7 +76,7 @@ impl Handle for Fake {
     fn reload(&self) -> Answer<'_, Result<String, String>> {
         Box::pin(async { Err("tidegate.toml:1:1: no".to_owned()) })
     }
-    fn drain(&self) {
+    fn drain(&self, _passing: bool) {
         self.draining.store(true, Relaxed);
     }
     fn undrain(&self) -> Result<(), String> {

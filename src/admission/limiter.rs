@@ -349,7 +349,9 @@ impl Future for Acquire {
             let now = clock::now();
             this.step = Step::Done;
             match this.limiter.gate.enter(&ask, now) {
-                Entered::Admitted(permit) => return Poll::Ready(this.limiter.admitted(permit, None)),
+                Entered::Admitted(permit) => {
+                    return Poll::Ready(this.limiter.admitted(permit, None));
+                }
                 Entered::Refused(refusal) => return Poll::Ready(Err(refusal)),
                 Entered::Queued(ticket, expires) => {
                     this.step = Step::Wait {

@@ -183,15 +183,24 @@ mod tests {
         assert_eq!(name_of(&routes, "GET", "/healthz", &[]), "health");
         assert_eq!(name_of(&routes, "GET", "/healthz/x", &[]), "default");
         assert_eq!(name_of(&routes, "POST", "/api/x", &[]), "writes");
-        assert_eq!(name_of(&routes, "GET", "/api/x", &[("x-beta", "yes")]), "beta");
-        assert_eq!(name_of(&routes, "GET", "/api/x", &[("x-beta", "no")]), "api");
+        assert_eq!(
+            name_of(&routes, "GET", "/api/x", &[("x-beta", "yes")]),
+            "beta"
+        );
+        assert_eq!(
+            name_of(&routes, "GET", "/api/x", &[("x-beta", "no")]),
+            "api"
+        );
         assert_eq!(name_of(&routes, "GET", "/api", &[]), "api");
         assert_eq!(name_of(&routes, "GET", "/apis", &[]), "default");
     }
 
     #[test]
     fn names_keep_their_numbers_across_reloads() {
-        let before = Routes::new(&[route("a", "/a", &[], ""), route("b", "/b", &[], "")], None);
+        let before = Routes::new(
+            &[route("a", "/a", &[], ""), route("b", "/b", &[], "")],
+            None,
+        );
         let after = Routes::new(
             &[route("c", "/c", &[], ""), route("b", "/b", &[], "")],
             Some(&before),

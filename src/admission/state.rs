@@ -70,7 +70,12 @@ pub enum Entry {
     /// It may go now.
     Admitted(Admitted),
     /// It waits, at most until the time given.
-    Queued { seq: Seq, expires: Instant },
+    Queued {
+        /// Its place.
+        seq: Seq,
+        /// Its patience.
+        expires: Instant,
+    },
     /// It may not.
     Refused(Refusal),
 }
@@ -356,7 +361,9 @@ impl State {
     pub fn leave(&mut self, seq: Seq, class: Class, now: Instant) -> Option<Refusal> {
         self.advance(now);
         let queue = &mut self.queues[class as usize];
-        let at = queue.binary_search_by_key(&seq, |waiting| waiting.seq).ok()?;
+        let at = queue
+            .binary_search_by_key(&seq, |waiting| waiting.seq)
+            .ok()?;
         let waiting = queue.remove(at)?;
         self.left_queue();
         Some(self.refusal(waiting.reason))

@@ -19,8 +19,7 @@ use hyper::body::Incoming;
 use tower::BoxError;
 
 use super::{
-    Endpoint, Error, RequestBody, ResponseBody,
-    connect,
+    Endpoint, Error, RequestBody, ResponseBody, connect,
     link::{Link, ResponseHead},
     pump::{Pipe, len, pump},
     raised::Raised,
@@ -114,7 +113,8 @@ pub async fn exchange<L: Lease>(
     let endpoint = &delivery.endpoint;
     let mut may_reuse = backend.keepalive;
     loop {
-        let link = match open(&delivery, &request, may_reuse).await {
+        let replayable = is_replayable(&request);
+        let link = match open(&delivery, replayable, may_reuse).await {
             Ok(link) => link,
             Err(error) => {
                 return Err(Failed {
@@ -125,7 +125,7 @@ pub async fn exchange<L: Lease>(
         };
         let reused = link.reused;
         endpoint.metrics.connection(reused);
-        let again = (reused && is_replayable(&request)).then(|| copy_head(&request));
+        let again = (reused && replayable).then(|| copy_head(&request));
         let mut flight = Flight::launch(link, request, lease, &delivery);
         match flight.head(backend.response_timeout).await {
             Ok(response) => return receive(flight, response, &delivery).await,
@@ -160,14 +160,10 @@ pub async fn exchange<L: Lease>(
     }
 }
 
-async fn open(
-    delivery: &Delivery,
-    request: &Request<RequestBody>,
-    may_reuse: bool,
-) -> Result<Link, Error> {
+async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Link, Error> {
     let backend = &delivery.config.backend;
     if may_reuse {
-        let max_idle = if is_idempotent(request.method()) && request.body().is_empty() {
+        let max_idle = if replayable {
             backend.keepalive_idle
         } else {
             backend.keepalive_idle.min(FRESH_IDLE)
@@ -180,16 +176,13 @@ async fn open(
     Link::new(stream).await
 }
 
-/// RFC 9110 9.2.2, without PUT and DELETE: applications get those wrong.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-    )
-}
-
+/// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
+/// wrong, and without a body, which is gone once sent.
 fn is_replayable(request: &Request<RequestBody>) -> bool {
-    is_idempotent(request.method()) && request.body().is_empty()
+    matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+    ) && request.body().is_empty()
 }
 
 fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
@@ -283,7 +276,10 @@ impl<L: Lease> Flight<L> {
                 });
             }
             while timer.as_mut().poll(cx).is_ready() {
-                let moved = inner.progress.as_ref().map_or(0, |moved| moved.load(Relaxed));
+                let moved = inner
+                    .progress
+                    .as_ref()
+                    .map_or(0, |moved| moved.load(Relaxed));
                 if moved == seen {
                     return Poll::Ready(Err(NoHead::Failed(Error::Timeout)));
                 }

@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -20,10 +20,7 @@ use super::{Error, RequestBody, Stream};
 /// The most hyper reads ahead of who consumes the response, bytes.
 const READ_BUFFER: usize = 256 * 1024;
 
-type TrySend = Result<
-    Response<Incoming>,
-    hyper::client::conn::TrySendError<Request<RequestBody>>,
->;
+type TrySend = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>;
 
 /// The future of a response's head. Only ready if its [`Link`] is driven.
 pub(super) type ResponseHead = Pin<Box<dyn Future<Output = TrySend> + Send>>;
@@ -99,7 +96,11 @@ impl Pool {
     /// A connection that has been idle for less than `max_idle` and still seems alive.
     pub(super) fn take(&mut self, max_idle: Duration, now: Instant) -> Option<Link> {
         // The last is the freshest: if it is too old, so are the others.
-        while self.idle.last().is_some_and(|link| link.idle_for(now) < max_idle) {
+        while self
+            .idle
+            .last()
+            .is_some_and(|link| link.idle_for(now) < max_idle)
+        {
             let mut link = self.idle.pop()?;
             if link.reusable() {
                 return Some(link);

@@ -126,9 +126,13 @@ impl Pipe {
         }
         state.writer = Some(cx.waker().clone());
         // One frame may always lie here, or a spent budget would stop everyone for good.
-        let room = state.bytes == 0
-            || (state.bytes < self.capacity && state.held.bytes() >= state.bytes);
-        if room { Poll::Ready(true) } else { Poll::Pending }
+        let room =
+            state.bytes == 0 || (state.bytes < self.capacity && state.held.bytes() >= state.bytes);
+        if room {
+            Poll::Ready(true)
+        } else {
+            Poll::Pending
+        }
     }
 
     fn push(&self, frame: Frame<Bytes>) {

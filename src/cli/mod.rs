@@ -164,6 +164,9 @@ pub struct StatusArgs {
     /// Whom to ask.
     #[command(flatten)]
     pub admin: AdminArgs,
+    /// Show it again every second
+    #[arg(long)]
+    pub watch: bool,
     /// For people, or JSON
     #[arg(long, value_enum, default_value_t)]
     pub format: StatusFormat,

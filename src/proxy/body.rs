@@ -155,7 +155,10 @@ fn set_framing(request: &mut Request<RequestBody>, config: &Config) {
         // Said explicitly, or hyper would send a GET's body as none.
         _ => {
             headers.remove(header::CONTENT_LENGTH);
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
     }
 }
@@ -243,7 +246,13 @@ impl Upload {
                 }
             }
         }
-        Ok(self.stream(Prefix::Memory(Some(prefix), held), declared))
+        Ok(self.stream(
+            Prefix::Memory {
+                bytes: Some(prefix),
+                _held: held,
+            },
+            declared,
+        ))
     }
 
     async fn spool(
@@ -381,7 +390,11 @@ impl Pace {
 
 /// What was read before the permit was asked for.
 enum Prefix {
-    Memory(Option<Bytes>, Reservation),
+    Memory {
+        bytes: Option<Bytes>,
+        /// What the bytes hold of the budget.
+        _held: Reservation,
+    },
     Disk(Pin<Box<spool::SpoolBody>>),
     Spent,
 }
@@ -404,7 +417,7 @@ impl Body for Streamed {
         let this = self.get_mut();
         let mut next = None;
         match &mut this.prefix {
-            Prefix::Memory(bytes, _) => next = bytes.take().map(Ok),
+            Prefix::Memory { bytes, .. } => next = bytes.take().map(Ok),
             Prefix::Disk(body) => {
                 next = std::task::ready!(body.as_mut().poll_frame(cx))
                     .map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()));

@@ -202,7 +202,10 @@ fn refuse_head(shared: &Shared, status: u16) -> Bytes {
     let (error, reason) = match status {
         408 => (Error::BodyTimeout, Reason::RequestTimeout),
         414 => (Error::Head(BadHead::TargetTooLong), Reason::TargetTooLong),
-        431 => (Error::Head(BadHead::FieldsTooLarge), Reason::HeadersTooLarge),
+        431 => (
+            Error::Head(BadHead::FieldsTooLarge),
+            Reason::HeadersTooLarge,
+        ),
         _ => (Error::Head(BadHead::Syntax), Reason::BadRequest),
     };
     let route = &live.routes[live.routes.len() - 1].metrics;

@@ -1,7 +1,7 @@
 //! Everything that can keep a request from its answer. `reject` says what the client sees.
 
 use super::hygiene;
-use crate::{admission::Refusal, admission::AdmissionError, backend};
+use crate::{admission::AdmissionError, admission::Refusal, backend};
 
 /// Why tidegate answers a request itself.
 #[derive(Debug, thiserror::Error)]

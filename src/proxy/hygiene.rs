@@ -210,8 +210,7 @@ fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
         .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
         .filter(|name| !is_end_to_end(name))
         .collect();
-    let drops =
-        |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name) || also(name);
+    let drops = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name) || also(name);
     if !headers.keys().any(drops) {
         return;
     }
@@ -262,7 +261,10 @@ mod tests {
             ("keep-alive", "timeout=5"),
         ]);
         clean(&mut headers, true);
-        assert_eq!(names(&headers), ["host", "accept", "content-length", "x-last"]);
+        assert_eq!(
+            names(&headers),
+            ["host", "accept", "content-length", "x-last"]
+        );
     }
 
     #[test]
@@ -292,7 +294,10 @@ mod tests {
             &[("content-length", "5"), ("content-length", "5")],
             &[("content-length", "+5")],
             &[("content-length", "5, 5")],
-            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
             &[("transfer-encoding", "gzip, chunked")],
         ] {
             assert_eq!(framing(&map(bad)), Err(BadHead::Framing), "{bad:?}");
@@ -304,7 +309,14 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for good in ["a", "a:80", "a.b-c.example:8080", "127.0.0.1", "[::1]", "[::1]:80"] {
+        for good in [
+            "a",
+            "a:80",
+            "a.b-c.example:8080",
+            "127.0.0.1",
+            "[::1]",
+            "[::1]:80",
+        ] {
             assert!(is_authority(&HeaderValue::from_static(good)), "{good}");
         }
         for bad in ["", "a b", "a@b", "a,b", "a/b", "a:port", "a:99999", ":80"] {

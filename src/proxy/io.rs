@@ -272,7 +272,10 @@ mod tests {
 
     #[test]
     fn only_a_client_error_is_hypers_own() {
-        assert_eq!(status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"), Some(431));
+        assert_eq!(
+            status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
+            Some(431)
+        );
         assert_eq!(status_of(b"HTTP/1.1 400 Bad Request\r\n"), Some(400));
         assert_eq!(status_of(b"HTTP/1.1 200 OK\r\n"), None);
         assert_eq!(status_of(b"HTTP/1.1 4"), None);

@@ -307,7 +307,9 @@ impl Pauses {
     async fn after(&mut self, error: &io::Error) {
         if matches!(
             error.kind(),
-            ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+            ErrorKind::ConnectionAborted
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionRefused
         ) {
             return;
         }

@@ -222,9 +222,7 @@ impl Shared {
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
         let refuse = matches!(phase, Phase::Draining | Phase::Closing);
-        self.limiter
-            .gate()
-            .change(|state, _| state.close(refuse));
+        self.limiter.gate().change(|state, _| state.close(refuse));
         self.metrics.set_draining(phase != Phase::Serving);
     }
 }

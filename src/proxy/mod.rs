@@ -29,8 +29,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward};
 pub use self::{
     answer::ClientBody,
-    context::Peer,
     connection::{Connections, serve},
+    context::Peer,
     error::Error,
     listener::{Acceptor, Listener, Worker, serve_accepted},
     live::{Live, Phase, Shared, control_settings, queue_settings},
@@ -41,12 +41,8 @@ use crate::admission::AdmissionLayer;
 pub fn stack(
     shared: &Arc<Shared>,
     peer: Peer,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<ClientBody>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
+) -> impl Service<Request<Incoming>, Response = Response<ClientBody>, Error = Infallible, Future: Send>
++ Clone
 + Send
 + 'static
 + use<> {

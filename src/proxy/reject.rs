@@ -8,8 +8,7 @@ use http_body_util::Full;
 
 use super::{Error, hygiene::BadHead};
 use crate::{
-    admission,
-    backend,
+    admission, backend,
     config::{Reject, RejectBody, RetryAfter},
     observe::Reason,
 };
@@ -35,10 +34,18 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
     let shed = StatusCode::from_u16(reject.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     let (status, reason, drain_time, close) = match error {
         Error::Head(bad) => match bad {
-            BadHead::Method => (StatusCode::NOT_IMPLEMENTED, Reason::NotImplemented, None, false),
-            BadHead::Version => {
-                (StatusCode::HTTP_VERSION_NOT_SUPPORTED, Reason::Version, None, true)
-            }
+            BadHead::Method => (
+                StatusCode::NOT_IMPLEMENTED,
+                Reason::NotImplemented,
+                None,
+                false,
+            ),
+            BadHead::Version => (
+                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                Reason::Version,
+                None,
+                true,
+            ),
             BadHead::TargetTooLong => (StatusCode::URI_TOO_LONG, Reason::TargetTooLong, None, true),
             BadHead::FieldsTooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -51,31 +58,53 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             }
         },
         Error::Body => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
-        Error::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, Reason::RequestTimeout, None, true),
-        Error::BodyTooLarge(_) => {
-            (StatusCode::PAYLOAD_TOO_LARGE, Reason::BodyTooLarge, None, true)
-        }
+        Error::BodyTimeout => (
+            StatusCode::REQUEST_TIMEOUT,
+            Reason::RequestTimeout,
+            None,
+            true,
+        ),
+        Error::BodyTooLarge(_) => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Reason::BodyTooLarge,
+            None,
+            true,
+        ),
         Error::Memory => (shed, Reason::Memory, Some(Duration::ZERO), true),
         Error::Refused(refusal) => {
             let (status, close) = match refusal.reason {
                 admission::Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),
                 _ => (shed, false),
             };
-            (status, refusal_reason(refusal.reason), Some(refusal.drain_time), close)
+            (
+                status,
+                refusal_reason(refusal.reason),
+                Some(refusal.drain_time),
+                close,
+            )
         }
         Error::Backend(error) => match error {
-            backend::Error::Connect(_) | backend::Error::ConnectTimeout => {
-                (StatusCode::BAD_GATEWAY, Reason::BackendUnreachable, None, false)
-            }
+            backend::Error::Connect(_) | backend::Error::ConnectTimeout => (
+                StatusCode::BAD_GATEWAY,
+                Reason::BackendUnreachable,
+                None,
+                false,
+            ),
             backend::Error::Reset(_) => {
                 (StatusCode::BAD_GATEWAY, Reason::BackendReset, None, false)
             }
-            backend::Error::Protocol(_) => {
-                (StatusCode::BAD_GATEWAY, Reason::BackendProtocol, None, false)
-            }
-            backend::Error::Timeout => {
-                (StatusCode::GATEWAY_TIMEOUT, Reason::BackendTimeout, None, false)
-            }
+            backend::Error::Protocol(_) => (
+                StatusCode::BAD_GATEWAY,
+                Reason::BackendProtocol,
+                None,
+                false,
+            ),
+            backend::Error::Timeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                Reason::BackendTimeout,
+                None,
+                false,
+            ),
             backend::Error::RequestBody(_) => {
                 (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
             }

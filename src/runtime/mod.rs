@@ -1,3 +1,317 @@
-//! Threads, signals, drain, reload and the child process.
+//! The process: threads, signals, drain, reload and the child process. This room alone knows all the
+//! others.
 
+mod backend;
 pub mod child;
+mod drain;
+mod handle;
+mod process;
+mod reload;
+mod threads;
+
+use std::{
+    fmt,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use self::{backend::Backend, drain::Drain, handle::Running, reload::Settings, threads::DataPlane};
+use crate::{
+    admin::{self, AdminListener},
+    admission::Limiter,
+    clock,
+    config::{self, Loaded, Sources},
+    observe::{Metrics, log::LogControl},
+    proxy::{self, Listener, Shared},
+    tuner,
+};
+
+/// What ends `run` and `exec` badly.
+#[derive(Debug)]
+enum Failure {
+    /// Exit code 1.
+    Runtime(String),
+    /// Exit code 2.
+    Config(String),
+    /// Exit code 3.
+    Bind(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Runtime(text) | Self::Config(text) | Self::Bind(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Runtime(_) => 1,
+            Self::Config(_) => 2,
+            Self::Bind(_) => 3,
+        }
+    }
+}
+
+/// Fronts a backend until a signal ends it: `tidegate run`, or with `exec`, `tidegate exec`.
+pub fn run(sources: Sources, exec: bool) -> ExitCode {
+    let started = clock::now();
+    match start(sources, exec, started) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            complain(&failure.to_string());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Tells whoever typed the command; the log may not be there yet, or not be read.
+#[allow(clippy::print_stderr)]
+fn complain(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "tidegate: {text}");
+}
+
+fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> {
+    // Before anything is read, so that no later change is missed.
+    let (changes, changed) = mpsc::unbounded_channel();
+    let watcher = sources.path().map(|path| {
+        config::watch::watch(&path, move || {
+            let _ = changes.send(());
+        })
+    });
+    let loaded =
+        config::load(&sources).map_err(|problems| Failure::Config(problems.to_string()))?;
+    let log = crate::observe::log::init(&loaded.config.log).map_err(Failure::Config)?;
+    if let Some(Err(error)) = &watcher {
+        tracing::warn!(%error, "the configuration file is not watched; HUP still reloads it");
+    }
+    process::raise_descriptor_limit(loaded.config.server.max_connections);
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Runtime(format!("cannot start a runtime: {error}")))?;
+    let code = control.block_on(serve(sources, loaded, log, exec, started, changed))?;
+    // What still runs on this thread has nobody left to work for.
+    control.shutdown_timeout(Duration::from_millis(100));
+    drop(watcher);
+    Ok(code)
+}
+
+/// Everything between the start and the end of the process, on the control thread.
+async fn serve(
+    sources: Sources,
+    loaded: Loaded,
+    log: LogControl,
+    exec: bool,
+    started: Instant,
+    mut changed: mpsc::UnboundedReceiver<()>,
+) -> Result<u8, Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure::Runtime(error.to_string()))?;
+    let listeners = bind(&loaded)?;
+    let admin = bind_admin(&loaded).await?;
+    let mut backend = Backend::prepare(&loaded, exec)?;
+    let config = backend.settle(loaded.config.clone());
+
+    let metrics = Arc::new(Metrics::new());
+    let limiter = new_limiter(&config, &metrics);
+    let shared = Shared::new(config, limiter, metrics);
+    let settings = Arc::new(Settings::new(
+        sources,
+        loaded,
+        log,
+        backend.chosen().cloned(),
+        shared.clone(),
+    ));
+    let drain = Drain::new(shared.clone());
+    let means = Arc::new(tuner::Means::default());
+    let running = Arc::new(Running {
+        shared: shared.clone(),
+        settings: settings.clone(),
+        drain: drain.clone(),
+        means: means.clone(),
+        started,
+    });
+    tokio::spawn(tuner::run(shared.clone(), means));
+    tokio::spawn(admin::serve(
+        admin,
+        running.clone(),
+        std::future::pending::<()>(),
+    ));
+
+    let data_plane = DataPlane::start(&shared, listeners)
+        .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
+    backend.start().await.map_err(Failure::Runtime)?;
+    let mut serving = false;
+    let mut ready = std::pin::pin!(backend.readiness().wait(&shared));
+    let code = loop {
+        tokio::select! {
+            () = &mut ready, if !serving => {
+                serving = true;
+                data_plane.accept();
+                announce(&shared, &data_plane);
+            }
+            code = backend.exited(&shared) => {
+                break code;
+            }
+            signal = signals.next() => match signal {
+                Signal::Stop => {
+                    tracing::info!("draining; a second signal ends this at once");
+                    if !serving {
+                        break backend.stop(&shared).await;
+                    }
+                    let stopped = tokio::select! {
+                        () = drain.finish() => true,
+                        () = signals.stop() => false,
+                    };
+                    data_plane.close();
+                    break if stopped {
+                        tokio::select! {
+                            code = backend.stop(&shared) => code,
+                            () = signals.stop() => backend.kill().await,
+                        }
+                    } else {
+                        tracing::warn!("ended by a second signal");
+                        backend.kill().await
+                    };
+                }
+                Signal::Reload => { settings.reload("HUP").await; }
+                Signal::ReopenLogs => tracing::info!("the log goes to standard error: there is no file to reopen"),
+                Signal::DumpState => running.log_state(),
+            },
+            Some(()) = changed.recv() => { settings.reload("the file changed").await; }
+        }
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(code)
+}
+
+fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
+    let addresses = &loaded.config.server.listen;
+    addresses
+        .iter()
+        .map(|address| {
+            Listener::bind(address).map_err(|error| {
+                Failure::Bind(format!(
+                    "cannot listen on {address}: {error}; choose another address with --listen or server.listen"
+                ))
+            })
+        })
+        .collect()
+}
+
+async fn bind_admin(loaded: &Loaded) -> Result<AdminListener, Failure> {
+    let admin = &loaded.config.admin;
+    AdminListener::bind(admin).await.map_err(|error| {
+        Failure::Bind(format!(
+            "cannot listen on {}: {error}; choose another address with --admin or admin.listen",
+            admin.listen
+        ))
+    })
+}
+
+fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {
+    let figures = metrics.clone();
+    let on_decision = move |lane: &crate::admission::Lane, decision: &crate::control::Decision| {
+        if decision.limit == decision.from {
+            return;
+        }
+        let up = decision.limit > decision.from;
+        figures
+            .endpoint(lane.label())
+            .limit_change(up, decision.reason);
+        let evidence = &decision.evidence;
+        tracing::debug!(
+            endpoint = lane.label(),
+            from = decision.from,
+            to = decision.limit,
+            reason = decision.reason,
+            bound_by = crate::observe::labels::bound_by(decision.bound_by),
+            stretch = evidence.stretch,
+            noise = evidence.noise,
+            throughput = evidence.throughput,
+            limited_share = evidence.limited_share,
+            samples = evidence.samples,
+            drops = evidence.drops,
+            "limit changed"
+        );
+    };
+    Limiter::new(
+        proxy::queue_settings(config),
+        Some(Box::new(on_decision)),
+        clock::now(),
+    )
+}
+
+fn announce(shared: &Shared, data_plane: &DataPlane) {
+    let live = shared.live();
+    let endpoints: Vec<String> = live
+        .config
+        .backend
+        .endpoints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    tracing::info!(
+        listen = data_plane.addresses().join(", "),
+        backend = endpoints.join(", "),
+        admin = %live.config.admin.listen,
+        limit = shared.limiter.snapshot(clock::now()).limit(),
+        dry_run = live.config.limit.dry_run,
+        "tidegate is ready"
+    );
+    shared.metrics.set_ready(true);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug)]
+enum Signal {
+    Stop,
+    Reload,
+    ReopenLogs,
+    DumpState,
+}
+
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    hup: tokio::signal::unix::Signal,
+    usr1: tokio::signal::unix::Signal,
+    usr2: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.term.recv() => Signal::Stop,
+            _ = self.int.recv() => Signal::Stop,
+            _ = self.hup.recv() => Signal::Reload,
+            _ = self.usr1.recv() => Signal::ReopenLogs,
+            _ = self.usr2.recv() => Signal::DumpState,
+        }
+    }
+
+    /// The next TERM or INT; others are passed over.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Signal::Stop) {}
+    }
+}

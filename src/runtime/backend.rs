@@ -1,0 +1,252 @@
+//! The backend as the process sees it: somebody else's (`run`), or a child of ours (`exec`).
+
+use std::{
+    ffi::OsString,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    Failure,
+    child::{self, Child, Exit, Restarts, Spec},
+};
+use crate::{
+    backend::connect,
+    clock,
+    config::{Address, Config, Loaded, Origin},
+    proxy::Shared,
+};
+
+/// Between two looks at whether the child is ready.
+const LOOK: Duration = Duration::from_millis(25);
+/// What one look may take.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// For how long the child may take to end after TERM. gunicorn gives its workers 30 s.
+const GRACE: Duration = Duration::from_secs(35);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub enum Backend {
+    /// It runs already.
+    Elsewhere,
+    /// We run it.
+    Child(Box<Supervised>),
+}
+
+/// The child and how it is started again.
+#[derive(Debug)]
+pub struct Supervised {
+    spec: Spec,
+    address: Address,
+    ready_path: String,
+    restarts: Restarts,
+    child: Option<Child>,
+    started: Instant,
+}
+
+/// The child's address, and the path to ask for if accepting is not enough.
+#[derive(Clone, Debug)]
+pub struct Readiness(Option<(Address, String)>);
+
+impl Backend {
+    /// Decides on the child's address and command.
+    pub fn prepare(loaded: &Loaded, exec: bool) -> Result<Self, Failure> {
+        if !exec {
+            return Ok(Self::Elsewhere);
+        }
+        let process = &loaded.config.process;
+        if process.command.is_empty() {
+            return Err(Failure::Config(
+                "exec needs a command: tidegate exec -- COMMAND [ARG]..., or process.command in the file"
+                    .to_owned(),
+            ));
+        }
+        let endpoints = &loaded.config.backend.endpoints;
+        let named = !matches!(loaded.origins.get("backend.endpoints"), Origin::Default);
+        let address = match endpoints.first() {
+            Some(address) if named => address.clone(),
+            _ => free_address().map_err(|error| {
+                Failure::Bind(format!("cannot find a free port for the backend: {error}"))
+            })?,
+        };
+        let text = address.to_string();
+        let port = match &address {
+            Address::Tcp { port, .. } => port.to_string(),
+            _ => String::new(),
+        };
+        let command = child::substitute(&process.command, &text, &port);
+        let mut env = vec![("TIDEGATE_BACKEND".to_owned(), text)];
+        if !port.is_empty() {
+            env.push(("PORT".to_owned(), port));
+        }
+        Ok(Self::Child(Box::new(Supervised {
+            spec: Spec {
+                command: command.into_iter().map(OsString::from).collect(),
+                env,
+                restart: process.restart,
+            },
+            address,
+            ready_path: process.ready_path.clone(),
+            restarts: Restarts::new(process.restart),
+            child: None,
+            started: clock::now(),
+        })))
+    }
+
+    /// The address that we chose for the child.
+    pub fn chosen(&self) -> Option<&Address> {
+        match self {
+            Self::Elsewhere => None,
+            Self::Child(supervised) => Some(&supervised.address),
+        }
+    }
+
+    /// The configuration with the child's address in it.
+    pub fn settle(&self, config: Arc<Config>) -> Arc<Config> {
+        let Some(address) = self.chosen() else {
+            return config;
+        };
+        if config.backend.endpoints.contains(address) {
+            return config;
+        }
+        let mut config = Arc::unwrap_or_clone(config);
+        config.backend.endpoints = vec![address.clone()];
+        Arc::new(config)
+    }
+
+    /// Starts the child, if there is one.
+    pub async fn start(&mut self) -> Result<(), String> {
+        let Self::Child(supervised) = self else {
+            return Ok(());
+        };
+        tokio::spawn(child::reap_orphans());
+        supervised.start().await
+    }
+
+    /// How to find out whether the child serves.
+    pub fn readiness(&self) -> Readiness {
+        Readiness(match self {
+            Self::Elsewhere => None,
+            Self::Child(supervised) => {
+                Some((supervised.address.clone(), supervised.ready_path.clone()))
+            }
+        })
+    }
+
+    /// Done when the child has ended for good, with its exit code; never without a child.
+    pub async fn exited(&mut self, shared: &Shared) -> u8 {
+        let Self::Child(supervised) = self else {
+            return std::future::pending().await;
+        };
+        loop {
+            let Some(child) = &mut supervised.child else {
+                return 1;
+            };
+            let exit = child.wait().await;
+            tracing::error!(pid = child.pid(), "the backend {exit}");
+            if let Some(endpoint) = shared.endpoints().first() {
+                shared.note_endpoint(endpoint, false, clock::now());
+            }
+            let uptime = clock::now().saturating_duration_since(supervised.started);
+            let Some(pause) = supervised.restarts.after(exit, uptime) else {
+                return code(exit);
+            };
+            tracing::info!(?pause, "starting the backend again");
+            tokio::time::sleep(pause).await;
+            if let Err(error) = supervised.start().await {
+                tracing::error!(%error, "cannot start the backend");
+                return 1;
+            }
+        }
+    }
+
+    /// TERM to the child, and its exit code; 0 without one.
+    pub async fn stop(&mut self, _shared: &Shared) -> u8 {
+        match self {
+            Self::Child(supervised) => match &mut supervised.child {
+                Some(child) => code(child.stop(GRACE).await),
+                None => 0,
+            },
+            Self::Elsewhere => 0,
+        }
+    }
+
+    /// KILL to the child.
+    pub async fn kill(&mut self) -> u8 {
+        if let Self::Child(supervised) = self {
+            if let Some(child) = &mut supervised.child {
+                child.kill();
+                child.wait().await;
+            }
+        }
+        1
+    }
+}
+
+impl Supervised {
+    async fn start(&mut self) -> Result<(), String> {
+        self.started = clock::now();
+        let child = Child::spawn(self.spec.clone())
+            .await
+            .map_err(|error| error.to_string())?;
+        tracing::info!(
+            pid = child.pid(),
+            address = %self.address,
+            command = %self.spec.command.join(&OsString::from(" ")).display(),
+            "started the backend"
+        );
+        self.child = Some(child);
+        Ok(())
+    }
+}
+
+impl Readiness {
+    /// Done when the child serves, or at once without one.
+    pub async fn wait(self, shared: &Shared) {
+        let Some((address, path)) = &self.0 else {
+            return;
+        };
+        while !serves(address, path).await {
+            tokio::time::sleep(LOOK).await;
+        }
+        if let Some(endpoint) = shared.endpoints().first() {
+            shared.note_endpoint(endpoint, true, clock::now());
+        }
+    }
+}
+
+async fn serves(address: &Address, path: &str) -> bool {
+    let Ok(mut stream) = connect(address, LOOK_MAX).await else {
+        return false;
+    };
+    if path.is_empty() {
+        return true;
+    }
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: tidegate\r\nConnection: close\r\n\r\n"
+    );
+    let ask = async {
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await?;
+        std::io::Result::Ok(head)
+    };
+    let head = tokio::time::timeout(LOOK_MAX, ask).await;
+    matches!(head, Ok(Ok(head)) if matches!(&head[9..10], b"2" | b"3"))
+}
+
+fn code(exit: Exit) -> u8 {
+    u8::try_from(exit.code()).unwrap_or(1)
+}
+
+/// An address on loopback that nobody uses at the moment.
+fn free_address() -> std::io::Result<Address> {
+    let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+    Ok(Address::Tcp {
+        host: "127.0.0.1".to_owned(),
+        port,
+    })
+}

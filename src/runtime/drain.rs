@@ -1,0 +1,145 @@
+//! Going away without losing a request.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    clock,
+    proxy::{Phase, Shared},
+    sync::{Mutex, lock},
+};
+
+/// Between two looks at whether everything is finished.
+const LOOK: Duration = Duration::from_millis(10);
+/// After a preStop hook's drain, the time in which a shutdown must follow: an application that is
+/// only restarted runs its preStop hook too.
+const UNDRAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// The one drain of the process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Drain {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    /// The drain under way, if any.
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Whether everything is finished.
+    done: watch::Sender<bool>,
+    /// The process is on its way out: there is no way back.
+    last: watch::Sender<bool>,
+}
+
+impl Drain {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                shared,
+                task: Mutex::new(None),
+                done: watch::Sender::new(false),
+                last: watch::Sender::new(false),
+            }),
+        }
+    }
+
+    /// Starts, unless it is under way: keep serving for `drain.delay`, then refuse new requests and
+    /// let the others finish, for at most `drain.timeout`.
+    pub fn start(&self, passing: bool) {
+        let mut task = lock(&self.inner.task);
+        if task.is_some() {
+            return;
+        }
+        let inner = self.inner.clone();
+        *task = Some(tokio::spawn(async move {
+            inner.go().await;
+            if passing {
+                inner.undrain_unless_last().await;
+            }
+        }));
+    }
+
+    /// Whether one is under way.
+    pub fn is_under_way(&self) -> bool {
+        lock(&self.inner.task).is_some()
+    }
+
+    /// Serves again.
+    ///
+    /// # Errors
+    /// If the process is on its way out.
+    pub fn undo(&self) -> Result<(), String> {
+        if *self.inner.last.borrow() {
+            return Err("the process is shutting down".to_owned());
+        }
+        if let Some(task) = lock(&self.inner.task).take() {
+            task.abort();
+        }
+        self.inner.serve_again();
+        Ok(())
+    }
+
+    /// Done when everything is finished, or the time for it is over.
+    pub async fn done(&self) {
+        let _ = self.inner.done.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// Drains for good, then closes what is idle.
+    pub async fn finish(&self) {
+        self.inner.last.send_replace(true);
+        self.start(false);
+        self.done().await;
+        self.inner.shared.set_phase(Phase::Closing);
+    }
+}
+
+impl Inner {
+    async fn go(&self) {
+        let config = self.shared.live().config.clone();
+        self.shared.metrics.set_ready(false);
+        if !config.drain.delay.is_zero() {
+            self.shared.set_phase(Phase::Leaving);
+            tokio::time::sleep(config.drain.delay).await;
+        }
+        self.shared.set_phase(Phase::Draining);
+        let until = clock::now() + config.drain.timeout;
+        while !self.is_empty() {
+            if clock::now() >= until {
+                tracing::warn!(
+                    in_flight = self.shared.limiter.snapshot(clock::now()).in_flight(),
+                    "drain.timeout is over, the rest is cut off"
+                );
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.done.send_replace(true);
+    }
+
+    /// Every client has its answer. What the backend still works on is for nobody.
+    fn is_empty(&self) -> bool {
+        let snapshot = self.shared.limiter.snapshot(clock::now());
+        let abandoned = self.shared.metrics.orphaned.get().max(0);
+        self.shared.metrics.connections_active.get() <= 0
+            && snapshot.queued() == 0
+            && i64::from(snapshot.in_flight()) <= abandoned
+    }
+
+    async fn undrain_unless_last(&self) {
+        let mut last = self.last.subscribe();
+        let ends = last.wait_for(|last| *last);
+        if tokio::time::timeout(UNDRAIN_AFTER, ends).await.is_err() {
+            tracing::info!("no shutdown followed the drain: serving again");
+            lock(&self.task).take();
+            self.serve_again();
+        }
+    }
+
+    fn serve_again(&self) {
+        self.done.send_replace(false);
+        self.shared.set_phase(Phase::Serving);
+        self.shared.metrics.set_ready(true);
+    }
+}

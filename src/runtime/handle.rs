@@ -1,0 +1,190 @@
+//! What the admin server may ask of the running process.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use super::{drain::Drain, reload::Settings};
+use crate::{
+    admin::{Answer, Format, Handle, Readiness},
+    buffer::Direction,
+    clock,
+    observe::{self, EndpointSnapshot},
+    proxy::{Phase, Shared},
+    tuner::{self, Means},
+};
+
+/// An endpoint that accepted a connection within this time is taken to accept another.
+const FRESH: Duration = Duration::from_secs(2);
+/// How long an endpoint is given to accept when asked.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// The running process.
+#[derive(Debug)]
+pub struct Running {
+    pub shared: Arc<Shared>,
+    pub settings: Arc<Settings>,
+    pub drain: Drain,
+    pub means: Arc<Means>,
+    pub started: Instant,
+}
+
+impl Running {
+    fn snapshot(&self, now: Instant) -> observe::Snapshot {
+        let gate = self.shared.limiter.snapshot(now);
+        let (demand_slots, saturation_ratio) = self.means.demand_and_saturation();
+        let endpoints = self
+            .shared
+            .limiter
+            .lanes()
+            .iter()
+            .map(|lane| {
+                let state = gate.lanes.iter().find(|state| state.id == lane.id());
+                let slots = lane.readings().slots;
+                lane.with_controller(|law| EndpointSnapshot {
+                    label: lane.label().to_owned(),
+                    in_flight: state.map_or(0, |state| state.in_flight),
+                    limit: state.map_or_else(|| law.limit(), |state| state.limit),
+                    bound_by: law.bound_by(),
+                    baseline_seconds: law.baseline().map(|d| d.as_secs_f64()),
+                    stretch_ratio: law.stretch(),
+                    slots: slots.map(|slots| (slots, "configured")),
+                })
+            })
+            .collect();
+        let sum = |of: fn(&crate::admission::state::LaneUsage) -> f64| -> f64 {
+            gate.lanes.iter().map(|lane| of(&lane.usage)).sum()
+        };
+        let metrics = &self.shared.metrics;
+        let held = |direction| i64::try_from(self.shared.budget.used(direction)).unwrap_or(0);
+        metrics.buffered_request_bytes.set(held(Direction::Request));
+        metrics
+            .buffered_response_bytes
+            .set(held(Direction::Response));
+        observe::Snapshot {
+            endpoints,
+            queued: gate.queued,
+            queue_capacity: u32::try_from(gate.capacity).unwrap_or(u32::MAX),
+            demand_slots,
+            saturation_ratio,
+            busy_slot_seconds: sum(|usage| usage.busy_seconds),
+            limit_slot_seconds: sum(|usage| usage.limit_seconds),
+            saturated_seconds: tuner::saturated(&gate),
+            reject_status: self.shared.live().config.reject.status,
+        }
+    }
+
+    /// The whole state as one log event: USR2.
+    pub fn log_state(&self) {
+        tracing::info!(state = %self.status(), "state");
+    }
+}
+
+impl Handle for Running {
+    fn metrics(&self, format: Format) -> String {
+        let snapshot = self.snapshot(clock::now());
+        self.shared.metrics.render(&snapshot, format)
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let now = clock::now();
+        let snapshot = self.snapshot(now);
+        let mut decisions: Vec<_> = self
+            .shared
+            .limiter
+            .lanes()
+            .iter()
+            .flat_map(|lane| {
+                let label = lane.label().to_owned();
+                lane.decisions()
+                    .into_iter()
+                    .map(move |decision| (label.clone(), decision))
+            })
+            .collect();
+        decisions.sort_by_key(|(_, decision)| std::cmp::Reverse(decision.at));
+        let phase = self.shared.phase();
+        observe::status::document(
+            &self.shared.metrics,
+            &snapshot,
+            &observe::status::Context {
+                now,
+                uptime: now.saturating_duration_since(self.started),
+                ready: phase == Phase::Serving && self.shared.endpoints().iter().any(|e| e.is_up()),
+                draining: phase != Phase::Serving,
+                dry_run: self.shared.live().config.limit.dry_run,
+                decisions: &decisions,
+            },
+        )
+    }
+
+    fn config(&self) -> (String, serde_json::Value) {
+        let loaded = self.settings.loaded();
+        (loaded.render_toml(), loaded.to_json())
+    }
+
+    fn ready(&self) -> Answer<'_, Readiness> {
+        Box::pin(async move {
+            let now = clock::now();
+            let draining = self.drain.is_under_way();
+            let mut ready = false;
+            let mut checks = Vec::new();
+            for endpoint in self.shared.endpoints().iter() {
+                let up = endpoint.seen_up_within(FRESH, now) || {
+                    let up = endpoint.probe(PROBE).await;
+                    self.shared.note_endpoint(endpoint, up, clock::now());
+                    up
+                };
+                ready |= up;
+                checks.push((
+                    format!("backend {}", endpoint.address),
+                    if up {
+                        Ok(())
+                    } else {
+                        Err("does not accept connections".to_owned())
+                    },
+                ));
+            }
+            let drained = if draining {
+                Err("a drain is under way".to_owned())
+            } else {
+                Ok(())
+            };
+            checks.push(("drain".to_owned(), drained));
+            self.shared.metrics.set_ready(ready && !draining);
+            Readiness {
+                ready: ready && !draining,
+                draining,
+                checks,
+            }
+        })
+    }
+
+    fn reload(&self) -> Answer<'_, Result<String, String>> {
+        Box::pin(self.settings.try_reload("asked for"))
+    }
+
+    fn drain(&self, passing: bool) {
+        self.drain.start(passing);
+    }
+
+    fn undrain(&self) -> Result<(), String> {
+        self.drain.undo()
+    }
+
+    fn drained(&self) -> Answer<'_, ()> {
+        Box::pin(self.drain.done())
+    }
+
+    fn set_limit(&self, limit: Option<u32>) -> Result<(), String> {
+        let bounds = &self.shared.live().config.limit;
+        if let Some(limit) = limit {
+            if !(bounds.min..=bounds.max).contains(&limit) {
+                return Err(format!(
+                    "{limit} is not between limit.min = {} and limit.max = {}",
+                    bounds.min, bounds.max
+                ));
+            }
+        }
+        self.shared.limiter.pin(limit, clock::now());
+        tracing::info!(?limit, "the limit was set by hand");
+        Ok(())
+    }
+}

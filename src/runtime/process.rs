@@ -1,0 +1,32 @@
+//! What the process asks of the system.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors beside those of the clients: backends, spool files, logs, sensors.
+const SPARE: u64 = 1024;
+
+/// Raises the soft limit of descriptors so far that every client and its backend connection find
+/// one, as far as the hard limit allows.
+pub fn raise_descriptor_limit(max_connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = 2 * max_connections as u64 + SPARE;
+    let Some(current) = limit.current else { return };
+    let reachable = limit.maximum.map_or(wanted, |hard| wanted.min(hard));
+    if reachable > current {
+        let raised = Rlimit {
+            current: Some(reachable),
+            maximum: limit.maximum,
+        };
+        if setrlimit(Resource::Nofile, raised).is_err() {
+            tracing::warn!(current, wanted, "cannot raise the limit of open files");
+            return;
+        }
+    }
+    if reachable.max(current) < wanted {
+        tracing::warn!(
+            limit = reachable.max(current),
+            wanted,
+            "few open files are allowed: clients above that will have to wait (see ulimit -Hn, or lower server.max_connections)"
+        );
+    }
+}

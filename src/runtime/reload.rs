@@ -1,0 +1,136 @@
+//! A new configuration without a lost request.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::{
+    config::{self, Address, Config, Loaded, Sources},
+    observe::log::LogControl,
+    proxy::Shared,
+};
+
+/// The configuration in force and how to get the next one.
+#[derive(Debug)]
+pub struct Settings {
+    sources: Sources,
+    loaded: Mutex<Arc<Loaded>>,
+    shown: arc_swap::ArcSwap<Loaded>,
+    log: LogControl,
+    /// The address that `exec` chose for its child.
+    chosen: Option<Address>,
+    shared: Arc<Shared>,
+}
+
+impl Settings {
+    pub fn new(
+        sources: Sources,
+        loaded: Loaded,
+        log: LogControl,
+        chosen: Option<Address>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let loaded = Arc::new(loaded);
+        Self {
+            sources,
+            shown: arc_swap::ArcSwap::new(loaded.clone()),
+            loaded: Mutex::new(loaded),
+            log,
+            chosen,
+            shared,
+        }
+    }
+
+    /// What was loaded last.
+    pub fn loaded(&self) -> Arc<Loaded> {
+        self.shown.load_full()
+    }
+
+    /// Reads everything again. On any problem the running configuration stays.
+    ///
+    /// # Errors
+    /// The problems, a line each.
+    pub async fn try_reload(&self, cause: &str) -> Result<String, String> {
+        // One at a time, in order.
+        let mut loaded = self.loaded.lock().await;
+        let sources = self.sources.clone();
+        let read = tokio::task::spawn_blocking(move || config::load(&sources)).await;
+        let new = match read {
+            Ok(Ok(new)) => new,
+            Ok(Err(problems)) => {
+                for problem in &problems.0 {
+                    tracing::error!(
+                        at = problem.location,
+                        key = problem.key.as_deref().unwrap_or("-"),
+                        "{}",
+                        problem.message
+                    );
+                }
+                tracing::error!(
+                    cause,
+                    problems = problems.0.len(),
+                    "reload failed, the running configuration stays"
+                );
+                self.shared.metrics.config_reload(false);
+                return Err(problems.to_string());
+            }
+            Err(error) => {
+                self.shared.metrics.config_reload(false);
+                return Err(error.to_string());
+            }
+        };
+        let restart = config::needs_restart(&loaded, &new);
+        let config = self.settle(&new, &loaded.config);
+        if config.log.level != loaded.config.log.level {
+            if let Err(error) = self.log.set_level(&config.log.level) {
+                tracing::error!(%error, "the log level stays");
+            }
+        }
+        self.shared.apply(config);
+        self.shared.metrics.config_reload(true);
+        let summary = if restart.is_empty() {
+            "reloaded".to_owned()
+        } else {
+            format!("reloaded; needs a restart: {}", restart.join(", "))
+        };
+        if restart.is_empty() {
+            tracing::info!(cause, "configuration reloaded");
+        } else {
+            tracing::warn!(
+                cause,
+                keys = restart.join(", "),
+                "configuration reloaded, but these keys need a restart"
+            );
+        }
+        *loaded = Arc::new(new);
+        self.shown.store(loaded.clone());
+        Ok(summary)
+    }
+
+    /// [`Settings::try_reload`], told to the log alone.
+    pub async fn reload(&self, cause: &str) {
+        let _ = self.try_reload(cause).await;
+    }
+
+    /// What a reload cannot change stays as it is.
+    fn settle(&self, new: &Loaded, before: &Config) -> Arc<Config> {
+        let mut config = (*new.config).clone();
+        let running = self.shared.live().config.clone();
+        config.server.listen.clone_from(&running.server.listen);
+        config.server.threads = running.server.threads;
+        config.server.http2 = running.server.http2;
+        config.server.max_header_bytes = running.server.max_header_bytes;
+        config.admin.clone_from(&running.admin);
+        config.backend.keepalive = running.backend.keepalive;
+        config.backend.keepalive_idle = running.backend.keepalive_idle;
+        config.drain.clone_from(&running.drain);
+        config.process.clone_from(&running.process);
+        config.log.format = running.log.format;
+        if let Some(chosen) = &self.chosen {
+            if new.config.backend.endpoints == before.backend.endpoints {
+                config.backend.endpoints = vec![chosen.clone()];
+            }
+        }
+        Arc::new(config)
+    }
+}

@@ -1,0 +1,143 @@
+//! The data plane's threads: each has a runtime of its own and shares nothing but the limiter.
+
+use std::{io, sync::Arc, thread::JoinHandle, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::proxy::{Acceptor, Connections, Listener, Shared, Worker, serve_accepted};
+
+/// For how long connections are given to end after a drain.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How far the data plane has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Bound; the kernel holds the clients.
+    Waiting,
+    Accepting,
+    Closed,
+}
+
+/// The running data plane.
+#[derive(Debug)]
+pub struct DataPlane {
+    addresses: Vec<String>,
+    stage: watch::Sender<Stage>,
+    connections: Vec<Arc<Connections>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DataPlane {
+    /// Starts the threads; nothing is accepted yet.
+    ///
+    /// # Errors
+    /// If a thread or a runtime cannot be made.
+    pub fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> io::Result<Self> {
+        let addresses = listeners.iter().map(Listener::local_address).collect();
+        let (stage, stages) = watch::channel(Stage::Waiting);
+        let count = shared.live().config.server.threads.max(1);
+        let mut workers = vec![Worker {
+            connections: Arc::default(),
+            sender: None,
+        }];
+        let mut threads = Vec::new();
+        for number in 1..count {
+            let (sender, accepted) = mpsc::unbounded_channel();
+            let worker = Worker {
+                connections: Arc::default(),
+                sender: Some(sender),
+            };
+            let connections = worker.connections.clone();
+            workers.push(worker);
+            let (shared, stages) = (shared.clone(), stages.clone());
+            threads.push(spawn(number, async move {
+                tokio::spawn(serve_accepted(accepted, shared));
+                finish(stages, &connections).await;
+            })?);
+        }
+        let connections: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
+        let acceptor = Arc::new(Acceptor::new(shared.clone(), workers));
+        let own = connections[0].clone();
+        threads.push(spawn(0, async move {
+            accept(&acceptor, listeners, stages.clone()).await;
+            finish(stages, &own).await;
+        })?);
+        Ok(Self {
+            addresses,
+            stage,
+            connections,
+            threads,
+        })
+    }
+
+    /// The addresses that are listened on.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// Lets the clients in.
+    pub fn accept(&self) {
+        self.stage.send_replace(Stage::Accepting);
+    }
+
+    /// Stops accepting, lets idle connections close, and ends the threads.
+    pub fn close(mut self) {
+        self.stage.send_replace(Stage::Closed);
+        for connections in &self.connections {
+            connections.wake_all();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(
+    number: usize,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name(format!("data-{number}"))
+        .spawn(move || {
+            runtime.block_on(work);
+            runtime.shutdown_timeout(Duration::from_millis(50));
+        })
+}
+
+async fn accept(
+    acceptor: &Arc<Acceptor>,
+    listeners: Vec<Listener>,
+    mut stages: watch::Receiver<Stage>,
+) {
+    let open = stages.wait_for(|stage| *stage != Stage::Waiting).await;
+    if !open.is_ok_and(|stage| *stage == Stage::Accepting) {
+        return;
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let acceptor = acceptor.clone();
+        tasks.spawn(async move {
+            if let Err(error) = acceptor.run(&listener).await {
+                tracing::error!(%error, "cannot accept connections");
+            }
+        });
+    }
+    let _ = stages.wait_for(|stage| *stage == Stage::Closed).await;
+    // Dropping the tasks closes the sockets.
+    tasks.shutdown().await;
+}
+
+/// Waits for the end, then for the connections that are still open, for a little while.
+async fn finish(mut stages: watch::Receiver<Stage>, connections: &Connections) {
+    let _ = stages.wait_for(|stage| *stage == Stage::Closed).await;
+    let empty = async {
+        while connections.open() > 0 {
+            connections.wake_all();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, empty).await;
+}

@@ -1,0 +1,118 @@
+//! The only loop: lets time count in the control laws, watches over the endpoints, and keeps the
+//! means that autoscalers want.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    admission::state::Snapshot,
+    clock,
+    proxy::Shared,
+    sync::{Mutex, lock},
+};
+
+/// Between two looks at the control laws.
+const TICK: Duration = Duration::from_millis(50);
+/// Between two looks at everything slower.
+const SLOW_TICK: Duration = Duration::from_secs(1);
+/// Between two attempts to reach an endpoint that is down.
+const PROBE: Duration = Duration::from_millis(250);
+/// The demand and the saturation are means over this many slow ticks.
+const MEAN_TICKS: usize = 15;
+
+/// The means over the last 15 s.
+#[derive(Debug, Default)]
+pub struct Means {
+    history: Mutex<VecDeque<Integrals>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Integrals {
+    at: Instant,
+    busy: f64,
+    queue: f64,
+    saturated: f64,
+}
+
+impl Means {
+    fn note(&self, now: Instant, snapshot: &Snapshot) {
+        let mut history = lock(&self.history);
+        history.push_back(Integrals {
+            at: now,
+            busy: snapshot.lanes.iter().map(|l| l.usage.busy_seconds).sum(),
+            queue: snapshot.queue_seconds,
+            saturated: saturated(snapshot),
+        });
+        while history.len() > MEAN_TICKS + 1 {
+            history.pop_front();
+        }
+    }
+
+    /// Slots that the traffic asked for, in flight and queued, and the share of the time in which
+    /// the limit was reached.
+    pub fn demand_and_saturation(&self) -> (f64, f64) {
+        let history = lock(&self.history);
+        let (Some(first), Some(last)) = (history.front(), history.back()) else {
+            return (0.0, 0.0);
+        };
+        let seconds = last.at.saturating_duration_since(first.at).as_secs_f64();
+        if seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        let demand = (last.busy - first.busy + last.queue - first.queue) / seconds;
+        let saturation = (last.saturated - first.saturated) / seconds;
+        // A retired lane takes its integrals with it.
+        (demand.max(0.0), saturation.clamp(0.0, 1.0))
+    }
+}
+
+/// Seconds in which requests had to wait: the mean over the lanes.
+pub fn saturated(snapshot: &Snapshot) -> f64 {
+    let lanes = snapshot.lanes.len().max(1) as f64;
+    let sum: f64 = snapshot
+        .lanes
+        .iter()
+        .map(|lane| lane.usage.saturated_seconds)
+        .sum();
+    sum / lanes
+}
+
+/// Runs for ever.
+pub async fn run(shared: Arc<Shared>, means: Arc<Means>) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut slow = clock::now();
+    let mut probe = slow;
+    loop {
+        tick.tick().await;
+        let now = clock::now();
+        shared.limiter.tick(now);
+        if now >= probe {
+            probe = now + PROBE;
+            look_for_lost_endpoints(&shared);
+        }
+        if now >= slow {
+            slow = now + SLOW_TICK;
+            means.note(now, &shared.limiter.snapshot(now));
+            let max_idle = shared.live().config.backend.keepalive_idle;
+            for endpoint in shared.endpoints().iter() {
+                endpoint.sweep(max_idle, now);
+            }
+        }
+    }
+}
+
+/// Traffic notices an endpoint that has come back only if it is sent there; with several, it is not.
+fn look_for_lost_endpoints(shared: &Arc<Shared>) {
+    for endpoint in shared.endpoints().iter().filter(|e| !e.is_up()) {
+        let (shared, endpoint) = (shared.clone(), endpoint.clone());
+        tokio::spawn(async move {
+            if endpoint.probe(PROBE).await {
+                shared.note_endpoint(&endpoint, true, clock::now());
+            }
+        });
+    }
+}
