@@ -124,5 +124,3 @@ pub struct Decision {
     pub reason: &'static str,
     pub evidence: Evidence,
 }
-mod stub;
-pub use stub::Controller;
