@@ -17,6 +17,15 @@ const AIM_PART: f64 = 0.571;
 /// Bounds of one decrease by latency. CONTROL §4.3.
 const DEEPEST: f64 = 0.70;
 const LIGHTEST: f64 = 0.95;
+/// This many tolerances from the knee, a deeper cut is safe: what it costs if wrong, a rebase gives
+/// back.
+const FAR: f64 = 3.0;
+const DEEPEST_FAR: f64 = 0.50;
+/// Throughput is kept when at least this share of the best in the run of decreases remains: then
+/// the higher limits were no good.
+const KEPT_WORK: f64 = 0.85;
+/// What a lost up-probe leaves of the recent high.
+const LOST: f64 = 0.8;
 /// Growth a window in slow start. CONTROL §4.3.
 const SLOW_START: f64 = 1.5;
 /// Slow start ends when throughput follows less than this part of the growth. CONTROL §4.3.
@@ -77,7 +86,7 @@ pub(super) struct Measured {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
     /// The limit is low to measure the baseline; then back to this.
-    Dip { back: f64 },
+    Dip { before: Option<Point>, back: f64 },
     /// The limit is high to look for capacity.
     Probe { before: Point, back: f64, wins: u32 },
 }
@@ -143,7 +152,7 @@ impl Aimd {
     pub(super) fn clamp(&mut self, min: u32, max: u32) {
         self.limit = self.limit.clamp(f64::from(min), f64::from(max));
         match &mut self.trial {
-            Some(Trial::Dip { back } | Trial::Probe { back, .. }) => {
+            Some(Trial::Dip { back, .. } | Trial::Probe { back, .. }) => {
                 *back = back.clamp(f64::from(min), f64::from(max));
             }
             None => {}
@@ -172,11 +181,10 @@ impl Aimd {
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         let now = m.point.at;
         match self.trial.take() {
-            Some(Trial::Dip { back }) => {
-                // Its samples are in the curve already.
+            Some(Trial::Dip { before, back }) => {
                 self.limit = back;
                 self.last_dip = Some(now);
-                return reason::RESTORE;
+                return dipped(m, before, curve);
             }
             Some(Trial::Probe { before, back, wins }) => {
                 return self.probed(m, before, back, wins, curve);
@@ -196,6 +204,13 @@ impl Aimd {
         }
         let dropping = self.dropping(m);
         let stretched = m.known && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
+        if limited
+            && !m.known
+            && !self.slow_start
+            && let Some(reason) = self.look_around(m, curve)
+        {
+            return reason;
+        }
         if limited {
             if let Some(reason) = self.rebase(m, curve, dropping, stretched) {
                 return reason;
@@ -208,7 +223,9 @@ impl Aimd {
         }
         if stretched {
             self.cause = BoundBy::Latency;
-            let factor = (aim / m.point.stretch).clamp(DEEPEST, LIGHTEST);
+            let far = m.point.stretch > FAR * settings.tolerance;
+            let deepest = if far { DEEPEST_FAR } else { DEEPEST };
+            let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // Little: of the requests in flight, this many were really worked on, the others
             // waited. A lower limit would idle a worker.
             let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil();
@@ -285,7 +302,7 @@ impl Aimd {
                 .min((self.limit * factor.min(UNREACHED)).max(reached));
             return;
         }
-        if self.decreases.highest().is_none() {
+        if m.point.work >= KEPT_WORK * self.decreases.most_work() {
             self.good = Some(GOOD * self.limit);
         }
         let clean = self.last.is_some_and(|last| !m.point.surprises(&last));
@@ -347,7 +364,7 @@ impl Aimd {
     }
 
     /// Neither flat nor stretched: is the baseline old, or is there more to be had?
-    fn look_around(&mut self, m: &Measured, curve: &mut Curve) -> Option<&'static str> {
+    fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
         let now = m.point.at;
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         let pause = DIP_EVERY.as_secs_f64().max(DIP_EVERY_LATENCIES * m.latency);
@@ -355,9 +372,9 @@ impl Aimd {
             && curve.stale(m.point.limit, now)
             && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
         {
-            self.trial = Some(Trial::Dip { back: self.limit });
+            self.trial =
+                Some(Trial::Dip { before: m.known.then_some(m.point), back: self.limit });
             self.last_dip = Some(now);
-            curve.discount_low(m.point.limit);
             self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
             return Some(reason::PROBE_DOWN);
         }
@@ -392,6 +409,7 @@ impl Aimd {
         let grew = m.point.in_flight > 1.05 * before.in_flight;
         if !grew || m.point.gain(&before) < PROBE_GAIN {
             self.limit = back;
+            self.high *= LOST;
             return reason::RESTORE;
         }
         if wins + 1 < PROBE_WINS {
@@ -408,4 +426,18 @@ impl Aimd {
         self.decreases.clear();
         reason::REBASE
     }
+}
+
+/// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
+/// backend itself got slower.
+fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'static str {
+    let Some(before) = before.filter(|_| m.known) else { return reason::RESTORE };
+    let mut test = Decreases::default();
+    test.push(before, true);
+    if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + m.sigma {
+        // Few samples: half the way.
+        curve.scale(m.point.stretch.sqrt());
+        return reason::REBASE;
+    }
+    reason::RESTORE
 }

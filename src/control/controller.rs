@@ -315,6 +315,7 @@ impl Controller {
 
     fn close(&mut self, now: Instant, usage: &Usage) {
         self.size_biased = self.window.size_biased().or(self.size_biased);
+        self.routes.normalise();
         let summary = self.window.summary(now, usage, &self.routes);
         self.windows = self.windows.saturating_add(1);
         self.limited = summary.limited >= LIMITED;
@@ -339,7 +340,6 @@ impl Controller {
             }
             _ => reason::CONFIGURED,
         };
-        self.routes.normalise();
         self.baseline = self.curve.baseline(self.limit);
     }
 

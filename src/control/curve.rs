@@ -21,8 +21,6 @@ const LEAST: f64 = 6.0;
 const FRESH: Duration = Duration::from_secs(15);
 /// Fresh low samples that make a dip unnecessary.
 const FRESH_SAMPLES: f64 = 8.0;
-/// What a dip leaves of older low samples, so that its own can be heard.
-const KEPT_IN_DIP: f64 = 12.0;
 
 /// One point of the capacity curve, for the status page.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,13 +126,6 @@ impl Curve {
             .map(|bin| bin.weight)
             .sum();
         fresh < FRESH_SAMPLES
-    }
-
-    /// Makes room for the samples of a dip.
-    pub(super) fn discount_low(&mut self, limit: u32) {
-        for bin in &mut self.bins[..=index(Self::low(limit))] {
-            bin.weight = bin.weight.min(KEPT_IN_DIP);
-        }
     }
 
     /// The backend as a whole got slower (or faster) by this factor. CONTROL F7.

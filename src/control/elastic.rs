@@ -91,6 +91,11 @@ impl Decreases {
             .max()
     }
 
+    /// The most work done in the run, cost a second.
+    pub(super) fn most_work(&self) -> f64 {
+        self.points.iter().flatten().map(|(point, _)| point.work).fold(0.0, f64::max)
+    }
+
     /// Compares a window with those before the decreases.
     pub(super) fn judge(&mut self, now: &Point) -> Verdict {
         for slot in &mut self.points {

@@ -20,11 +20,13 @@ const LEAST: f64 = 1e-6;
 /// The learned cost of each route, in (relative) unloaded seconds.
 #[derive(Clone, Debug)]
 pub(super) struct Routes {
+    /// In use: constant within a window, so that what is measured with it can be compared.
     cost: [f64; ROUTES],
+    /// Being learned, taken over by [`normalise`](Self::normalise).
+    next: [f64; ROUTES],
     low: [u32; ROUTES],
     loaded: [u32; ROUTES],
-    /// Costs when last normalised, and samples since.
-    before: [f64; ROUTES],
+    /// Samples since then.
     seen: [u32; ROUTES],
 }
 
@@ -32,9 +34,9 @@ impl Routes {
     pub(super) fn new() -> Self {
         Routes {
             cost: [0.0; ROUTES],
+            next: [0.0; ROUTES],
             low: [0; ROUTES],
             loaded: [0; ROUTES],
-            before: [0.0; ROUTES],
             seen: [0; ROUTES],
         }
     }
@@ -53,10 +55,9 @@ impl Routes {
     pub(super) fn learn(&mut self, index: usize, cost: f64, low: bool) {
         let cost = cost.max(LEAST);
         self.seen[index] = self.seen[index].saturating_add(1);
-        let old = self.cost[index];
-        if old == 0.0 {
+        if self.cost[index] == 0.0 {
             self.cost[index] = cost;
-            self.before[index] = cost;
+            self.next[index] = cost;
         }
         let gain = if low {
             self.low[index] = (self.low[index] + 1).min(LOW_MEMORY);
@@ -69,26 +70,25 @@ impl Routes {
                 1.0 / f64::from(self.loaded[index])
             }
         };
-        self.cost[index] += gain * (cost - self.cost[index]);
+        self.next[index] += gain * (cost - self.next[index]);
     }
 
-    /// Keeps the mean cost of the recent mix what it was, so that costs stay relative.
+    /// Takes over what was learned, with the mean cost of the recent mix kept what it was, so that
+    /// costs stay relative.
     pub(super) fn normalise(&mut self) {
         let (mut old, mut new) = (0.0, 0.0);
         for i in 0..ROUTES {
             let seen = f64::from(self.seen[i]);
-            old += seen * self.before[i];
-            new += seen * self.cost[i];
+            old += seen * self.cost[i];
+            new += seen * self.next[i];
         }
         if old > 0.0 && new > 0.0 {
             let ratio = old / new;
-            for i in 0..ROUTES {
-                if self.cost[i] > 0.0 {
-                    self.cost[i] = (self.cost[i] * ratio).max(LEAST);
-                }
+            for cost in self.next.iter_mut().filter(|cost| **cost > 0.0) {
+                *cost = (*cost * ratio).max(LEAST);
             }
         }
-        self.before = self.cost;
+        self.cost = self.next;
         self.seen = [0; ROUTES];
     }
 }

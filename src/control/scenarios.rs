@@ -300,13 +300,12 @@ fn processor_sharing() {
 #[test]
 #[ignore = "prints, asserts nothing"]
 fn look() {
-    let backend = slots(2, 0.020, 0.5);
-    run(
-        &auto(),
-        false,
-        &backend,
-        &[Phase::new(20.0, 200.0)],
-        1,
-        true,
-    );
+    let backend = Backend { slots: 100, cores: Some(4.0), routes: vec![(1.0, 0.050, 0.5)] };
+    let phases = [Phase::new(5.0, 40.0), Phase::new(60.0, 160.0)];
+    let settings = Settings { initial: 100, ..auto() };
+    run(&settings, true, &backend, &phases, 1, true);
+    eprintln!("--- 16 slots");
+    run(&auto(), false, &slots(16, 0.1, 0.5), &[Phase::new(20.0, 320.0)], 1, true);
+    eprintln!("--- 2 slots");
+    run(&auto(), false, &slots(2, 0.02, 0.5), &[Phase::new(20.0, 200.0)], 1, true);
 }
