@@ -52,15 +52,18 @@ fn against_best(
                     f64::from(all[s][p].good) / f64::from(best.max(1))
                 })
                 .collect();
+            let by_seed: Vec<String> = (ratios.iter().zip(all))
+                .map(|(r, run)| format!("{r:.2}@{:.1}", run[p].mean_limit()))
+                .collect();
             ratios.sort_by(f64::total_cmp);
             let (median, worst) = (ratios[SEEDS.len() / 2], ratios[0]);
             let o = &all[0][p];
             let mean = all.iter().map(|r| r[p].mean_limit()).sum::<f64>() / SEEDS.len() as f64;
             let refused = all.iter().map(|r| r[p].refused_share()).fold(0.0, f64::max);
             eprintln!(
-                "{name:<22} phase {p}: goodput {median:.3} worst {worst:.3}, limit {mean:.1} sd {:.1} in {}..{} end {}, refused <= {refused:.3}, p50 {:.0} p99 {:.0} ms {:?}",
+                "{name:<22} phase {p}: goodput {median:.3} worst {worst:.3}, limit {mean:.1} sd {:.1} in {}..{} end {}, refused <= {refused:.3}, p50 {:.0} p99 {:.0} ms {:?} [{}]",
                 o.deviation(), o.lowest, o.highest, o.last,
-                1e3 * o.percentile(0.5), 1e3 * o.percentile(0.99), o.reasons,
+                1e3 * o.percentile(0.5), 1e3 * o.percentile(0.99), o.reasons, by_seed.join(" "),
             );
             (median, worst)
         })

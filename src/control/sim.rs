@@ -94,7 +94,7 @@ struct Job {
 
 struct Gate {
     in_flight: u32,
-    queue: VecDeque<(f64, usize)>,
+    queue: VecDeque<(f64, usize, f64)>,
     usage: Usage,
     at: f64,
 }
@@ -123,6 +123,7 @@ pub(super) fn run(
     let base = crate::clock::now();
     let instant = |t: f64| base + Duration::from_secs_f64(t);
     let mut rng = fastrand::Rng::with_seed(seed);
+    let mut luck = fastrand::Rng::with_seed(!seed);
     let mut controller = Controller::new(settings.clone(), base);
     let mut gate = Gate {
         in_flight: 0,
@@ -215,7 +216,7 @@ pub(super) fn run(
                 let done = running.iter().position(|job| job.left <= 1e-9);
                 if let Some(job) = done.map(|i| running.remove(i)) {
                     gate.in_flight -= 1;
-                    let dropped = rng.f64() < phase.drops;
+                    let dropped = luck.f64() < phase.drops;
                     controller.observe(&Sample {
                         started: instant(job.started),
                         finished: instant(t),
@@ -235,9 +236,12 @@ pub(super) fn run(
             }
             if t >= next_arrival {
                 out.offered += 1;
+                // Drawn here, so that each law is offered the very same requests.
+                let route = pick(&mut rng, &shares);
+                let work = lognormal(&mut rng, backend.routes[route].1, backend.routes[route].2);
                 next_arrival = t + exponential(&mut rng, phase.rps);
                 if gate.queue.len() < (10 * limit as usize).min(1024) {
-                    gate.queue.push_back((t, pick(&mut rng, &shares)));
+                    gate.queue.push_back((t, route, work));
                 } else {
                     out.refused += 1;
                 }
@@ -269,12 +273,10 @@ pub(super) fn run(
                 }
             }
             while gate.in_flight < controller.limit() {
-                let Some((arrived, route)) = gate.queue.pop_front() else {
+                let Some((arrived, route, left)) = gate.queue.pop_front() else {
                     break;
                 };
                 gate.in_flight += 1;
-                let (_, mean, cv) = backend.routes[route];
-                let left = lognormal(&mut rng, mean, cv);
                 let in_flight = gate.in_flight;
                 backlog.push_back(Job {
                     arrived,
