@@ -356,10 +356,10 @@ impl Aimd {
             }
         }
         self.growths += 1;
-        if reason != reason::HOLD {
-            self.decreases.clear();
-        }
         self.limit = self.limit.max(target);
+        if reason != reason::HOLD {
+            self.decreases.grown(self.limit());
+        }
         reason
     }
 

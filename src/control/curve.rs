@@ -61,12 +61,15 @@ impl Bin {
 #[derive(Clone, Debug)]
 pub(super) struct Curve {
     bins: [Bin; BINS],
+    /// The last baseline, for limits so low that nothing lower was ever measured.
+    remembered: Option<Baseline>,
 }
 
 impl Curve {
     pub(super) fn new() -> Self {
         Curve {
             bins: [Bin::default(); BINS],
+            remembered: None,
         }
     }
 
@@ -99,7 +102,7 @@ impl Curve {
     }
 
     /// The unloaded latency of one unit of cost: the lowest bins first, until they hold enough.
-    pub(super) fn baseline(&self, limit: u32) -> Option<Baseline> {
+    pub(super) fn baseline(&mut self, limit: u32) -> Option<Baseline> {
         let (mut weight, mut latency, mut cost) = (0.0, 0.0, 0.0);
         for bin in &self.bins[..=index(Self::low(limit))] {
             weight += bin.weight;
@@ -109,10 +112,10 @@ impl Curve {
                 break;
             }
         }
-        (weight >= LEAST && latency > 0.0 && cost > 0.0).then(|| Baseline {
-            scale: latency / cost,
-            weight,
-        })
+        if weight >= LEAST && latency > 0.0 && cost > 0.0 {
+            self.remembered = Some(Baseline { scale: latency / cost, weight });
+        }
+        self.remembered
     }
 
     /// Whether too little is known of low load, or too long ago.
@@ -132,6 +135,9 @@ impl Curve {
     pub(super) fn scale(&mut self, factor: f64) {
         for bin in &mut self.bins {
             bin.latency *= factor;
+        }
+        if let Some(baseline) = &mut self.remembered {
+            baseline.scale *= factor;
         }
     }
 

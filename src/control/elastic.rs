@@ -77,6 +77,17 @@ impl Decreases {
         self.next = (self.next + 1) % KEPT;
     }
 
+    /// The limit has grown since: latency compares with the latest decrease only, drops still do
+    /// with these.
+    pub(super) fn grown(&mut self, limit: u32) {
+        if self.highest().is_some_and(|highest| limit >= highest) {
+            self.clear();
+        }
+        for slot in self.points.iter_mut().flatten() {
+            slot.1 = false;
+        }
+    }
+
     /// The run of decreases is over.
     pub(super) fn clear(&mut self) {
         *self = Decreases::default();
