@@ -226,6 +226,11 @@ impl Aimd {
             let far = m.point.stretch > FAR * settings.tolerance;
             let deepest = if far { DEEPEST_FAR } else { DEEPEST };
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
+            if limited && self.last.is_some_and(|last| m.point.surprises(&last)) {
+                // The backend has changed within this window: the next one tells by how much.
+                self.decreases.push(m.point, false);
+                return reason::HOLD;
+            }
             // Little: of the requests in flight, this many were really worked on, the others
             // waited. A lower limit would idle a worker.
             let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil();

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const FELL: f64 = 0.20;
 /// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3.
 const LATENCY_PART: f64 = 0.35;
+/// Nor may it have risen by more than this: then the backend has changed in between.
+const RISEN: f64 = 0.20;
 /// And throughput must have fallen by more than this part of it. CONTROL §4.3.
 const THROUGHPUT_PART: f64 = 0.50;
 /// Drops are inelastic when at least this share of them remains.
@@ -124,7 +126,8 @@ impl Decreases {
                 return Verdict::Failing;
             }
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
-            if *clean && point.stretch > 1.0 && latency < LATENCY_PART * load {
+            let same = (-RISEN..LATENCY_PART * load).contains(&latency);
+            if *clean && point.stretch > 1.0 && same {
                 return Verdict::Slower;
             }
         }

@@ -303,18 +303,16 @@ fn processor_sharing() {
 #[test]
 #[ignore = "prints, asserts nothing"]
 fn look() {
-    let mixed = Backend { slots: 8, cores: None, routes: vec![(0.95, 0.020, 0.5), (0.05, 0.400, 0.5)] };
-    let rps = 2.0 * 8.0 / (0.95 * 0.020 + 0.05 * 0.400);
-    run(&auto(), false, &mixed, &[Phase::new(30.0, rps)], 4, true);
-    eprintln!("--- drops");
-    let phases = [Phase::new(10.0, 320.0), Phase { drops: 0.1, ..Phase::new(20.0, 320.0) }];
-    run(&auto(), false, &slots(8, 0.050, 0.5), &phases, 1, true);
-    eprintln!("--- slower");
-    let rps = 1.5 * 16.0 / 0.1;
-    let slow = Phase { slowdown: 3.0, ..Phase::new(20.0, rps) };
-    let phases = [Phase::new(20.0, rps), slow, Phase::new(5.0, rps)];
-    for seed in 1..=5 {
-        eprintln!("--- {seed}");
-        run(&auto(), false, &slots(16, 0.1, 0.5), &phases, seed, true);
-    }
+    let phases = [Phase::new(480.0, 200.0)];
+    eprintln!("--- drift");
+    run(&auto(), false, &slots(2, 0.020, 0.5), &phases, 2, true);
+    eprintln!("--- sharing");
+    let backend = Backend { slots: 100, cores: Some(4.0), routes: vec![(1.0, 0.050, 0.5)] };
+    let phases = [Phase::new(5.0, 40.0), Phase::new(60.0, 160.0)];
+    let settings = Settings { initial: 100, ..auto() };
+    run(&settings, true, &backend, &phases, 3, true);
+    eprintln!("--- halves");
+    let half = Phase { slots: Some(1), ..Phase::new(20.0, 150.0) };
+    let phases = [Phase::new(20.0, 150.0), half, Phase::new(20.0, 150.0)];
+    run(&auto(), false, &slots(2, 0.020, 0.5), &phases, 4, true);
 }
