@@ -103,6 +103,8 @@ pub(super) struct Aimd {
     growths: u32,
     decreases: Decreases,
     last: Option<Point>,
+    /// Whether the last window was one in which the backend changed.
+    surprised: bool,
     trial: Option<Trial>,
     last_dip: Option<Instant>,
     last_probe: Option<Instant>,
@@ -124,6 +126,7 @@ impl Aimd {
             growths: 0,
             decreases: Decreases::default(),
             last: None,
+            surprised: false,
             trial: None,
             last_dip: None,
             last_probe: None,
@@ -223,14 +226,17 @@ impl Aimd {
         }
         if stretched {
             self.cause = BoundBy::Latency;
-            let far = m.point.stretch > FAR * settings.tolerance;
-            let deepest = if far { DEEPEST_FAR } else { DEEPEST };
-            let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             if limited && self.last.is_some_and(|last| m.point.surprises(&last)) {
                 // The backend has changed within this window: the next one tells by how much.
                 self.decreases.push(m.point, false);
+                self.surprised = true;
                 return reason::HOLD;
             }
+            // After a surprise, one deep cut tells a slow backend from a full one at once.
+            let surprised = std::mem::take(&mut self.surprised);
+            let far = surprised || m.point.stretch > FAR * settings.tolerance;
+            let deepest = if far { DEEPEST_FAR } else { DEEPEST };
+            let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // Little: of the requests in flight, this many were really worked on, the others
             // waited. A lower limit would idle a worker.
             let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil();
@@ -245,6 +251,7 @@ impl Aimd {
         if m.point.stretch <= flat + 0.5 * m.sigma && !stretched {
             return self.grow(m, settings.increase.max(0.0));
         }
+        self.surprised = false;
         self.cause = BoundBy::Latency;
         self.slow_start = false;
         if let Some(reason) = self.look_around(m, curve) {
@@ -439,7 +446,7 @@ fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'stati
     let Some(before) = before.filter(|_| m.known) else { return reason::RESTORE };
     let mut test = Decreases::default();
     test.push(before, true);
-    if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + m.sigma {
+    if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + 2.0 * m.sigma {
         // Few samples: half the way.
         curve.scale(m.point.stretch.sqrt());
         return reason::REBASE;

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const FELL: f64 = 0.20;
 /// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3.
 const LATENCY_PART: f64 = 0.35;
+/// Standard errors between what latency did and what it would do past the knee.
+const ERRORS: f64 = 2.5;
 /// Nor may it have risen by more than this: then the backend has changed in between.
 const RISEN: f64 = 0.20;
 /// And throughput must have fallen by more than this part of it. CONTROL §4.3.
@@ -127,7 +129,9 @@ impl Decreases {
             }
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
             let same = (-RISEN..LATENCY_PART * load).contains(&latency);
-            if *clean && point.stretch > 1.0 && same {
+            // Little's law makes latency and throughput one measurement: it has to be significant.
+            let certain = load - latency > ERRORS * point.noise.hypot(now.noise);
+            if *clean && point.stretch > 1.0 && same && certain {
                 return Verdict::Slower;
             }
         }
@@ -162,7 +166,7 @@ mod tests {
         );
         let mut slow = Decreases::default();
         slow.push(point(at, 16.0, 3.0, 5.3, 0.0), true);
-        assert_eq!(slow.judge(&point(at, 11.0, 3.0, 3.7, 0.0)), Verdict::Slower);
+        assert_eq!(slow.judge(&point(at, 9.0, 3.0, 3.0, 0.0)), Verdict::Slower);
         assert_eq!(
             slow.judge(&point(at, 14.0, 3.0, 4.7, 0.0)),
             Verdict::Elastic,

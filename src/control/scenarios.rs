@@ -165,7 +165,7 @@ fn capacity_halves_and_comes_back() {
         let all = five(&auto(), false, &backend, &phases);
         let limits = [1, 2, 3, 4, 8, 10, 16, 18, 20];
         let result = against_best(name, &all, &backend, &phases, &limits);
-        assert!(result[1].1 >= 0.95 && result[2].1 >= 0.93, "{result:?}");
+        assert!(result[1].1 >= 0.95 && result[2].1 >= 0.90, "{result:?}");
         for run in &all {
             assert!(
                 f64::from(run[1].last) <= 1.0 + 0.8 * k as f64,
