@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 const FELL: f64 = 0.20;
 /// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3.
 const LATENCY_PART: f64 = 0.35;
-/// Standard errors between what latency did and what it would do past the knee.
+/// And by more than this many standard errors: past the knee it would have stayed.
 const ERRORS: f64 = 2.5;
-/// Nor may it have risen by more than this: then the backend has changed in between.
+/// Latency may not have risen by more than this: then the backend has changed in between.
 const RISEN: f64 = 0.20;
-/// And throughput must have fallen by more than this part of it. CONTROL §4.3.
-const THROUGHPUT_PART: f64 = 0.50;
+/// And throughput must have fallen by more than this part of it. CONTROL §4.3 has 0.5.
+const THROUGHPUT_PART: f64 = 0.40;
 /// Drops are inelastic when at least this share of them remains.
 const DROPS_PART: f64 = 0.50;
 /// References remembered: a limit at 0.7 a step falls to a quarter in four.
@@ -129,8 +129,8 @@ impl Decreases {
             }
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
             let same = (-RISEN..LATENCY_PART * load).contains(&latency);
-            // Little's law makes latency and throughput one measurement: it has to be significant.
-            let certain = load - latency > ERRORS * point.noise.hypot(now.noise);
+            // By Little's law latency and throughput are one measurement: it has to be significant.
+            let certain = work > ERRORS * point.noise.hypot(now.noise);
             if *clean && point.stretch > 1.0 && same && certain {
                 return Verdict::Slower;
             }

@@ -303,16 +303,20 @@ fn processor_sharing() {
 #[test]
 #[ignore = "prints, asserts nothing"]
 fn look() {
-    let phases = [Phase::new(480.0, 200.0)];
-    eprintln!("--- drift");
-    run(&auto(), false, &slots(2, 0.020, 0.5), &phases, 2, true);
-    eprintln!("--- sharing");
-    let backend = Backend { slots: 100, cores: Some(4.0), routes: vec![(1.0, 0.050, 0.5)] };
-    let phases = [Phase::new(5.0, 40.0), Phase::new(60.0, 160.0)];
-    let settings = Settings { initial: 100, ..auto() };
-    run(&settings, true, &backend, &phases, 3, true);
+    let rps = 1.5 * 16.0 / 0.1;
+    let slow = Phase { slowdown: 3.0, ..Phase::new(20.0, rps) };
+    let phases = [Phase::new(20.0, rps), slow, Phase::new(5.0, rps)];
+    for seed in [2, 5] {
+        eprintln!("--- slower {seed}");
+        run(&auto(), false, &slots(16, 0.1, 0.5), &phases, seed, true);
+    }
     eprintln!("--- halves");
-    let half = Phase { slots: Some(1), ..Phase::new(20.0, 150.0) };
-    let phases = [Phase::new(20.0, 150.0), half, Phase::new(20.0, 150.0)];
-    run(&auto(), false, &slots(2, 0.020, 0.5), &phases, 4, true);
+    let half = Phase { slots: Some(8), ..Phase::new(20.0, rps) };
+    let phases = [Phase::new(20.0, rps), half, Phase::new(20.0, rps)];
+    run(&auto(), false, &slots(16, 0.1, 0.5), &phases, 2, true);
+    let mixed = Backend { slots: 8, cores: None, routes: vec![(0.95, 0.020, 0.5), (0.05, 0.400, 0.5)] };
+    let rps = |slow: f64| 2.0 * 8.0 / ((1.0 - slow) * 0.020 + slow * 0.400);
+    let mix = |slow: f64| Phase { mix: Some(vec![1.0 - slow, slow]), ..Phase::new(30.0, rps(slow)) };
+    eprintln!("--- bimodal");
+    run(&auto(), false, &mixed, &[mix(0.05), mix(0.25), mix(0.05)], 1, true);
 }
