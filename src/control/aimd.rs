@@ -73,6 +73,8 @@ pub(super) struct Measured {
     pub(super) drops: u32,
     /// Whether there is a baseline; without one the stretch is 1.
     pub(super) known: bool,
+    /// The baseline: unloaded latency of one unit of cost.
+    pub(super) scale: f64,
     /// Standard error of the stretch, baseline included.
     pub(super) sigma: f64,
     /// Share of the window at the limit.
@@ -202,8 +204,7 @@ impl Aimd {
         // A busy backend is no faster than an idle one: the baseline is stale. CONTROL F7.
         if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
             let factor = (m.point.stretch + m.sigma).min(1.0);
-            curve.scale(factor);
-            m.point.stretch /= factor;
+            rebase(m, factor, curve);
         }
         let dropping = self.dropping(m);
         let stretched = m.known && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
@@ -288,8 +289,7 @@ impl Aimd {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
         } else if stretched && (alone || verdict == Verdict::Slower) {
-            curve.scale(m.point.stretch);
-            m.point.stretch = 1.0;
+            rebase(m, m.point.stretch, curve);
         } else {
             return None;
         }
@@ -433,8 +433,7 @@ impl Aimd {
             return reason::PROBE_UP;
         }
         // Twice more throughput for more load: it was not queueing that stretched latency.
-        curve.scale(before.stretch.max(1.0));
-        m.point.stretch /= before.stretch.max(1.0);
+        rebase(m, before.stretch.max(1.0), curve);
         self.decreases.clear();
         reason::REBASE
     }
@@ -448,8 +447,15 @@ fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'stati
     test.push(before, true);
     if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + 2.0 * m.sigma {
         // Few samples: half the way.
-        curve.scale(m.point.stretch.sqrt());
+        rebase(m, m.point.stretch.sqrt(), curve);
         return reason::REBASE;
     }
     reason::RESTORE
+}
+
+/// Moves the baseline by a factor.
+fn rebase(m: &mut Measured, factor: f64, curve: &mut Curve) {
+    m.scale *= factor;
+    m.point.stretch /= factor;
+    curve.rebase(m.scale, factor, m.point.in_flight, m.point.at);
 }

@@ -365,6 +365,7 @@ impl Controller {
             samples: summary.samples,
             drops: summary.drops,
             known,
+            scale: self.baseline.map_or(0.0, |baseline| baseline.scale),
             sigma,
             limited: summary.limited,
             latency: summary.latency,

@@ -19,6 +19,10 @@ const ENOUGH: f64 = 60.0;
 const LEAST: f64 = 6.0;
 /// Low bins older than this no longer count as fresh. CONTROL §4.3.
 const FRESH: Duration = Duration::from_secs(15);
+/// What a rebase leaves of the weight of the bins it has set.
+const KEPT: f64 = 30.0;
+/// Bins fed within this time know of the change that a rebase is about.
+const REBASED: Duration = Duration::from_secs(10);
 /// Fresh low samples that make a dip unnecessary.
 const FRESH_SAMPLES: f64 = 8.0;
 
@@ -131,14 +135,20 @@ impl Curve {
         fresh < FRESH_SAMPLES
     }
 
-    /// The backend as a whole got slower (or faster) by this factor. CONTROL F7.
-    pub(super) fn scale(&mut self, factor: f64) {
-        for bin in &mut self.bins {
-            bin.latency *= factor;
+    /// The backend as a whole got slower or faster by this factor: at this load and below, the
+    /// latency of one unit of cost is `scale` from now on. CONTROL F7.
+    pub(super) fn rebase(&mut self, scale: f64, factor: f64, in_flight: f64, now: Instant) {
+        let known = index(in_flight.round() as u32);
+        for (i, bin) in self.bins.iter_mut().enumerate() {
+            let fresh = bin.at.is_some_and(|at| now.saturating_duration_since(at) < REBASED);
+            if i <= known {
+                bin.latency = scale * bin.cost;
+                bin.weight = bin.weight.min(KEPT);
+            } else if !fresh {
+                bin.latency *= factor;
+            }
         }
-        if let Some(baseline) = &mut self.remembered {
-            baseline.scale *= factor;
-        }
+        self.remembered = Some(Baseline { scale, weight: KEPT });
     }
 
     /// The curve in words of the status page, given the unloaded latency of one unit of cost.

@@ -8,10 +8,15 @@ use std::time::{Duration, Instant};
 
 /// The load must have fallen by this share for a verdict. CONTROL §4.3.
 const FELL: f64 = 0.20;
-/// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3.
-const LATENCY_PART: f64 = 0.35;
-/// And by more than this many standard errors: past the knee it would have stayed.
-const ERRORS: f64 = 2.5;
+/// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3 has
+/// 0.35, which misses a fall that began well past the knee.
+const LATENCY_PART: f64 = 0.65;
+/// And by more than this many standard errors: past the knee it would have stayed. Far from the
+/// baseline haste pays; near it a wrong verdict costs more than a late one.
+const ERRORS_FAR: f64 = 2.0;
+const ERRORS_NEAR: f64 = 3.0;
+/// The stretch that is far.
+const FAR: f64 = 2.0;
 /// Latency may not have risen by more than this: then the backend has changed in between.
 const RISEN: f64 = 0.20;
 /// And throughput must have fallen by more than this part of it. CONTROL §4.3 has 0.5.
@@ -118,6 +123,7 @@ impl Decreases {
                 *slot = None;
             }
         }
+        let errors = if now.stretch > FAR { ERRORS_FAR } else { ERRORS_NEAR };
         for (point, clean) in self.points.iter().flatten() {
             let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
             let work = (point.work - now.work) / point.work.max(1e-9);
@@ -130,7 +136,7 @@ impl Decreases {
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
             let same = (-RISEN..LATENCY_PART * load).contains(&latency);
             // By Little's law latency and throughput are one measurement: it has to be significant.
-            let certain = work > ERRORS * point.noise.hypot(now.noise);
+            let certain = work > errors * point.noise.hypot(now.noise);
             if *clean && point.stretch > 1.0 && same && certain {
                 return Verdict::Slower;
             }
