@@ -13,7 +13,7 @@ const MEMORY: f64 = 150.0;
 const HALF_LIFE: Duration = Duration::from_secs(15);
 /// The baseline comes from bins at or below this share of the limit. CONTROL §4.3, F2.
 pub(super) const LOW_SHARE: f64 = 0.55;
-/// The lowest bins are pooled until they hold this many samples.
+/// The lowest bins are pooled until they hold this many samples, of equal cost.
 const ENOUGH: f64 = 60.0;
 /// Fewer samples than this give no baseline.
 const LEAST: f64 = 6.0;
@@ -51,6 +51,7 @@ struct Bin {
     in_flight: f64,
     latency: f64,
     cost: f64,
+    cost_squared: f64,
     weight: f64,
     at: Option<Instant>,
 }
@@ -91,6 +92,7 @@ impl Curve {
         bin.in_flight += gain * (f64::from(in_flight.max(1)) - bin.in_flight);
         bin.latency += gain * (latency - bin.latency);
         bin.cost += gain * (cost - bin.cost);
+        bin.cost_squared += gain * (cost * cost - bin.cost_squared);
         bin.at = Some(now);
     }
 
@@ -107,17 +109,21 @@ impl Curve {
 
     /// The unloaded latency of one unit of cost: the lowest bins first, until they hold enough.
     pub(super) fn baseline(&mut self, limit: u32) -> Option<Baseline> {
-        let (mut weight, mut latency, mut cost) = (0.0, 0.0, 0.0);
+        let (mut weight, mut latency, mut cost, mut squares) = (0.0, 0.0, 0.0, 0.0);
+        // A hundred cheap requests and an expensive one weigh little more than the one.
+        let mut effective = 0.0;
         for bin in &self.bins[..=index(Self::low(limit))] {
             weight += bin.weight;
             latency += bin.weight * bin.latency;
             cost += bin.weight * bin.cost;
-            if weight >= ENOUGH {
+            squares += bin.weight * bin.cost_squared;
+            effective = if squares > 0.0 { cost * cost / squares } else { 0.0 };
+            if effective >= ENOUGH {
                 break;
             }
         }
-        if weight >= LEAST && latency > 0.0 && cost > 0.0 {
-            self.remembered = Some(Baseline { scale: latency / cost, weight });
+        if weight >= LEAST && latency > 0.0 && cost > 0.0 && effective > 0.0 {
+            self.remembered = Some(Baseline { scale: latency / cost, weight: effective.max(1.0) });
         }
         self.remembered
     }
