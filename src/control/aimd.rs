@@ -215,10 +215,8 @@ impl Aimd {
         {
             return reason;
         }
-        if limited {
-            if let Some(reason) = self.rebase(m, curve, dropping, stretched) {
-                return reason;
-            }
+        if limited && let Some(reason) = self.rebase(m, curve, dropping, stretched) {
+            return reason;
         }
         if dropping {
             self.cause = BoundBy::Errors;
@@ -248,6 +246,9 @@ impl Aimd {
         }
         if !limited {
             return reason::IDLE;
+        }
+        if !stretched {
+            self.decreases.calm(m.point.limit);
         }
         if m.point.stretch <= flat + 0.5 * m.sigma && !stretched {
             return self.grow(m, settings.increase.max(0.0));
@@ -333,16 +334,15 @@ impl Aimd {
             return reason::HOLD;
         }
         if self.slow_start {
-            if let Some(last) = self
-                .last
-                .filter(|last| last.in_flight < 0.9 * m.point.in_flight)
+            if let Some(last) = self.last
+                && last.in_flight < 0.9 * m.point.in_flight
+                && m.samples >= 20
+                && m.point.gain(&last) < SLOW_START_GAIN
             {
-                if m.samples >= 20 && m.point.gain(&last) < SLOW_START_GAIN {
-                    self.slow_start = false;
-                    self.cause = BoundBy::Latency;
-                    self.limit = self.limit.min((STEP_BACK * last.in_flight).max(1.0));
-                    return reason::SATURATED;
-                }
+                self.slow_start = false;
+                self.cause = BoundBy::Latency;
+                self.limit = self.limit.min((STEP_BACK * last.in_flight).max(1.0));
+                return reason::SATURATED;
             }
             self.limit = (in_force + 1.0)
                 .max(SLOW_START * in_force)
@@ -360,18 +360,16 @@ impl Aimd {
             reason = reason::RECOVER;
         }
         let mut target = (self.limit + step).min(f64::from(m.ceiling));
-        if let Some((refused, until)) = self.refused {
-            if m.point.at < until && target >= f64::from(refused) {
-                target = (f64::from(refused) - 0.01).min(target);
-                reason = reason::HOLD;
-                self.cause = BoundBy::Latency;
-            }
+        if let Some((refused, until)) = self.refused
+            && m.point.at < until
+            && target >= f64::from(refused)
+        {
+            target = (f64::from(refused) - 0.01).min(target);
+            reason = reason::HOLD;
+            self.cause = BoundBy::Latency;
         }
         self.growths += 1;
         self.limit = self.limit.max(target);
-        if reason != reason::HOLD {
-            self.decreases.grown(self.limit());
-        }
         reason
     }
 
@@ -384,8 +382,10 @@ impl Aimd {
             && curve.stale(m.point.limit, now)
             && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
         {
-            self.trial =
-                Some(Trial::Dip { before: m.known.then_some(m.point), back: self.limit });
+            self.trial = Some(Trial::Dip {
+                before: m.known.then_some(m.point),
+                back: self.limit,
+            });
             self.last_dip = Some(now);
             self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
             return Some(reason::PROBE_DOWN);
@@ -442,7 +442,9 @@ impl Aimd {
 /// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
 /// backend itself got slower.
 fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'static str {
-    let Some(before) = before.filter(|_| m.known) else { return reason::RESTORE };
+    let Some(before) = before.filter(|_| m.known) else {
+        return reason::RESTORE;
+    };
     let mut test = Decreases::default();
     test.push(before, true);
     if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + 2.0 * m.sigma {

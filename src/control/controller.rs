@@ -239,6 +239,14 @@ impl Controller {
         self.limit
     }
 
+    /// What the law alone would allow, without pin, slots or bounds; `initial` when fixed.
+    pub fn law_limit(&self) -> u32 {
+        match &self.law {
+            Law::Aimd(aimd) => aimd.limit(),
+            Law::Fixed => self.settings.initial,
+        }
+    }
+
     /// What holds the limit where it is.
     pub fn bound_by(&self) -> BoundBy {
         self.bound_by

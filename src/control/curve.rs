@@ -117,13 +117,20 @@ impl Curve {
             latency += bin.weight * bin.latency;
             cost += bin.weight * bin.cost;
             squares += bin.weight * bin.cost_squared;
-            effective = if squares > 0.0 { cost * cost / squares } else { 0.0 };
+            effective = if squares > 0.0 {
+                cost * cost / squares
+            } else {
+                0.0
+            };
             if effective >= ENOUGH {
                 break;
             }
         }
         if weight >= LEAST && latency > 0.0 && cost > 0.0 && effective > 0.0 {
-            self.remembered = Some(Baseline { scale: latency / cost, weight: effective.max(1.0) });
+            self.remembered = Some(Baseline {
+                scale: latency / cost,
+                weight: effective.max(1.0),
+            });
         }
         self.remembered
     }
@@ -146,7 +153,9 @@ impl Curve {
     pub(super) fn rebase(&mut self, scale: f64, factor: f64, in_flight: f64, now: Instant) {
         let known = index(in_flight.round() as u32);
         for (i, bin) in self.bins.iter_mut().enumerate() {
-            let fresh = bin.at.is_some_and(|at| now.saturating_duration_since(at) < REBASED);
+            let fresh = bin
+                .at
+                .is_some_and(|at| now.saturating_duration_since(at) < REBASED);
             if i <= known {
                 bin.latency = scale * bin.cost;
                 bin.weight = bin.weight.min(KEPT);
@@ -154,7 +163,10 @@ impl Curve {
                 bin.latency *= factor;
             }
         }
-        self.remembered = Some(Baseline { scale, weight: KEPT });
+        self.remembered = Some(Baseline {
+            scale,
+            weight: KEPT,
+        });
     }
 
     /// The curve in words of the status page, given the unloaded latency of one unit of cost.

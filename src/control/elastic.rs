@@ -23,6 +23,8 @@ const RISEN: f64 = 0.20;
 const THROUGHPUT_PART: f64 = 0.40;
 /// Drops are inelastic when at least this share of them remains.
 const DROPS_PART: f64 = 0.50;
+/// References with fewer drops than this have nothing to say of drops.
+const DROPS_KEPT: f64 = 0.10;
 /// References remembered: a limit at 0.7 a step falls to a quarter in four.
 const KEPT: usize = 4;
 /// References older than this compare with another day.
@@ -86,14 +88,16 @@ impl Decreases {
         self.next = (self.next + 1) % KEPT;
     }
 
-    /// The limit has grown since: latency compares with the latest decrease only, drops still do
-    /// with these.
-    pub(super) fn grown(&mut self, limit: u32) {
-        if self.highest().is_some_and(|highest| limit >= highest) {
-            self.clear();
-        }
-        for slot in self.points.iter_mut().flatten() {
-            slot.1 = false;
+    /// Latency is fine at this limit: the run is over, except that drops, which come and go, still
+    /// compare with those before until the limit is back.
+    pub(super) fn calm(&mut self, limit: u32) {
+        let regained = self.highest().is_some_and(|highest| limit >= highest);
+        for slot in &mut self.points {
+            if regained || slot.is_some_and(|(point, _)| point.drops < DROPS_KEPT) {
+                *slot = None;
+            } else if let Some((_, clean)) = slot {
+                *clean = false;
+            }
         }
     }
 
@@ -113,7 +117,11 @@ impl Decreases {
 
     /// The most work done in the run, cost a second.
     pub(super) fn most_work(&self) -> f64 {
-        self.points.iter().flatten().map(|(point, _)| point.work).fold(0.0, f64::max)
+        self.points
+            .iter()
+            .flatten()
+            .map(|(point, _)| point.work)
+            .fold(0.0, f64::max)
     }
 
     /// Compares a window with those before the decreases.
@@ -123,7 +131,11 @@ impl Decreases {
                 *slot = None;
             }
         }
-        let errors = if now.stretch > FAR { ERRORS_FAR } else { ERRORS_NEAR };
+        let errors = if now.stretch > FAR {
+            ERRORS_FAR
+        } else {
+            ERRORS_NEAR
+        };
         for (point, clean) in self.points.iter().flatten() {
             let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
             let work = (point.work - now.work) / point.work.max(1e-9);

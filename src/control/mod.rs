@@ -194,5 +194,6 @@ pub struct Decision {
     pub bound_by: BoundBy,
     /// Why, as one word: a metric label, and by [`explain`] a line in `/status`.
     pub reason: &'static str,
+    /// The figures of the last window.
     pub evidence: Evidence,
 }

@@ -1,8 +1,9 @@
 //! A small deterministic discrete-event simulator: Poisson clients, a gate with a short bounded
 //! queue, and a backend. Virtual time, one seed, no threads.
+#![allow(clippy::print_stderr, clippy::needless_update)]
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 

@@ -60,8 +60,6 @@ pub(super) struct Summary {
     pub(super) limited: f64,
     /// Mean latency, seconds.
     pub(super) latency: f64,
-    /// Mean cost of a request.
-    pub(super) cost: f64,
 }
 
 impl Window {
@@ -184,7 +182,6 @@ impl Window {
             in_flight: grown(since.busy_seconds, usage.busy_seconds) / age.max(1e-6),
             limited: ((saturated - self.paused) / active).clamp(0.0, 1.0),
             latency: self.latency / n,
-            cost: cost / n,
         }
     }
 }
