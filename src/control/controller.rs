@@ -172,7 +172,12 @@ impl Controller {
         self.curve
             .add(sample.in_flight, latency, cost, sample.finished);
         self.averaged = (self.averaged + 1).min(1 << 20);
-        let gain = AVERAGE_GAIN.max(1.0 / f64::from(self.averaged));
+        let warm = f64::from(self.averaged) * AVERAGE_GAIN >= 1.0;
+        let gain = if warm {
+            AVERAGE_GAIN
+        } else {
+            1.0 / f64::from(self.averaged)
+        };
         self.latency += gain * (latency - self.latency);
         self.cost += gain * (cost - self.cost);
         if self.settling.is_none() {
@@ -187,7 +192,10 @@ impl Controller {
     pub fn due(&self, now: Instant) -> bool {
         match self.settling {
             Some(until) => now >= until,
-            None => self.window.closes(now, self.typical(), self.dipping()),
+            None => {
+                let dip = self.dipping();
+                self.window.may_close(dip) && self.window.closes(now, self.typical(), dip)
+            }
         }
     }
 

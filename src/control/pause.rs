@@ -25,6 +25,8 @@ pub(super) struct Pauses {
     seen: u32,
     recent: [Option<(Instant, Instant)>; KEPT],
     next: usize,
+    /// End of the newest: what started later spans none.
+    newest: Option<Instant>,
 }
 
 /// What a completion says about pauses.
@@ -54,12 +56,21 @@ impl Pauses {
             ended = gap;
             self.recent[self.next] = Some((last, finished));
             self.next = (self.next + 1) % KEPT;
+            self.newest = Some(finished);
         }
-        let gain = GAIN.max(1.0 / f64::from(self.seen + 1));
+        let warm = f64::from(self.seen + 1) * GAIN >= 1.0;
+        let gain = if warm {
+            GAIN
+        } else {
+            1.0 / f64::from(self.seen + 1)
+        };
         self.usual_gap += gain * (gap.min(longest_usual) - self.usual_gap);
         self.seen = self.seen.saturating_add(1).min(1 << 20);
         self.last = Some(last.max(finished));
 
+        if self.newest.is_none_or(|newest| started >= newest) {
+            return Noted::default();
+        }
         let overlap = self
             .recent
             .iter()

@@ -115,6 +115,11 @@ impl Window {
             .then(|| self.latency_squared / self.latency)
     }
 
+    /// A cheap first look: whether there are samples enough.
+    pub(super) fn may_close(&self, dip: bool) -> bool {
+        dip || self.samples() >= SPARSE
+    }
+
     /// Whether the window is long enough; `size_biased` is the mean latency by which to judge.
     pub(super) fn closes(&self, now: Instant, size_biased: f64, dip: bool) -> bool {
         let age = now.saturating_duration_since(self.start).as_secs_f64();
