@@ -3,9 +3,34 @@
 //! A [`Controller`] is told of every finished request ([`Sample`]) and is asked now and then
 //! ([`Controller::tick`]) what the limit should be; it answers with a [`Decision`] that carries its
 //! evidence.
-#![allow(missing_docs)]
+//!
+//! The way of a sample: [`pause`] takes stop-the-world pauses out of its latency, [`routes`] knows
+//! what its route costs, [`curve`] learns latency over concurrency, [`window`] gathers. When a
+//! window closes, [`aimd`] decides, with the paired tests of [`elastic`]; [`controller`] holds it all
+//! together. Seams: another law is one more variant beside `Aimd` and `Fixed` with its `decide`;
+//! a resource ceiling joins in `Controller::ceiling`; a capacity fit reads [`Controller::curve`].
+
+mod aimd;
+mod controller;
+mod curve;
+mod elastic;
+mod pause;
+pub mod reason;
+mod routes;
+mod window;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod sim;
 
 use std::time::{Duration, Instant};
+
+pub use controller::Controller;
+pub use curve::CurvePoint;
+pub use reason::explain;
 
 /// How a request ended, as far as a control law is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,19 +89,24 @@ pub struct Readings {
 /// Which law computes the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
+    /// Stretch-AIMD, the default: additive growth while latency is flat, a cut when it is stretched.
     Aimd,
+    /// The limit is `initial`.
     Fixed,
 }
 
 /// The settings of a [`Controller`]; `[limit]` in the configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// The law.
     pub algorithm: Algorithm,
-    /// Where the limit starts.
+    /// Where the limit starts, requests in flight.
     pub initial: u32,
+    /// The limit never falls below this; 0 counts as 1.
     pub min: u32,
+    /// The limit never rises above this; less than `min` counts as `min`.
     pub max: u32,
-    /// Additive increase a window, in requests.
+    /// Scales the additive increase a window: 1 = half a request, or 3 % of the limit if that is more.
     pub increase: f64,
     /// Factor on a drop.
     pub decrease: f64,
@@ -84,25 +114,62 @@ pub struct Settings {
     pub tolerance: f64,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            algorithm: Algorithm::Aimd,
+            initial: 4,
+            min: 1,
+            max: 1000,
+            increase: 1.0,
+            decrease: 0.7,
+            tolerance: 1.35,
+        }
+    }
+}
+
+impl Settings {
+    /// `min` and `max`, made consistent.
+    fn bounds(&self) -> (u32, u32) {
+        let min = self.min.max(1);
+        (min, self.max.max(min))
+    }
+
+    fn clamp(&self, limit: u32) -> u32 {
+        let (min, max) = self.bounds();
+        limit.clamp(min, max)
+    }
+}
+
 /// What holds the limit where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BoundBy {
+    /// The backend has no more workers.
     Workers,
+    /// The backend has no more CPU.
     Cpu,
+    /// The backend has no more memory.
     Memory,
+    /// More requests at once only make each of them slower.
     Latency,
+    /// Requests wait in the kernel for a worker to accept them.
     AcceptQueue,
+    /// The backend answers with errors of overload, or not at all.
     Errors,
+    /// `min`, `max`, a fixed limit or the operator.
     Configured,
+    /// Nothing: traffic seldom reaches the limit.
     Idle,
 }
 
 /// The figures a decision rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evidence {
+    /// Answers and drops in the window.
     pub samples: u32,
+    /// Signs of overload among them.
     pub drops: u32,
-    /// Window latency over the unloaded latency of the same mix of routes.
+    /// Window latency over the unloaded latency of the same mix of routes; 1 while that is unknown.
     pub stretch: f64,
     /// Standard error of `stretch`.
     pub noise: f64,
@@ -110,17 +177,23 @@ pub struct Evidence {
     pub throughput: f64,
     /// Share of the window in which the limit was reached.
     pub limited_share: f64,
+    /// Mean latency of the window's answers.
     pub mean_latency: Duration,
 }
 
 /// One closed window and what followed from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
+    /// When it was taken.
     pub at: Instant,
+    /// The limit before.
     pub from: u32,
+    /// The limit from now on, requests in flight.
     pub limit: u32,
+    /// What holds it there.
     pub bound_by: BoundBy,
-    /// Why, as one word: a metric label and a line in `/status`.
+    /// Why, as one word: a metric label, and by [`explain`] a line in `/status`.
     pub reason: &'static str,
+    /// The figures of the last window.
     pub evidence: Evidence,
 }

@@ -1,0 +1,463 @@
+//! Stretch-AIMD, the default law (CONTROL §4.3): grow additively while latency is flat and the
+//! limit is reached, fall multiplicatively when latency is stretched or the backend drops requests,
+//! and let paired tests decide what the baseline is.
+
+use std::time::{Duration, Instant};
+
+use super::curve::{Curve, LOW_SHARE};
+use super::elastic::{Decreases, Point, Verdict};
+use super::{BoundBy, Settings, reason};
+
+/// Growth needs the limit to be reached for this share of the window. CONTROL §4.3, F6, F15.
+pub(super) const LIMITED: f64 = 0.30;
+/// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
+const FLAT_PART: f64 = 0.343;
+/// A decrease aims at this part of the tolerated stretch: 1.20 of 1.35. CONTROL §4.3.
+const AIM_PART: f64 = 0.571;
+/// Bounds of one decrease by latency. CONTROL §4.3.
+const DEEPEST: f64 = 0.70;
+const LIGHTEST: f64 = 0.95;
+/// This many tolerances from the knee, a deeper cut is safe: what it costs if wrong, a rebase gives
+/// back.
+const FAR: f64 = 3.0;
+const DEEPEST_FAR: f64 = 0.50;
+/// Throughput is kept when at least this share of the best in the run of decreases remains: then
+/// the higher limits were no good.
+const KEPT_WORK: f64 = 0.85;
+/// What a lost up-probe leaves of the recent high.
+const LOST: f64 = 0.8;
+/// Growth a window in slow start. CONTROL §4.3.
+const SLOW_START: f64 = 1.5;
+/// Slow start ends when throughput follows less than this part of the growth. CONTROL §4.3.
+const SLOW_START_GAIN: f64 = 0.25;
+/// Where slow start steps back to, of the limit before. CONTROL §4.3.
+const STEP_BACK: f64 = 1.1;
+/// The additive step: requests, or this share of the limit. CONTROL §4.3.
+const STEP: f64 = 0.5;
+const STEP_SHARE: f64 = 0.03;
+/// After so many growths in a row each step is twice the last...
+const PATIENT_STEPS: u32 = 3;
+/// ... up to this share of the limit.
+const STEP_MOST: f64 = 0.25;
+/// The share of a limit that failed which is remembered as good. CONTROL §4.3.
+const GOOD: f64 = 0.9;
+/// A limit that latency has just refused is not tried again for this long.
+const REFUSED: Duration = Duration::from_secs(2);
+/// Least share and number of drops that count as overload. CONTROL §4.3.
+const DROP_SHARE: f64 = 0.10;
+const DROPS: u32 = 2;
+/// Least time between dips, and least number of mean latencies. CONTROL §4.3, F1.
+const DIP_EVERY: Duration = Duration::from_secs(15);
+const DIP_EVERY_LATENCIES: f64 = 100.0;
+/// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
+const UNREACHED: f64 = 0.95;
+/// An up-probe: how far, below which part of the recent high, what gain wins, how many wins, how
+/// seldom. CONTROL §4.3, F8.
+const PROBE: f64 = 1.25;
+const PROBE_BELOW: f64 = 0.6;
+const PROBE_GAIN: f64 = 0.6;
+const PROBE_WINS: u32 = 2;
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Half-life of the recent high.
+const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
+/// Gain of the share of drops that are not ours, a window.
+const DROP_GAIN: f64 = 0.05;
+/// Standard errors above that share that count as overload.
+const DROP_ERRORS: f64 = 3.0;
+
+/// A closed window as the law sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) point: Point,
+    pub(super) samples: u32,
+    pub(super) drops: u32,
+    /// Whether there is a baseline; without one the stretch is 1.
+    pub(super) known: bool,
+    /// The baseline: unloaded latency of one unit of cost.
+    pub(super) scale: f64,
+    /// Standard error of the stretch, baseline included.
+    pub(super) sigma: f64,
+    /// Share of the window at the limit.
+    pub(super) limited: f64,
+    /// Mean latency, seconds.
+    pub(super) latency: f64,
+    /// The most that makes sense: slots or `max`.
+    pub(super) ceiling: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Trial {
+    /// The limit is low to measure the baseline; then back to this.
+    Dip { before: Option<Point>, back: f64 },
+    /// The limit is high to look for capacity.
+    Probe { before: Point, back: f64, wins: u32 },
+}
+
+/// The state of the law.
+#[derive(Clone, Debug)]
+pub(super) struct Aimd {
+    limit: f64,
+    slow_start: bool,
+    /// The last limit that worked, once there was a decrease.
+    good: Option<f64>,
+    high: f64,
+    refused: Option<(u32, Instant)>,
+    growths: u32,
+    decreases: Decreases,
+    last: Option<Point>,
+    /// Whether the last window was one in which the backend changed.
+    surprised: bool,
+    trial: Option<Trial>,
+    last_dip: Option<Instant>,
+    last_probe: Option<Instant>,
+    /// Share of drops that no limit prevents, and what it was when found.
+    failing: f64,
+    failing_most: f64,
+    cause: BoundBy,
+}
+
+impl Aimd {
+    pub(super) fn new(limit: u32) -> Self {
+        let limit = f64::from(limit);
+        Aimd {
+            limit,
+            slow_start: true,
+            good: None,
+            high: limit,
+            refused: None,
+            growths: 0,
+            decreases: Decreases::default(),
+            last: None,
+            surprised: false,
+            trial: None,
+            last_dip: None,
+            last_probe: None,
+            failing: 0.0,
+            failing_most: 0.0,
+            cause: BoundBy::Latency,
+        }
+    }
+
+    /// The limit in whole requests.
+    pub(super) fn limit(&self) -> u32 {
+        ((self.limit + 1e-9) as u32).max(1)
+    }
+
+    /// What last stopped the limit from growing.
+    pub(super) fn cause(&self) -> BoundBy {
+        self.cause
+    }
+
+    /// Whether the current window is a dip.
+    pub(super) fn dipping(&self) -> bool {
+        matches!(self.trial, Some(Trial::Dip { .. }))
+    }
+
+    /// Keeps the limit within changed bounds.
+    pub(super) fn clamp(&mut self, min: u32, max: u32) {
+        self.limit = self.limit.clamp(f64::from(min), f64::from(max));
+        match &mut self.trial {
+            Some(Trial::Dip { back, .. } | Trial::Probe { back, .. }) => {
+                *back = back.clamp(f64::from(min), f64::from(max));
+            }
+            None => {}
+        }
+    }
+
+    /// Takes a closed window, moves the limit, and says why.
+    pub(super) fn decide(
+        &mut self,
+        m: &Measured,
+        curve: &mut Curve,
+        settings: &Settings,
+    ) -> &'static str {
+        let mut m = *m;
+        let passed = self
+            .last
+            .map_or(Duration::ZERO, |last| m.point.at.duration_since(last.at));
+        self.high *= 0.5_f64.powf(passed.as_secs_f64() / HIGH_HALF_LIFE.as_secs_f64());
+        let reason = self.judge(&mut m, curve, settings);
+        self.high = self.high.max(self.limit);
+        self.clamp(settings.min.max(1), settings.max.max(settings.min.max(1)));
+        self.last = Some(m.point);
+        reason
+    }
+
+    fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
+        let now = m.point.at;
+        match self.trial.take() {
+            Some(Trial::Dip { before, back }) => {
+                self.limit = back;
+                self.last_dip = Some(now);
+                return dipped(m, before, curve);
+            }
+            Some(Trial::Probe { before, back, wins }) => {
+                return self.probed(m, before, back, wins, curve);
+            }
+            None => {}
+        }
+        let excess = settings.tolerance.max(1.01) - 1.0;
+        let flat = 1.0 + FLAT_PART * excess;
+        let aim = 1.0 + AIM_PART * excess;
+        let limited = m.limited >= LIMITED;
+
+        // A busy backend is no faster than an idle one: the baseline is stale. CONTROL F7.
+        if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
+            let factor = (m.point.stretch + m.sigma).min(1.0);
+            rebase(m, factor, curve);
+        }
+        let dropping = self.dropping(m);
+        let stretched = m.known && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
+        if limited
+            && !m.known
+            && !self.slow_start
+            && let Some(reason) = self.look_around(m, curve)
+        {
+            return reason;
+        }
+        if limited && let Some(reason) = self.rebase(m, curve, dropping, stretched) {
+            return reason;
+        }
+        if dropping {
+            self.cause = BoundBy::Errors;
+            self.decrease(m, settings.decrease.clamp(0.1, 0.99), 1.0, limited);
+            return reason::DROPS;
+        }
+        if stretched {
+            self.cause = BoundBy::Latency;
+            if limited && self.last.is_some_and(|last| m.point.surprises(&last)) {
+                // The backend has changed within this window: the next one tells by how much.
+                self.decreases.push(m.point, false);
+                self.surprised = true;
+                return reason::HOLD;
+            }
+            // After a surprise, one deep cut tells a slow backend from a full one at once.
+            let surprised = std::mem::take(&mut self.surprised);
+            let far = surprised || m.point.stretch > FAR * settings.tolerance;
+            let deepest = if far { DEEPEST_FAR } else { DEEPEST };
+            let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
+            // Little: of the requests in flight, this many were really worked on, the others
+            // waited. A lower limit would idle a worker.
+            let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil();
+            if working < f64::from(m.point.limit) {
+                self.decrease(m, factor, working, limited);
+                return reason::LATENCY;
+            }
+        }
+        if !limited {
+            return reason::IDLE;
+        }
+        if !stretched {
+            self.decreases.calm(m.point.limit);
+        }
+        if m.point.stretch <= flat + 0.5 * m.sigma && !stretched {
+            return self.grow(m, settings.increase.max(0.0));
+        }
+        self.surprised = false;
+        self.cause = BoundBy::Latency;
+        self.slow_start = false;
+        if let Some(reason) = self.look_around(m, curve) {
+            return reason;
+        }
+        self.growths = 0;
+        reason::HOLD
+    }
+
+    /// Whether drops exceed what no limit prevents.
+    fn dropping(&mut self, m: &Measured) -> bool {
+        let n = f64::from(m.samples.max(1));
+        let usual = self.failing + DROP_ERRORS * (self.failing * (1.0 - self.failing) / n).sqrt();
+        let dropping = m.drops >= DROPS && m.point.drops >= DROP_SHARE.max(usual);
+        if !dropping && self.failing > 0.0 {
+            self.failing += DROP_GAIN * (m.point.drops - self.failing);
+            self.failing = self.failing.min(self.failing_most);
+        }
+        dropping
+    }
+
+    /// Were the decreases in vain? Then what they answered to is the backend's own.
+    fn rebase(
+        &mut self,
+        m: &mut Measured,
+        curve: &mut Curve,
+        dropping: bool,
+        stretched: bool,
+    ) -> Option<&'static str> {
+        // Alone at the backend, a request waits for nobody.
+        let alone = m.point.limit == 1;
+        let verdict = self.decreases.judge(&m.point);
+        if dropping && (alone || verdict == Verdict::Failing) {
+            self.failing = m.point.drops.min(0.9);
+            self.failing_most = self.failing;
+        } else if stretched && (alone || verdict == Verdict::Slower) {
+            rebase(m, m.point.stretch, curve);
+        } else {
+            return None;
+        }
+        self.limit = self
+            .limit
+            .max(self.decreases.highest().map_or(1.0, f64::from));
+        self.limit = self.limit.min(f64::from(m.ceiling));
+        self.decreases.clear();
+        self.refused = None;
+        Some(reason::REBASE)
+    }
+
+    fn decrease(&mut self, m: &Measured, factor: f64, least: f64, limited: bool) {
+        let now = m.point.at;
+        self.slow_start = false;
+        self.growths = 0;
+        if !limited {
+            // Lower it to where it is reached; there the law can tell.
+            let reached = m.point.in_flight.ceil() + 1.0;
+            self.limit = self
+                .limit
+                .min((self.limit * factor.min(UNREACHED)).max(reached));
+            return;
+        }
+        if m.point.work >= KEPT_WORK * self.decreases.most_work() {
+            self.good = Some(GOOD * self.limit);
+        }
+        let clean = self.last.is_some_and(|last| !m.point.surprises(&last));
+        self.decreases.push(m.point, clean);
+        let from = self.limit.min(f64::from(m.point.limit) + 0.99);
+        self.limit = self.limit.min((from * factor).max(least));
+        if self.limit() < m.point.limit {
+            self.refused = Some((m.point.limit, now + REFUSED));
+        }
+    }
+
+    fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
+        let in_force = f64::from(m.point.limit);
+        if self.limit() >= m.ceiling {
+            self.limit = self.limit.min(f64::from(m.ceiling) + 0.99);
+            return reason::HOLD;
+        }
+        if self.slow_start {
+            if let Some(last) = self.last
+                && last.in_flight < 0.9 * m.point.in_flight
+                && m.samples >= 20
+                && m.point.gain(&last) < SLOW_START_GAIN
+            {
+                self.slow_start = false;
+                self.cause = BoundBy::Latency;
+                self.limit = self.limit.min((STEP_BACK * last.in_flight).max(1.0));
+                return reason::SATURATED;
+            }
+            self.limit = (in_force + 1.0)
+                .max(SLOW_START * in_force)
+                .min(f64::from(m.ceiling));
+            return reason::SLOW_START;
+        }
+        let mut step = increase * STEP.max(STEP_SHARE * self.limit);
+        if self.growths > PATIENT_STEPS {
+            let doubled = step * f64::from(1_u32 << (self.growths - PATIENT_STEPS).min(10));
+            step = step.max(doubled.min(STEP_MOST * self.limit));
+        }
+        let mut reason = reason::INCREASE;
+        if let Some(good) = self.good.filter(|good| self.limit < GOOD * good) {
+            step = step.max(0.5 * (good - self.limit));
+            reason = reason::RECOVER;
+        }
+        let mut target = (self.limit + step).min(f64::from(m.ceiling));
+        if let Some((refused, until)) = self.refused
+            && m.point.at < until
+            && target >= f64::from(refused)
+        {
+            target = (f64::from(refused) - 0.01).min(target);
+            reason = reason::HOLD;
+            self.cause = BoundBy::Latency;
+        }
+        self.growths += 1;
+        self.limit = self.limit.max(target);
+        reason
+    }
+
+    /// Neither flat nor stretched: is the baseline old, or is there more to be had?
+    fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
+        let now = m.point.at;
+        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let pause = DIP_EVERY.as_secs_f64().max(DIP_EVERY_LATENCIES * m.latency);
+        if m.point.limit > 1
+            && curve.stale(m.point.limit, now)
+            && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
+        {
+            self.trial = Some(Trial::Dip {
+                before: m.known.then_some(m.point),
+                back: self.limit,
+            });
+            self.last_dip = Some(now);
+            self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
+            return Some(reason::PROBE_DOWN);
+        }
+        if self.limit < PROBE_BELOW * self.high
+            && m.point.limit < m.ceiling
+            && since(self.last_probe).is_none_or(|passed| passed > PROBE_EVERY)
+        {
+            self.trial = Some(Trial::Probe {
+                before: m.point,
+                back: self.limit,
+                wins: 0,
+            });
+            self.last_probe = Some(now);
+            let in_force = f64::from(m.point.limit);
+            self.limit = (PROBE * in_force)
+                .max(in_force + 1.0)
+                .min(f64::from(m.ceiling));
+            return Some(reason::PROBE_UP);
+        }
+        None
+    }
+
+    fn probed(
+        &mut self,
+        m: &mut Measured,
+        before: Point,
+        back: f64,
+        wins: u32,
+        curve: &mut Curve,
+    ) -> &'static str {
+        self.last_probe = Some(m.point.at);
+        let grew = m.point.in_flight > 1.05 * before.in_flight;
+        if !grew || m.point.gain(&before) < PROBE_GAIN {
+            self.limit = back;
+            self.high *= LOST;
+            return reason::RESTORE;
+        }
+        if wins + 1 < PROBE_WINS {
+            self.trial = Some(Trial::Probe {
+                before,
+                back,
+                wins: wins + 1,
+            });
+            return reason::PROBE_UP;
+        }
+        // Twice more throughput for more load: it was not queueing that stretched latency.
+        rebase(m, before.stretch.max(1.0), curve);
+        self.decreases.clear();
+        reason::REBASE
+    }
+}
+
+/// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
+/// backend itself got slower.
+fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'static str {
+    let Some(before) = before.filter(|_| m.known) else {
+        return reason::RESTORE;
+    };
+    let mut test = Decreases::default();
+    test.push(before, true);
+    if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + 2.0 * m.sigma {
+        // Few samples: half the way.
+        rebase(m, m.point.stretch.sqrt(), curve);
+        return reason::REBASE;
+    }
+    reason::RESTORE
+}
+
+/// Moves the baseline by a factor.
+fn rebase(m: &mut Measured, factor: f64, curve: &mut Curve) {
+    m.scale *= factor;
+    m.point.stretch /= factor;
+    curve.rebase(m.scale, factor, m.point.in_flight, m.point.at);
+}

@@ -1,0 +1,437 @@
+//! The controller of one backend endpoint: samples in, a limit out.
+
+use std::time::{Duration, Instant};
+
+use super::aimd::{Aimd, LIMITED, Measured};
+use super::curve::{Baseline, Curve};
+use super::elastic::Point;
+use super::pause::Pauses;
+use super::routes::Routes;
+use super::window::{Summary, Window};
+use super::{
+    Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage,
+    reason,
+};
+
+/// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
+const HEADROOM: u32 = 1;
+/// After a change of the limit one latency passes before samples count, but no more than this.
+/// CONTROL §4.3, F10.
+const SETTLE_MOST: Duration = Duration::from_secs(1);
+/// The same before any latency is known.
+const SETTLE_UNKNOWN: Duration = Duration::from_millis(50);
+/// Gain of the averages of latency and cost, a sample, once they are warm.
+const AVERAGE_GAIN: f64 = 0.02;
+/// One request's coefficient of variation before it is measured: that of a typical service.
+const VARIATION: f64 = 0.5;
+/// Gain of the coefficient of variation, a window.
+const VARIATION_GAIN: f64 = 0.2;
+
+#[derive(Clone, Debug)]
+enum Law {
+    Aimd(Box<Aimd>),
+    Fixed,
+}
+
+/// The concurrency limit of one backend endpoint, and why it is what it is.
+///
+/// Told of every finished request ([`observe`](Self::observe)), asked now and then
+/// ([`tick`](Self::tick)). It reads no clock: the caller passes the time, which must not go back.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    settings: Settings,
+    law: Law,
+    limit: u32,
+    bound_by: BoundBy,
+    pinned: Option<u32>,
+    slots: Option<u32>,
+    /// Only requests started since then enter the window. CONTROL F2.
+    epoch: Instant,
+    /// While the last change settles: until then.
+    settling: Option<Instant>,
+    window: Window,
+    windows: u32,
+    routes: Routes,
+    curve: Curve,
+    baseline: Option<Baseline>,
+    pauses: Pauses,
+    /// Whether traffic reached the limit in the last window.
+    limited: bool,
+    size_biased: Option<f64>,
+    variation: f64,
+    averaged: u32,
+    latency: f64,
+    cost: f64,
+    evidence: Option<Evidence>,
+    reason: &'static str,
+}
+
+impl Controller {
+    /// A controller that starts at `settings.initial`, within `min..=max`.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        let limit = settings.clamp(settings.initial);
+        let law = match settings.algorithm {
+            Algorithm::Aimd => Law::Aimd(Box::new(Aimd::new(limit))),
+            Algorithm::Fixed => Law::Fixed,
+        };
+        let mut controller = Controller {
+            settings,
+            law,
+            limit,
+            bound_by: BoundBy::Idle,
+            pinned: None,
+            slots: None,
+            epoch: now,
+            settling: None,
+            window: Window::new(now, None),
+            windows: 0,
+            routes: Routes::new(),
+            curve: Curve::new(),
+            baseline: None,
+            pauses: Pauses::default(),
+            limited: false,
+            size_biased: None,
+            variation: VARIATION,
+            averaged: 0,
+            latency: 0.0,
+            cost: 0.0,
+            evidence: None,
+            reason: reason::IDLE,
+        };
+        controller.bound_by = controller.find_bound();
+        if controller.bound_by == BoundBy::Configured {
+            controller.reason = reason::CONFIGURED;
+        }
+        controller
+    }
+
+    /// Takes new settings while running. The limit stays, within the new `min..=max`; under
+    /// [`Algorithm::Fixed`] it becomes the new `initial`. What was learned of the backend stays.
+    pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
+        let (min, max) = settings.bounds();
+        match (&mut self.law, settings.algorithm) {
+            (Law::Aimd(aimd), Algorithm::Aimd) => aimd.clamp(min, max),
+            (Law::Fixed, Algorithm::Aimd) => {
+                self.law = Law::Aimd(Box::new(Aimd::new(self.limit.clamp(min, max))));
+            }
+            (_, Algorithm::Fixed) => self.law = Law::Fixed,
+        }
+        self.settings = settings;
+        self.apply(now);
+    }
+
+    /// Holds the limit at the operator's value (within `min..=max`) until `None` gives it back to
+    /// the law, which goes on from where it was. The backend is measured meanwhile.
+    pub fn pin(&mut self, limit: Option<u32>, now: Instant) {
+        self.pinned = limit;
+        self.apply(now);
+    }
+
+    /// Takes one finished request. Constant time, no allocation.
+    pub fn observe(&mut self, sample: &Sample) {
+        if sample.outcome == Outcome::Excluded {
+            return;
+        }
+        let route = Routes::index(sample.route);
+        let scale = self.baseline.map_or(0.0, |baseline| baseline.scale);
+        let known = self.routes.cost(route);
+        let noted = self
+            .pauses
+            .note(sample.started, sample.finished, known * scale);
+        if noted.ended > 0.0 {
+            self.window.paused(noted.ended);
+        }
+        let fresh = self.settling.is_none() && sample.started >= self.epoch;
+        match sample.outcome {
+            Outcome::Success => {}
+            Outcome::Overload => {
+                if fresh {
+                    self.window.drop();
+                }
+                return;
+            }
+            Outcome::Neutral | Outcome::Excluded => return,
+        }
+        let took = sample
+            .finished
+            .saturating_duration_since(sample.started)
+            .as_secs_f64();
+        let latency = (took - noted.overlap).max(1e-6);
+        let low = sample.in_flight <= Curve::low(self.limit);
+        let expected = match (low, scale > 0.0) {
+            (true, true) => scale,
+            (false, true) => self
+                .curve
+                .ratio(sample.in_flight)
+                .unwrap_or(scale)
+                .max(scale),
+            (_, false) => 1.0,
+        };
+        self.routes.learn(route, latency / expected, low);
+        let cost = self.routes.cost(route);
+        self.curve
+            .add(sample.in_flight, latency, cost, sample.finished);
+        self.averaged = (self.averaged + 1).min(1 << 20);
+        let warm = f64::from(self.averaged) * AVERAGE_GAIN >= 1.0;
+        let gain = if warm {
+            AVERAGE_GAIN
+        } else {
+            1.0 / f64::from(self.averaged)
+        };
+        self.latency += gain * (latency - self.latency);
+        self.cost += gain * (cost - self.cost);
+        if self.settling.is_none() {
+            self.window.worked(cost);
+        }
+        if fresh {
+            self.window.success(route, latency, cost);
+        }
+    }
+
+    /// Whether [`tick`](Self::tick) would do something now. Cheap enough to ask at every completion.
+    pub fn due(&self, now: Instant) -> bool {
+        match self.settling {
+            Some(until) => now >= until,
+            None => {
+                let dip = self.dipping();
+                self.window.may_close(dip) && self.window.closes(now, self.typical(), dip)
+            }
+        }
+    }
+
+    /// Closes a window when it is time, and moves the limit. To be called every 50 ms or so, and
+    /// when [`due`](Self::due). `Some` when a window closed, or when the limit or what binds it
+    /// changed.
+    pub fn tick(&mut self, now: Instant, usage: &Usage, readings: &Readings) -> Option<Decision> {
+        let (from, bound_by) = (self.limit, self.bound_by);
+        self.window.anchor(now, usage);
+        if self.settling.is_some_and(|until| now >= until) {
+            self.settling = None;
+            self.epoch = now;
+            self.window = Window::new(now, Some(*usage));
+        }
+        self.slots = readings.slots.filter(|&slots| slots > 0);
+        let mut closed = false;
+        if self.settling.is_none() {
+            if self.due(now) {
+                closed = true;
+                self.close(now, usage);
+                self.window = Window::new(now, Some(*usage));
+            } else if self.window.is_stale(now, usage) {
+                self.limited = false;
+                self.window = Window::new(now, Some(*usage));
+            }
+        }
+        self.apply(now);
+        let changed = self.limit != from || self.bound_by != bound_by;
+        if !closed && changed {
+            self.reason = match self.bound_by {
+                BoundBy::Workers => reason::SLOTS,
+                BoundBy::Configured => reason::CONFIGURED,
+                BoundBy::Idle => reason::IDLE,
+                _ => reason::HOLD,
+            };
+        }
+        (closed || changed).then(|| Decision {
+            at: now,
+            from,
+            limit: self.limit,
+            bound_by: self.bound_by,
+            reason: self.reason,
+            evidence: self.evidence.unwrap_or_default(),
+        })
+    }
+
+    /// The limit in force, requests in flight; at least 1.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// What the law alone would allow, without pin, slots or bounds; `initial` when fixed.
+    pub fn law_limit(&self) -> u32 {
+        match &self.law {
+            Law::Aimd(aimd) => aimd.limit(),
+            Law::Fixed => self.settings.initial,
+        }
+    }
+
+    /// What holds the limit where it is.
+    pub fn bound_by(&self) -> BoundBy {
+        self.bound_by
+    }
+
+    /// The reason of the last decision; [`explain`](super::explain) makes it a sentence.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// The operator's override, as asked for.
+    pub fn pinned(&self) -> Option<u32> {
+        self.pinned
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The figures of the last window.
+    pub fn evidence(&self) -> Option<Evidence> {
+        self.evidence
+    }
+
+    /// Windows closed since the start.
+    pub fn windows(&self) -> u32 {
+        self.windows
+    }
+
+    /// The unloaded latency of the recent mix of routes.
+    pub fn baseline(&self) -> Option<Duration> {
+        let scale = self.baseline?.scale;
+        Duration::try_from_secs_f64(scale * self.cost).ok()
+    }
+
+    /// The last window's latency over its unloaded latency; 1 = no queueing in the backend.
+    pub fn stretch(&self) -> Option<f64> {
+        self.baseline?;
+        self.evidence.map(|evidence| evidence.stretch)
+    }
+
+    /// Moving average of the latency of answers: what a place in the queue has to wait for.
+    pub fn service_time(&self) -> Option<Duration> {
+        (self.averaged > 0).then(|| Duration::try_from_secs_f64(self.latency).unwrap_or_default())
+    }
+
+    /// The capacity curve as learned so far, by requests in flight.
+    pub fn curve(&self) -> impl Iterator<Item = CurvePoint> {
+        // Without a baseline nothing can be said of stretch: show it as latency per cost.
+        let scale = self.baseline.map_or(1.0, |baseline| baseline.scale);
+        self.curve.points(scale)
+    }
+
+    fn typical(&self) -> f64 {
+        self.window
+            .size_biased()
+            .or(self.size_biased)
+            .unwrap_or(0.0)
+    }
+
+    fn dipping(&self) -> bool {
+        matches!(&self.law, Law::Aimd(aimd) if aimd.dipping()) && self.pinned.is_none()
+    }
+
+    /// The most that makes sense by the sensors. Seam: the ceilings of CPU, memory and the accept
+    /// queue (CONTROL §4.4) join here, each with its [`BoundBy`].
+    fn ceiling(&self) -> u32 {
+        let (min, max) = self.settings.bounds();
+        self.slots
+            .map_or(max, |slots| slots.saturating_add(HEADROOM))
+            .clamp(min, max)
+    }
+
+    fn close(&mut self, now: Instant, usage: &Usage) {
+        self.size_biased = self.window.size_biased().or(self.size_biased);
+        self.routes.normalise();
+        let summary = self.window.summary(now, usage, &self.routes);
+        self.windows = self.windows.saturating_add(1);
+        self.limited = summary.limited >= LIMITED;
+        if summary.samples >= 8 {
+            let gain = VARIATION_GAIN.max(1.0 / f64::from(self.windows.min(100)));
+            self.variation += gain * (summary.variation - self.variation);
+        }
+        self.baseline = self.curve.baseline(self.limit);
+        let measured = self.measure(now, &summary);
+        self.evidence = Some(Evidence {
+            samples: summary.samples,
+            drops: summary.drops,
+            stretch: measured.point.stretch,
+            noise: measured.sigma,
+            throughput: summary.work * self.baseline.map_or(1.0, |baseline| baseline.scale),
+            limited_share: summary.limited,
+            mean_latency: Duration::try_from_secs_f64(summary.latency).unwrap_or_default(),
+        });
+        self.reason = match &mut self.law {
+            Law::Aimd(aimd) if self.pinned.is_none() => {
+                aimd.decide(&measured, &mut self.curve, &self.settings)
+            }
+            _ => reason::CONFIGURED,
+        };
+        self.baseline = self.curve.baseline(self.limit);
+    }
+
+    fn measure(&self, now: Instant, summary: &Summary) -> Measured {
+        let noise = self.variation * summary.averaging;
+        let (stretch, sigma, known) = match (summary.ratio, self.baseline) {
+            (Some(ratio), Some(baseline)) => {
+                let of_baseline = self.variation / baseline.weight.sqrt();
+                (ratio / baseline.scale, noise.hypot(of_baseline), true)
+            }
+            _ => (1.0, noise, false),
+        };
+        Measured {
+            point: Point {
+                at: now,
+                limit: self.limit,
+                in_flight: summary.in_flight,
+                stretch,
+                noise,
+                work: summary.work,
+                drops: f64::from(summary.drops) / f64::from(summary.samples.max(1)),
+            },
+            samples: summary.samples,
+            drops: summary.drops,
+            known,
+            scale: self.baseline.map_or(0.0, |baseline| baseline.scale),
+            sigma,
+            limited: summary.limited,
+            latency: summary.latency,
+            ceiling: self.ceiling(),
+        }
+    }
+
+    fn wanted(&self) -> u32 {
+        match (&self.law, self.pinned) {
+            (_, Some(pinned)) => self.settings.clamp(pinned),
+            (Law::Fixed, None) => self.settings.clamp(self.settings.initial),
+            (Law::Aimd(aimd), None) => self.settings.clamp(aimd.limit().min(self.ceiling())),
+        }
+    }
+
+    fn find_bound(&self) -> BoundBy {
+        let (min, max) = self.settings.bounds();
+        let Law::Aimd(aimd) = &self.law else {
+            return BoundBy::Configured;
+        };
+        if self.pinned.is_some() {
+            return BoundBy::Configured;
+        }
+        if self
+            .slots
+            .is_some_and(|slots| self.limit >= slots && slots < max)
+        {
+            BoundBy::Workers
+        } else if self.limit >= max || (self.limited && self.limit <= min && min > 1) {
+            BoundBy::Configured
+        } else if self.limited {
+            aimd.cause()
+        } else {
+            BoundBy::Idle
+        }
+    }
+
+    /// Puts the law's wish into force, and lets a change settle.
+    fn apply(&mut self, now: Instant) {
+        let limit = self.wanted();
+        if limit != self.limit {
+            self.limit = limit;
+            let latency = self.typical();
+            let settle = if latency > 0.0 {
+                Duration::try_from_secs_f64(latency).map_or(SETTLE_MOST, |d| d.min(SETTLE_MOST))
+            } else {
+                SETTLE_UNKNOWN
+            };
+            self.settling = Some(now + settle);
+        }
+        self.bound_by = self.find_bound();
+    }
+}

@@ -1,0 +1,236 @@
+//! The learned curve of latency over concurrency (CONTROL §4.1, `s(N)`): capacity "in parallel
+//! requests" is this curve, not a number.
+//!
+//! Seam: a Universal Scalability Law fit belongs beside this file and reads [`Curve::points`].
+
+use std::time::{Duration, Instant};
+
+/// Bins of the curve: four an octave, up to 65 535 in flight. CONTROL §4.1.
+const BINS: usize = 64;
+/// Memory of a bin, in samples. CONTROL §4.1 (`n_eff`).
+const MEMORY: f64 = 150.0;
+/// Time in which the weight of a silent bin halves.
+const HALF_LIFE: Duration = Duration::from_secs(15);
+/// The baseline comes from bins at or below this share of the limit. CONTROL §4.3, F2.
+pub(super) const LOW_SHARE: f64 = 0.55;
+/// The lowest bins are pooled until they hold this many samples, of equal cost.
+const ENOUGH: f64 = 60.0;
+/// Fewer samples than this give no baseline.
+const LEAST: f64 = 6.0;
+/// Low bins older than this no longer count as fresh. CONTROL §4.3.
+const FRESH: Duration = Duration::from_secs(15);
+/// What a rebase leaves of the weight of the bins it has set.
+const KEPT: f64 = 30.0;
+/// Bins fed within this time know of the change that a rebase is about.
+const REBASED: Duration = Duration::from_secs(10);
+/// Fresh low samples that make a dip unnecessary.
+const FRESH_SAMPLES: f64 = 8.0;
+
+/// One point of the capacity curve, for the status page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CurvePoint {
+    /// Requests in flight when a request starts, itself included.
+    pub in_flight: u32,
+    /// Latency over the unloaded latency of the same routes; 1 = no queueing.
+    pub stretch: f64,
+    /// Requests a second that this concurrency sustains, by Little's law.
+    pub throughput: f64,
+    /// Samples behind the point, discounted; at most 150.
+    pub weight: f64,
+}
+
+/// The unloaded latency of one unit of cost, and the samples it rests on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Baseline {
+    pub(super) scale: f64,
+    pub(super) weight: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Bin {
+    in_flight: f64,
+    latency: f64,
+    cost: f64,
+    cost_squared: f64,
+    weight: f64,
+    at: Option<Instant>,
+}
+
+impl Bin {
+    fn ratio(&self) -> f64 {
+        self.latency / self.cost
+    }
+}
+
+/// Latency per unit of cost, by requests in flight.
+#[derive(Clone, Debug)]
+pub(super) struct Curve {
+    bins: [Bin; BINS],
+    /// The last baseline, for limits so low that nothing lower was ever measured.
+    remembered: Option<Baseline>,
+}
+
+impl Curve {
+    pub(super) fn new() -> Self {
+        Curve {
+            bins: [Bin::default(); BINS],
+            remembered: None,
+        }
+    }
+
+    /// Adds one answer: latency and cost in seconds.
+    pub(super) fn add(&mut self, in_flight: u32, latency: f64, cost: f64, now: Instant) {
+        let bin = &mut self.bins[index(in_flight)];
+        if let Some(at) = bin.at {
+            let age = now.saturating_duration_since(at);
+            if age > Duration::from_millis(250) {
+                bin.weight *= 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64());
+            }
+        }
+        bin.weight = (bin.weight + 1.0).min(MEMORY);
+        let gain = 1.0 / bin.weight;
+        bin.in_flight += gain * (f64::from(in_flight.max(1)) - bin.in_flight);
+        bin.latency += gain * (latency - bin.latency);
+        bin.cost += gain * (cost - bin.cost);
+        bin.cost_squared += gain * (cost * cost - bin.cost_squared);
+        bin.at = Some(now);
+    }
+
+    /// Latency per unit of cost at this load, if measured.
+    pub(super) fn ratio(&self, in_flight: u32) -> Option<f64> {
+        let bin = &self.bins[index(in_flight)];
+        (bin.weight >= FRESH_SAMPLES).then(|| bin.ratio())
+    }
+
+    /// The highest concurrency that counts as low under this limit.
+    pub(super) fn low(limit: u32) -> u32 {
+        ((f64::from(limit) * LOW_SHARE) as u32).max(1)
+    }
+
+    /// The unloaded latency of one unit of cost: the lowest bins first, until they hold enough.
+    pub(super) fn baseline(&mut self, limit: u32) -> Option<Baseline> {
+        let (mut weight, mut latency, mut cost, mut squares) = (0.0, 0.0, 0.0, 0.0);
+        // A hundred cheap requests and an expensive one weigh little more than the one.
+        let mut effective = 0.0;
+        for bin in &self.bins[..=index(Self::low(limit))] {
+            weight += bin.weight;
+            latency += bin.weight * bin.latency;
+            cost += bin.weight * bin.cost;
+            squares += bin.weight * bin.cost_squared;
+            effective = if squares > 0.0 {
+                cost * cost / squares
+            } else {
+                0.0
+            };
+            if effective >= ENOUGH {
+                break;
+            }
+        }
+        if weight >= LEAST && latency > 0.0 && cost > 0.0 && effective > 0.0 {
+            self.remembered = Some(Baseline {
+                scale: latency / cost,
+                weight: effective.max(1.0),
+            });
+        }
+        self.remembered
+    }
+
+    /// Whether too little is known of low load, or too long ago.
+    pub(super) fn stale(&self, limit: u32, now: Instant) -> bool {
+        let fresh: f64 = self.bins[..=index(Self::low(limit))]
+            .iter()
+            .filter(|bin| {
+                bin.at
+                    .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+            })
+            .map(|bin| bin.weight)
+            .sum();
+        fresh < FRESH_SAMPLES
+    }
+
+    /// The backend as a whole got slower or faster by this factor: at this load and below, the
+    /// latency of one unit of cost is `scale` from now on. CONTROL F7.
+    pub(super) fn rebase(&mut self, scale: f64, factor: f64, in_flight: f64, now: Instant) {
+        let known = index(in_flight.round() as u32);
+        for (i, bin) in self.bins.iter_mut().enumerate() {
+            let fresh = bin
+                .at
+                .is_some_and(|at| now.saturating_duration_since(at) < REBASED);
+            if i <= known {
+                bin.latency = scale * bin.cost;
+                bin.weight = bin.weight.min(KEPT);
+            } else if !fresh {
+                bin.latency *= factor;
+            }
+        }
+        self.remembered = Some(Baseline {
+            scale,
+            weight: KEPT,
+        });
+    }
+
+    /// The curve in words of the status page, given the unloaded latency of one unit of cost.
+    pub(super) fn points(&self, scale: f64) -> impl Iterator<Item = CurvePoint> {
+        self.bins
+            .iter()
+            .filter(|bin| bin.weight >= 1.0 && bin.latency > 0.0 && bin.cost > 0.0)
+            .map(move |bin| CurvePoint {
+                in_flight: bin.in_flight.round() as u32,
+                stretch: bin.ratio() / scale,
+                throughput: bin.in_flight / bin.latency,
+                weight: bin.weight,
+            })
+    }
+}
+
+/// The quarter octave of a count: 1, 2, 3 and 4 have bins of their own.
+fn index(in_flight: u32) -> usize {
+    let n = in_flight.clamp(1, (1 << 16) - 1);
+    let octave = n.ilog2();
+    // The mantissa in 16 bits, against 2^(1/4), 2^(1/2) and 2^(3/4).
+    let mantissa = n << (16 - octave);
+    let quarter = [77_936, 92_682, 110_218]
+        .iter()
+        .filter(|&&edge| mantissa >= edge)
+        .count();
+    octave as usize * 4 + quarter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_are_quarter_octaves() {
+        for n in 1..65_536_u32 {
+            assert_eq!(index(n), (4.0 * f64::from(n).log2() + 1e-9) as usize, "{n}");
+        }
+        assert_eq!(index(0), 0);
+        assert_eq!(index(u32::MAX), BINS - 1);
+    }
+
+    #[test]
+    fn the_baseline_comes_from_low_load_only() {
+        let now = crate::clock::now();
+        let mut curve = Curve::new();
+        for _ in 0..500 {
+            curve.add(4, 0.040, 0.020, now);
+        }
+        assert_eq!(curve.baseline(4), None);
+        assert!(curve.stale(4, now));
+        for _ in 0..10 {
+            curve.add(2, 0.020, 0.020, now);
+        }
+        assert!((curve.baseline(4).unwrap().scale - 1.0).abs() < 1e-9);
+        assert!(!curve.stale(4, now));
+        assert!(curve.stale(4, now + FRESH));
+        let points: Vec<_> = curve.points(1.0).collect();
+        assert_eq!(points.len(), 2);
+        assert!((points[0].throughput - 100.0).abs() < 1e-6);
+        assert!(
+            (points[1].throughput - 100.0).abs() < 1e-6,
+            "no gain past the knee"
+        );
+        assert!((points[1].stretch - 2.0).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,204 @@
+//! Paired tests of elasticity: what did latency and throughput do when the load changed?
+//!
+//! Past the knee, less in flight means less latency and the same throughput. Below it, less in
+//! flight means the same latency and less throughput: then it is the backend that became slow, not
+//! we who overload it (CONTROL F7).
+
+use std::time::{Duration, Instant};
+
+/// The load must have fallen by this share for a verdict. CONTROL §4.3.
+const FELL: f64 = 0.20;
+/// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3 has
+/// 0.35, which misses a fall that began well past the knee.
+const LATENCY_PART: f64 = 0.65;
+/// And by more than this many standard errors: past the knee it would have stayed. Far from the
+/// baseline haste pays; near it a wrong verdict costs more than a late one.
+const ERRORS_FAR: f64 = 2.0;
+const ERRORS_NEAR: f64 = 3.0;
+/// The stretch that is far.
+const FAR: f64 = 2.0;
+/// Latency may not have risen by more than this: then the backend has changed in between.
+const RISEN: f64 = 0.20;
+/// And throughput must have fallen by more than this part of it. CONTROL §4.3 has 0.5.
+const THROUGHPUT_PART: f64 = 0.40;
+/// Drops are inelastic when at least this share of them remains.
+const DROPS_PART: f64 = 0.50;
+/// References with fewer drops than this have nothing to say of drops.
+const DROPS_KEPT: f64 = 0.10;
+/// References remembered: a limit at 0.7 a step falls to a quarter in four.
+const KEPT: usize = 4;
+/// References older than this compare with another day.
+const OLD: Duration = Duration::from_secs(30);
+
+/// A window as a point to compare with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Point {
+    pub(super) at: Instant,
+    /// The limit in force.
+    pub(super) limit: u32,
+    /// Mean requests in flight.
+    pub(super) in_flight: f64,
+    pub(super) stretch: f64,
+    /// Relative standard error of the stretch.
+    pub(super) noise: f64,
+    /// Cost completed a second.
+    pub(super) work: f64,
+    /// Share of drops.
+    pub(super) drops: f64,
+}
+
+impl Point {
+    /// How much of the rise of the load throughput followed, from `before` to here; 1 = all.
+    pub(super) fn gain(&self, before: &Point) -> f64 {
+        let load = (self.in_flight - before.in_flight) / before.in_flight.max(0.1);
+        let work = (self.work - before.work) / before.work.max(1e-9);
+        if load > 0.05 { work / load } else { 1.0 }
+    }
+
+    /// Whether latency jumped against the window before, more than load and noise explain:
+    /// then the backend changed within this window, which makes it useless to compare with.
+    pub(super) fn surprises(&self, before: &Point) -> bool {
+        let load = (self.in_flight / before.in_flight.max(0.1)).max(1.0);
+        self.stretch > before.stretch * load * (1.1 + 2.0 * (self.noise + before.noise))
+    }
+}
+
+/// What a run of decreases has taught.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Verdict {
+    /// Latency followed the load, or nothing can be said yet.
+    Elastic,
+    /// Latency stayed and throughput fell: the backend is slower by itself.
+    Slower,
+    /// The drops stayed and throughput fell: the drops are not ours.
+    Failing,
+}
+
+/// The decreases since the last growth.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Decreases {
+    points: [Option<(Point, bool)>; KEPT],
+    next: usize,
+}
+
+impl Decreases {
+    /// Remembers the window that led to a decrease; `clean` unless the backend changed within it.
+    pub(super) fn push(&mut self, point: Point, clean: bool) {
+        self.points[self.next] = Some((point, clean));
+        self.next = (self.next + 1) % KEPT;
+    }
+
+    /// Latency is fine at this limit: the run is over, except that drops, which come and go, still
+    /// compare with those before until the limit is back.
+    pub(super) fn calm(&mut self, limit: u32) {
+        let regained = self.highest().is_some_and(|highest| limit >= highest);
+        for slot in &mut self.points {
+            if regained || slot.is_some_and(|(point, _)| point.drops < DROPS_KEPT) {
+                *slot = None;
+            } else if let Some((_, clean)) = slot {
+                *clean = false;
+            }
+        }
+    }
+
+    /// The run of decreases is over.
+    pub(super) fn clear(&mut self) {
+        *self = Decreases::default();
+    }
+
+    /// The highest limit of the run: where to return to if the decreases were in vain.
+    pub(super) fn highest(&self) -> Option<u32> {
+        self.points
+            .iter()
+            .flatten()
+            .map(|(point, _)| point.limit)
+            .max()
+    }
+
+    /// The most work done in the run, cost a second.
+    pub(super) fn most_work(&self) -> f64 {
+        self.points
+            .iter()
+            .flatten()
+            .map(|(point, _)| point.work)
+            .fold(0.0, f64::max)
+    }
+
+    /// Compares a window with those before the decreases.
+    pub(super) fn judge(&mut self, now: &Point) -> Verdict {
+        for slot in &mut self.points {
+            if slot.is_some_and(|(point, _)| now.at.saturating_duration_since(point.at) > OLD) {
+                *slot = None;
+            }
+        }
+        let errors = if now.stretch > FAR {
+            ERRORS_FAR
+        } else {
+            ERRORS_NEAR
+        };
+        for (point, clean) in self.points.iter().flatten() {
+            let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
+            let work = (point.work - now.work) / point.work.max(1e-9);
+            if load <= FELL || work <= THROUGHPUT_PART * load {
+                continue;
+            }
+            if point.drops > 0.0 && now.drops >= DROPS_PART * point.drops {
+                return Verdict::Failing;
+            }
+            let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
+            let same = (-RISEN..LATENCY_PART * load).contains(&latency);
+            // By Little's law latency and throughput are one measurement: it has to be significant.
+            let certain = work > errors * point.noise.hypot(now.noise);
+            if *clean && point.stretch > 1.0 && same && certain {
+                return Verdict::Slower;
+            }
+        }
+        Verdict::Elastic
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(at: Instant, in_flight: f64, stretch: f64, work: f64, drops: f64) -> Point {
+        Point {
+            at,
+            limit: in_flight as u32,
+            in_flight,
+            stretch,
+            noise: 0.05,
+            work,
+            drops,
+        }
+    }
+
+    #[test]
+    fn tells_a_slow_backend_from_a_full_one() {
+        let at = crate::clock::now();
+        let mut full = Decreases::default();
+        full.push(point(at, 16.0, 2.0, 8.0, 0.0), true);
+        assert_eq!(
+            full.judge(&point(at, 11.0, 1.4, 8.0, 0.0)),
+            Verdict::Elastic
+        );
+        let mut slow = Decreases::default();
+        slow.push(point(at, 16.0, 3.0, 5.3, 0.0), true);
+        assert_eq!(slow.judge(&point(at, 9.0, 3.0, 3.0, 0.0)), Verdict::Slower);
+        assert_eq!(
+            slow.judge(&point(at, 14.0, 3.0, 4.7, 0.0)),
+            Verdict::Elastic,
+            "too near"
+        );
+        assert_eq!(
+            slow.judge(&point(at + OLD * 2, 11.0, 3.0, 3.7, 0.0)),
+            Verdict::Elastic
+        );
+        let mut failing = Decreases::default();
+        failing.push(point(at, 16.0, 1.0, 16.0, 0.2), true);
+        assert_eq!(
+            failing.judge(&point(at, 11.0, 1.0, 11.0, 0.2)),
+            Verdict::Failing
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! Pauses of the whole backend (a garbage collection, a stopped VM), which are not congestion
+//! (CONTROL F20): the time of a pause is taken out of every latency that spans it.
+
+use std::time::{Duration, Instant};
+
+/// A gap between completions shorter than this is never a pause. CONTROL F20.
+const SHORTEST: f64 = 0.150;
+/// A pause is longer than this many usual gaps. CONTROL F20.
+const USUAL_GAPS: f64 = 8.0;
+/// Gain of the average gap, a completion; a quarter of a hundred completions of memory.
+const GAIN: f64 = 0.04;
+/// Completions before the average gap is trusted.
+const LEARNING: u32 = 16;
+/// Share of the expected latency that must remain when the pause is subtracted: a request that is
+/// slow by itself, on a quiet backend, is not a pause.
+const REMAINDER: f64 = 0.25;
+/// Pauses remembered; a request spans two at most in practice.
+const KEPT: usize = 4;
+
+/// Watches the completions of one endpoint for gaps that hit every request at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pauses {
+    last: Option<Instant>,
+    usual_gap: f64,
+    seen: u32,
+    recent: [Option<(Instant, Instant)>; KEPT],
+    next: usize,
+    /// End of the newest: what started later spans none.
+    newest: Option<Instant>,
+}
+
+/// What a completion says about pauses.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Noted {
+    /// Time that this request spent paused, seconds.
+    pub(super) overlap: f64,
+    /// Length of the pause that this completion has just ended, seconds; 0 if none.
+    pub(super) ended: f64,
+}
+
+impl Pauses {
+    /// Takes one completion; `expected` is the latency it should have had, in seconds, 0 if unknown.
+    pub(super) fn note(&mut self, started: Instant, finished: Instant, expected: f64) -> Noted {
+        let mut ended = 0.0;
+        let last = self.last.unwrap_or(finished);
+        let gap = seconds(finished.saturating_duration_since(last));
+        let latency = seconds(finished.saturating_duration_since(started));
+        let longest_usual = (USUAL_GAPS * self.usual_gap).max(SHORTEST);
+        // In flight from before the gap to after it, and plausible without it.
+        if gap > longest_usual
+            && self.seen >= LEARNING
+            && started <= last
+            && expected > 0.0
+            && latency - gap >= REMAINDER * expected
+        {
+            ended = gap;
+            self.recent[self.next] = Some((last, finished));
+            self.next = (self.next + 1) % KEPT;
+            self.newest = Some(finished);
+        }
+        let warm = f64::from(self.seen + 1) * GAIN >= 1.0;
+        let gain = if warm {
+            GAIN
+        } else {
+            1.0 / f64::from(self.seen + 1)
+        };
+        self.usual_gap += gain * (gap.min(longest_usual) - self.usual_gap);
+        self.seen = self.seen.saturating_add(1).min(1 << 20);
+        self.last = Some(last.max(finished));
+
+        if self.newest.is_none_or(|newest| started >= newest) {
+            return Noted::default();
+        }
+        let overlap = self
+            .recent
+            .iter()
+            .flatten()
+            .map(|&(from, to)| {
+                seconds(
+                    finished
+                        .min(to)
+                        .saturating_duration_since(started.max(from)),
+                )
+            })
+            .sum::<f64>();
+        Noted {
+            overlap: overlap.min(latency),
+            ended,
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(base: Instant, ms: u64) -> Instant {
+        base + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_gap_with_requests_in_flight_is_a_pause() {
+        let base = crate::clock::now();
+        let mut pauses = Pauses::default();
+        for i in 0..50 {
+            let noted = pauses.note(at(base, i * 20), at(base, i * 20 + 20), 0.02);
+            assert_eq!(noted, Noted::default());
+        }
+        // Started before the gap, ended 300 ms late.
+        let noted = pauses.note(at(base, 995), at(base, 1315), 0.02);
+        assert!((noted.ended - 0.315).abs() < 1e-9, "{noted:?}");
+        // Started within the pause: only its share is taken out.
+        let noted = pauses.note(at(base, 1215), at(base, 1335), 0.02);
+        assert!((noted.overlap - 0.1).abs() < 1e-9, "{noted:?}");
+        assert_eq!(noted.ended, 0.0);
+    }
+
+    #[test]
+    fn silence_without_requests_is_not_a_pause() {
+        let base = crate::clock::now();
+        let mut pauses = Pauses::default();
+        for i in 0..50 {
+            pauses.note(at(base, i * 20), at(base, i * 20 + 20), 0.02);
+        }
+        assert_eq!(
+            pauses.note(at(base, 5000), at(base, 5020), 0.02),
+            Noted::default()
+        );
+        // A request that is slow by itself, in a quiet hour, keeps its latency.
+        assert_eq!(
+            pauses.note(at(base, 5020), at(base, 6020), 1.0),
+            Noted::default()
+        );
+    }
+}

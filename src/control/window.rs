@@ -1,0 +1,239 @@
+//! One window of samples: long enough to mean something, short enough to act on (CONTROL §4.3).
+
+use std::time::{Duration, Instant};
+
+use super::Usage;
+use super::routes::{ROUTES, Routes};
+
+/// Samples and time that close a window of a busy backend. CONTROL §4.3.
+const FULL: u32 = 30;
+const FULL_TIME: Duration = Duration::from_millis(100);
+const FULL_LATENCIES: f64 = 2.0;
+/// Samples and time that close a window at low traffic. CONTROL §4.3, F11.
+const SPARSE: u32 = 8;
+const SPARSE_TIME: Duration = Duration::from_secs(1);
+const SPARSE_LATENCIES: f64 = 3.0;
+/// A dip closes with fewer: it costs throughput. CONTROL F1.
+const DIP: u32 = 12;
+const DIP_LATENCIES: f64 = 1.0;
+const DIP_TIME: Duration = Duration::from_secs(1);
+const DIP_LATENCIES_MOST: f64 = 4.0;
+/// A window that has gathered next to nothing for so long says nothing of now.
+const TOO_OLD: Duration = Duration::from_secs(30);
+
+/// What a window gathers. Only requests started since the last change of the limit count,
+/// except in `work`.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    start: Instant,
+    usage: Option<Usage>,
+    successes: u32,
+    drops: u32,
+    /// Successes by route: their costs are taken when the window closes, when more is known.
+    count: [u32; ROUTES],
+    latency: f64,
+    latency_squared: f64,
+    /// Latency over cost, and squared: the noise.
+    ratio: f64,
+    ratio_squared: f64,
+    /// Cost of every success that ended in the window.
+    work: f64,
+    paused: f64,
+}
+
+/// A closed window, in plain figures.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Summary {
+    pub(super) samples: u32,
+    pub(super) drops: u32,
+    /// Latency per unit of cost; none without a success.
+    pub(super) ratio: Option<f64>,
+    /// Coefficient of variation of latency over cost, one request's.
+    pub(super) variation: f64,
+    /// `sqrt(Σb²)/Σb`: what remains of one request's variation in the window's mean.
+    pub(super) averaging: f64,
+    /// Cost completed a second.
+    pub(super) work: f64,
+    /// Mean requests in flight.
+    pub(super) in_flight: f64,
+    /// Share of time at the limit or with a queue.
+    pub(super) limited: f64,
+    /// Mean latency, seconds.
+    pub(super) latency: f64,
+}
+
+impl Window {
+    pub(super) fn new(start: Instant, usage: Option<Usage>) -> Self {
+        Window {
+            start,
+            usage,
+            successes: 0,
+            drops: 0,
+            count: [0; ROUTES],
+            latency: 0.0,
+            latency_squared: 0.0,
+            ratio: 0.0,
+            ratio_squared: 0.0,
+            work: 0.0,
+            paused: 0.0,
+        }
+    }
+
+    /// A success of this window.
+    pub(super) fn success(&mut self, route: usize, latency: f64, cost: f64) {
+        self.successes += 1;
+        self.count[route] += 1;
+        self.latency += latency;
+        self.latency_squared += latency * latency;
+        let ratio = latency / cost;
+        self.ratio += ratio;
+        self.ratio_squared += ratio * ratio;
+    }
+
+    /// A sign of overload.
+    pub(super) fn drop(&mut self) {
+        self.drops += 1;
+    }
+
+    /// Work that ended within the window, whenever it started.
+    pub(super) fn worked(&mut self, cost: f64) {
+        self.work += cost;
+    }
+
+    /// A pause of the backend ended.
+    pub(super) fn paused(&mut self, seconds: f64) {
+        self.paused += seconds;
+    }
+
+    pub(super) fn samples(&self) -> u32 {
+        self.successes + self.drops
+    }
+
+    /// Size-biased mean latency: what a request that is seen in flight takes. None until 8 samples.
+    pub(super) fn size_biased(&self) -> Option<f64> {
+        (self.successes >= SPARSE && self.latency > 0.0)
+            .then(|| self.latency_squared / self.latency)
+    }
+
+    /// A cheap first look: whether there are samples enough.
+    pub(super) fn may_close(&self, dip: bool) -> bool {
+        dip || self.samples() >= SPARSE
+    }
+
+    /// Whether the window is long enough; `size_biased` is the mean latency by which to judge.
+    pub(super) fn closes(&self, now: Instant, size_biased: f64, dip: bool) -> bool {
+        let age = now.saturating_duration_since(self.start).as_secs_f64();
+        let lasted = |least: Duration, latencies: f64| {
+            age >= least.as_secs_f64() && age >= latencies * size_biased
+        };
+        let n = self.samples();
+        if dip {
+            return (n >= DIP && lasted(Duration::ZERO, DIP_LATENCIES))
+                || lasted(DIP_TIME, DIP_LATENCIES_MOST);
+        }
+        (n >= FULL && lasted(FULL_TIME, FULL_LATENCIES))
+            || (n >= SPARSE && lasted(SPARSE_TIME, SPARSE_LATENCIES))
+    }
+
+    /// Whether to start over, because it has gathered nothing, or too little for too long.
+    pub(super) fn is_stale(&self, now: Instant, usage: &Usage) -> bool {
+        let n = self.samples();
+        (n == 0 && usage.in_flight == 0 && usage.queued == 0)
+            || (n < SPARSE && now.saturating_duration_since(self.start) > TOO_OLD)
+    }
+
+    /// The first reading of usage, when there was none at the start.
+    pub(super) fn anchor(&mut self, now: Instant, usage: &Usage) {
+        if self.usage.is_none() {
+            self.start = now;
+            self.usage = Some(*usage);
+        }
+    }
+
+    /// The window in figures.
+    pub(super) fn summary(&self, now: Instant, usage: &Usage, routes: &Routes) -> Summary {
+        let age = now.saturating_duration_since(self.start).as_secs_f64();
+        let active = (age - self.paused).max(0.1 * age).max(1e-6);
+        let since = self.usage.unwrap_or(*usage);
+        let grown = |a: f64, b: f64| {
+            let d = b - a;
+            if d.is_finite() { d.max(0.0) } else { 0.0 }
+        };
+        let saturated = grown(since.saturated_seconds, usage.saturated_seconds);
+        let (mut cost, mut squares) = (0.0, 0.0);
+        for (i, &n) in self.count.iter().enumerate().filter(|(_, n)| **n > 0) {
+            let b = routes.cost(i);
+            cost += f64::from(n) * b;
+            squares += f64::from(n) * b * b;
+        }
+        let n = f64::from(self.successes.max(1));
+        let mean = self.ratio / n;
+        let variance = (self.ratio_squared / n - mean * mean).max(0.0);
+        Summary {
+            samples: self.samples(),
+            drops: self.drops,
+            ratio: (cost > 0.0 && self.latency > 0.0).then(|| self.latency / cost),
+            variation: if mean > 0.0 {
+                variance.sqrt() / mean
+            } else {
+                0.0
+            },
+            averaging: if cost > 0.0 {
+                squares.sqrt() / cost
+            } else {
+                1.0
+            },
+            work: self.work / active,
+            in_flight: grown(since.busy_seconds, usage.busy_seconds) / age.max(1e-6),
+            limited: ((saturated - self.paused) / active).clamp(0.0, 1.0),
+            latency: self.latency / n,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closes_by_count_and_time() {
+        let start = crate::clock::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut window = Window::new(start, None);
+        for _ in 0..8 {
+            window.success(0, 0.02, 0.02);
+        }
+        assert!(!window.closes(after(999), 0.02, false));
+        assert!(window.closes(after(1000), 0.02, false));
+        assert!(
+            !window.closes(after(1000), 0.4, false),
+            "three latencies at least"
+        );
+        for _ in 0..22 {
+            window.success(0, 0.02, 0.02);
+        }
+        assert!(!window.closes(after(99), 0.02, false));
+        assert!(window.closes(after(100), 0.02, false));
+        assert!(window.closes(after(20), 0.02, true), "a dip is short");
+    }
+
+    #[test]
+    fn stretch_ignores_the_mix() {
+        let start = crate::clock::now();
+        let mut routes = Routes::new();
+        for _ in 0..50 {
+            routes.learn(0, 0.02, true);
+            routes.learn(1, 0.4, true);
+        }
+        for slow in [1, 10, 30] {
+            let mut window = Window::new(start, None);
+            for i in 0..40 {
+                let (route, cost) = if i < slow { (1, 0.4) } else { (0, 0.02) };
+                window.success(route, 1.5 * cost, cost);
+            }
+            let summary =
+                window.summary(start + Duration::from_secs(1), &Usage::default(), &routes);
+            assert!((summary.ratio.unwrap() - 1.5).abs() < 1e-9);
+        }
+    }
+}
