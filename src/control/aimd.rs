@@ -14,12 +14,14 @@ pub(super) const LIMITED: f64 = 0.30;
 const FLAT_PART: f64 = 0.343;
 /// A decrease aims at this part of the tolerated stretch: 1.20 of 1.35. CONTROL §4.3.
 const AIM_PART: f64 = 0.571;
-/// Bounds of one decrease by latency. CONTROL §4.3.
+/// The deepest decrease by latency, a factor. CONTROL §4.3.
 const DEEPEST: f64 = 0.70;
+/// The lightest. CONTROL §4.3.
 const LIGHTEST: f64 = 0.95;
 /// This many tolerances from the knee, a deeper cut is safe: what it costs if wrong, a rebase gives
 /// back.
 const FAR: f64 = 3.0;
+/// That cut, a factor.
 const DEEPEST_FAR: f64 = 0.50;
 /// Throughput is kept when at least this share of the best in the run of decreases remains: then
 /// the higher limits were no good.
@@ -32,8 +34,9 @@ const SLOW_START: f64 = 1.5;
 const SLOW_START_GAIN: f64 = 0.25;
 /// Where slow start steps back to, of the limit before. CONTROL §4.3.
 const STEP_BACK: f64 = 1.1;
-/// The additive step: requests, or this share of the limit. CONTROL §4.3.
+/// The additive step a window, in requests. CONTROL §4.3.
 const STEP: f64 = 0.5;
+/// Or this share of the limit, if that is more. CONTROL §4.3.
 const STEP_SHARE: f64 = 0.03;
 /// After so many growths in a row each step is twice the last...
 const PATIENT_STEPS: u32 = 3;
@@ -43,20 +46,25 @@ const STEP_MOST: f64 = 0.25;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// Least share and number of drops that count as overload. CONTROL §4.3.
+/// Least share of drops in a window that counts as overload. CONTROL §4.3.
 const DROP_SHARE: f64 = 0.10;
+/// And their least number. CONTROL §4.3.
 const DROPS: u32 = 2;
-/// Least time between dips, and least number of mean latencies. CONTROL §4.3, F1.
+/// Least time between dips. CONTROL §4.3, F1.
 const DIP_EVERY: Duration = Duration::from_secs(15);
+/// The same in mean latencies. CONTROL §4.3.
 const DIP_EVERY_LATENCIES: f64 = 100.0;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
-/// An up-probe: how far, below which part of the recent high, what gain wins, how many wins, how
-/// seldom. CONTROL §4.3, F8.
+/// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
 const PROBE: f64 = 1.25;
+/// Only below this part of the recent high. CONTROL F8.
 const PROBE_BELOW: f64 = 0.6;
+/// It wins when throughput follows more than this part of the rise. CONTROL F8.
 const PROBE_GAIN: f64 = 0.6;
+/// Windows in a row that it has to win. CONTROL F8.
 const PROBE_WINS: u32 = 2;
+/// Least time between up-probes.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Half-life of the recent high.
 const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);

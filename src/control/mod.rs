@@ -4,9 +4,9 @@
 //! ([`Controller::tick`]) what the limit should be; it answers with a [`Decision`] that carries its
 //! evidence.
 //!
-//! The way of a sample: [`pause`] takes stop-the-world pauses out of its latency, [`routes`] knows
-//! what its route costs, [`curve`] learns latency over concurrency, [`window`] gathers. When a
-//! window closes, [`aimd`] decides, with the paired tests of [`elastic`]; [`controller`] holds it all
+//! The way of a sample: `pause` takes stop-the-world pauses out of its latency, `routes` knows
+//! what its route costs, `curve` learns latency over concurrency, `window` gathers. When a
+//! window closes, `aimd` decides, with the paired tests of `elastic`; `controller` holds it all
 //! together. Seams: another law is one more variant beside `Aimd` and `Fixed` with its `decide`;
 //! a resource ceiling joins in `Controller::ceiling`; a capacity fit reads [`Controller::curve`].
 

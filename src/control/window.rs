@@ -5,18 +5,25 @@ use std::time::{Duration, Instant};
 use super::Usage;
 use super::routes::{ROUTES, Routes};
 
-/// Samples and time that close a window of a busy backend. CONTROL §4.3.
+/// Samples that close a window of a busy backend. CONTROL §4.3.
 const FULL: u32 = 30;
+/// Its least length. CONTROL §4.3.
 const FULL_TIME: Duration = Duration::from_millis(100);
+/// Its least length in size-biased mean latencies. CONTROL §4.3, F9.
 const FULL_LATENCIES: f64 = 2.0;
-/// Samples and time that close a window at low traffic. CONTROL §4.3, F11.
+/// Samples that close a window at low traffic. CONTROL §4.3, F11.
 const SPARSE: u32 = 8;
+/// Its least length. CONTROL §4.3.
 const SPARSE_TIME: Duration = Duration::from_secs(1);
+/// Its least length in size-biased mean latencies. CONTROL §4.3.
 const SPARSE_LATENCIES: f64 = 3.0;
-/// A dip closes with fewer: it costs throughput. CONTROL F1.
+/// Samples that close a dip: fewer, because it costs throughput. CONTROL F1.
 const DIP: u32 = 12;
+/// Least length of a dip in size-biased mean latencies. CONTROL F1.
 const DIP_LATENCIES: f64 = 1.0;
+/// A dip that finds too few samples ends after this...
 const DIP_TIME: Duration = Duration::from_secs(1);
+/// ... and this many size-biased mean latencies.
 const DIP_LATENCIES_MOST: f64 = 4.0;
 /// A window that has gathered next to nothing for so long says nothing of now.
 const TOO_OLD: Duration = Duration::from_secs(30);
