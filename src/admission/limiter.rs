@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     clock,
     control::{self, Controller, Decision, Outcome, Readings, Sample},
-    sync::{Arc, Mutex, lock},
+    sync::{Mutex, lock},
 };
 
 /// Decisions kept for `/status`.
@@ -137,7 +138,7 @@ impl Limiter {
         });
         let mut lanes = self.lanes();
         lanes.push(lane.clone());
-        self.lanes.store(std::sync::Arc::new(lanes));
+        self.lanes.store(Arc::new(lanes));
         self.gate
             .change(|state, out| state.add_lane(id, limit, now, out));
         lane
@@ -147,7 +148,7 @@ impl Limiter {
     pub fn retire_lane(&self, id: LaneId, now: Instant) {
         let mut lanes = self.lanes();
         lanes.retain(|lane| lane.id != id);
-        self.lanes.store(std::sync::Arc::new(lanes));
+        self.lanes.store(Arc::new(lanes));
         self.gate.change(|state, _| state.retire_lane(id, now));
     }
 
