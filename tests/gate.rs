@@ -366,22 +366,28 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
     );
     // 2.5 service times are 50 ms.
     assert!(percentile(waits(), 50) <= 60 * MS, "{figures}");
-    assert!(percentile(waits(), 99) <= 120 * MS, "{figures}");
+    assert!(percentile(waits(), 99) <= 80 * MS, "{figures}");
     assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn below_the_capacity_nobody_is_refused() {
+async fn below_the_capacity_hardly_anybody_is_refused() {
     let limiter = limiter(fixed(2).max_wait(500 * MS));
     let fates = open_loop(&limiter, 2, 65.0, Duration::from_secs(60)).await;
     let refused = fates.iter().filter(|(_, result)| result.is_err()).count();
-    assert_eq!(refused, 0, "of {}", fates.len());
+    // A run of bad luck looks like a standing queue: one in a thousand.
+    assert!(refused * 500 < fates.len(), "{refused} of {}", fates.len());
 }
 
-async fn burst(limiter: &Arc<Limiter>, backend: &Arc<Semaphore>, size: usize) -> usize {
+async fn burst(
+    limiter: &Arc<Limiter>,
+    backend: &Arc<Semaphore>,
+    size: usize,
+    work: Duration,
+) -> usize {
     let mut requests = JoinSet::new();
     for _ in 0..size {
-        requests.spawn(one(limiter.clone(), backend.clone(), 20 * MS));
+        requests.spawn(one(limiter.clone(), backend.clone(), work));
     }
     let fates = requests.join_all().await;
     fates.iter().filter(|(_, result)| result.is_err()).count()
@@ -394,7 +400,11 @@ async fn a_burst_that_drains_refuses_nobody() {
         let backend = Arc::new(Semaphore::new(2));
         for _ in 0..20 {
             // 2 go, 38 wait: the last for 19 x 20 ms.
-            assert_eq!(burst(&limiter, &backend, 40).await, 0, "{discipline:?}");
+            assert_eq!(
+                burst(&limiter, &backend, 40, 20 * MS).await,
+                0,
+                "{discipline:?}"
+            );
             sleep(Duration::from_secs(1)).await;
         }
     }
@@ -402,20 +412,12 @@ async fn a_burst_that_drains_refuses_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_is_not_judged_by_the_pace_before_a_rest() {
-    let limiter = limiter(fixed(2).capacity(100));
-    // A backend that hangs for ten seconds at a time.
-    for _ in 0..3 {
-        let first = (admitted(&limiter).await, admitted(&limiter).await);
-        for permit in [first.0, first.1] {
-            sleep(Duration::from_secs(10)).await;
-            let waiting = waiting(&limiter, Ask::default());
-            drop(permit);
-            drop(waiting);
-        }
-    }
-    sleep(Duration::from_secs(10)).await;
+    let limiter = limiter(fixed(2).capacity(100).max_wait(Duration::from_secs(60)));
+    // The backend hung: ten seconds for each request.
     let backend = Arc::new(Semaphore::new(2));
-    assert_eq!(burst(&limiter, &backend, 40).await, 0);
+    assert_eq!(burst(&limiter, &backend, 12, 10_000 * MS).await, 0);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(burst(&limiter, &backend, 40, 20 * MS).await, 0);
 }
 
 // The tower layer.

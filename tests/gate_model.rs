@@ -326,7 +326,7 @@ impl Model {
         self.arrivals += 1;
         let number = self.arrivals;
         let foreseen = self.gate.would_refuse(ask, now);
-        let mut decided = Decided {
+        let decided = Decided {
             number,
             class,
             cap: ask.cap,
@@ -346,8 +346,6 @@ impl Model {
             }
             Entered::Refused(refusal) => {
                 self.check_refused_on_arrival(class, ask, foreseen, refusal);
-                // It did not pass anyone.
-                decided.refused = Some(refusal);
                 None
             }
             Entered::Queued(mut ticket, expires) => {
