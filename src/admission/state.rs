@@ -31,10 +31,14 @@ const STANDING_WAIT: f64 = 2.5;
 const STANDING_AFTER: u32 = 5;
 /// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
 const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
-/// Below this a wait is lost in the resolution of timers.
-const STANDING_WAIT_MIN: Duration = Duration::from_millis(5);
+/// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
+const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
 /// Weight of the newest interval in the drain rate: about the last 8 releases count.
 const INTERVAL_WEIGHT: f64 = 0.125;
+/// One interval counts for no more than so many usual ones: a pause is not a pace.
+const INTERVAL_OUTLIER: f64 = 4.0;
+/// ... but always for so many seconds, so that a slower backend is soon believed.
+const INTERVAL_OUTLIER_MIN: f64 = 0.005;
 /// The most that wait when `capacity` is 0.
 const AUTO_CAPACITY_MAX: usize = 1024;
 /// Places per slot of the limit when `capacity` is 0.
@@ -714,10 +718,12 @@ impl State {
         let waiting = self.excess() > 0;
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
-            self.interval += if self.interval == 0.0 {
+            self.interval = if self.interval == 0.0 {
                 interval
             } else {
-                (interval - self.interval) * INTERVAL_WEIGHT
+                let most = (self.interval * INTERVAL_OUTLIER).max(INTERVAL_OUTLIER_MIN);
+                let interval = interval.min(most);
+                self.interval + (interval - self.interval) * INTERVAL_WEIGHT
             };
         }
         self.last_release = waiting.then_some(now);

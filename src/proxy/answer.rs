@@ -93,14 +93,12 @@ where
         let id = request_id(&request, &live);
         let deadline = deadline(&request, &live).map(|left| arrived + left);
         let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
-        let request_id = id.to_str().unwrap_or_default().to_owned();
-        let context = Arc::new(Context::new(live, arrived, route, deadline, request_id));
+        let context = Arc::new(Context::new(live, arrived, route, deadline, id));
         let record = Record {
             shared: self.shared.clone(),
             peer: self.peer.clone(),
             method: request.method().clone(),
             path: request.uri().path_and_query().cloned(),
-            request_id: id,
             status: 0,
             source: Source::Tidegate,
             reason: None,
@@ -201,7 +199,6 @@ struct Record {
     context: Arc<Context>,
     method: Method,
     path: Option<http::uri::PathAndQuery>,
-    request_id: HeaderValue,
     status: u16,
     source: Source,
     reason: Option<Reason>,
@@ -215,7 +212,7 @@ impl Record {
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
     {
         let live = self.context.live.clone();
-        hygiene::outbound(&mut response, &live, &self.request_id);
+        hygiene::outbound(&mut response, &live, &self.context.request_id);
         self.source = Source::Backend;
         self.status = response.status().as_u16();
         if live.config.headers.server_timing {
@@ -232,7 +229,8 @@ impl Record {
         let live = self.context.live.clone();
         let settings = &live.config.reject;
         let rejection = reject::rejection(error, settings);
-        let mut response = reject::response(error, &rejection, settings, &self.context.request_id);
+        let request_id = self.context.request_id.to_str().unwrap_or_default();
+        let mut response = reject::response(error, &rejection, settings, request_id);
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
         if let Some(reason) = rejection.reason {
@@ -242,7 +240,8 @@ impl Record {
             self.note_wait(WaitOutcome::Timeout, clock::now());
         }
         if let Some(name) = &live.request_id {
-            response.headers_mut().insert(name, self.request_id.clone());
+            let id = self.context.request_id.clone();
+            response.headers_mut().insert(name, id);
         }
         self.finish_head(response.headers_mut());
         response.map(|bytes| ClientBody {
@@ -320,7 +319,7 @@ impl Record {
                 source: self.source,
                 reason: self.reason,
                 route: &context.route().name,
-                request_id: &context.request_id,
+                request_id: context.request_id.to_str().unwrap_or_default(),
                 client: self.peer.ip,
                 queue_ms: observe::log::millis(context.queue_time()),
                 backend_ms: context.backend_time().map(observe::log::millis),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::Request;
+use http::{HeaderValue, Request};
 
 use super::{
     io::State,
@@ -43,7 +43,7 @@ pub struct Context {
     /// When its client stops waiting.
     pub deadline: Option<Instant>,
     /// The id it carries, or was given.
-    pub request_id: String,
+    pub request_id: HeaderValue,
     phase: AtomicU8,
     asked_nanos: AtomicU64,
     queued_nanos: AtomicU64,
@@ -58,7 +58,7 @@ impl Context {
         arrived: Instant,
         route: usize,
         deadline: Option<Instant>,
-        request_id: String,
+        request_id: HeaderValue,
     ) -> Self {
         Self {
             live,
