@@ -197,7 +197,8 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let service_time = law.controller.baseline();
+        // Until an unloaded latency is known, the loaded one is better than none.
+        let service_time = law.controller.baseline().or(law.controller.service_time());
         // Under the law's lock, so that of two decisions the later one stays.
         self.gate.change(|state, out| {
             if let Some(service_time) = service_time {
