@@ -364,7 +364,7 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
         passed >= 60 * 93,
         "93 of the 98 a second it could do: {figures}"
     );
-    // 2.5 service times are 50 ms.
+    // The bound is 50 ms.
     assert!(percentile(waits(), 50) <= 60 * MS, "{figures}");
     assert!(percentile(waits(), 99) <= 80 * MS, "{figures}");
     assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");

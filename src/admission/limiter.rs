@@ -221,7 +221,8 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let service_time = law.controller.baseline();
+        // Until an unloaded latency is known, the loaded one is better than none.
+        let service_time = law.controller.baseline().or(law.controller.service_time());
         self.gate.change(|state, out| {
             if let Some(service_time) = service_time {
                 state.set_service_time(service_time);

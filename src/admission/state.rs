@@ -23,18 +23,23 @@ pub type LaneId = u32;
 /// A place in the queue; later arrivals have higher numbers.
 pub type Seq = u64;
 
-/// Wait bound under a standing queue, in service times. Two to three give full goodput, and
-/// everything longer is latency for nothing (measured: 2 sync workers, 2x overload, a wait of 2.5
-/// service times loses 0.4 % against one of 12).
-const STANDING_WAIT: f64 = 2.5;
+/// How many wait under a standing queue, in square roots of the limit. What a queue is for is to have
+/// somebody at hand when a worker comes free early, and the fluctuation of that grows with the root.
+/// Everything longer is latency for nothing. (Measured with 2 sync workers at 2x overload: 5 places, a
+/// wait of 2.5 service times, lose 0.4 % of goodput against 12 service times.)
+const STANDING_PLACES: f64 = 3.5;
 /// A queue that has not been empty for this many service times is standing, not a burst.
 const STANDING_AFTER: u32 = 5;
 /// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
 const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
-/// Below this a wait is lost in the resolution of timers.
-const STANDING_WAIT_MIN: Duration = Duration::from_millis(5);
+/// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
+const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
 /// Weight of the newest interval in the drain rate: about the last 8 releases count.
 const INTERVAL_WEIGHT: f64 = 0.125;
+/// One interval counts for no more than so many usual ones: a pause is not a pace.
+const INTERVAL_OUTLIER: f64 = 4.0;
+/// ... but always for so many seconds, so that a slower backend is soon believed.
+const INTERVAL_OUTLIER_MIN: f64 = 0.005;
 /// The most that wait when `capacity` is 0.
 const AUTO_CAPACITY_MAX: usize = 1024;
 /// Places per slot of the limit when `capacity` is 0.
@@ -738,10 +743,14 @@ impl State {
         if self.settings.capacity > 0 {
             return self.settings.capacity;
         }
-        let open = self.lanes.iter().filter(|l| !l.retired);
-        (sum(open.map(|l| l.limit)) as usize)
+        (self.limit() as usize)
             .saturating_mul(AUTO_CAPACITY_PER_SLOT)
             .clamp(1, AUTO_CAPACITY_MAX)
+    }
+
+    fn limit(&self) -> u32 {
+        let open = self.lanes.iter().filter(|lane| !lane.retired);
+        sum(open.map(|lane| lane.limit))
     }
 
     /// Who waits; in a dry run, who would.
@@ -770,8 +779,9 @@ impl State {
 
     /// The wait that is worth offering under a standing queue.
     fn standing_wait(&self) -> Duration {
+        let limit = f64::from(self.limit().max(1));
         self.service_time
-            .mul_f64(STANDING_WAIT)
+            .mul_f64(STANDING_PLACES / limit.sqrt())
             .max(STANDING_WAIT_MIN)
             .min(self.settings.max_wait)
     }
@@ -807,10 +817,12 @@ impl State {
         let waiting = self.excess() > 0;
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
-            self.interval += if self.interval == 0.0 {
+            self.interval = if self.interval == 0.0 {
                 interval
             } else {
-                (interval - self.interval) * INTERVAL_WEIGHT
+                let most = (self.interval * INTERVAL_OUTLIER).max(INTERVAL_OUTLIER_MIN);
+                let interval = interval.min(most);
+                self.interval + (interval - self.interval) * INTERVAL_WEIGHT
             };
         }
         self.last_release = waiting.then_some(now);
