@@ -628,7 +628,7 @@ impl StateMachineTest for GateModel {
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig {
-        cases: 400,
+        cases: 256,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
