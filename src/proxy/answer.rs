@@ -233,6 +233,14 @@ impl Record {
         let settings = &live.config.reject;
         let rejection = reject::rejection(error, settings);
         let mut response = reject::response(error, &rejection, settings, &self.context.request_id);
+        if matches!(error, Error::BodyCut) {
+            // Its client has left; what is written now is for one that only closed its side.
+            self.finish(false);
+            return response.map(|bytes| ClientBody {
+                inner: Box::pin(ResponseBody::full(bytes)),
+                record: self,
+            });
+        }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
         if let Some(reason) = rejection.reason {
