@@ -935,12 +935,6 @@ fn what_is_too_large_or_not_http_is_refused_with_its_reason() {
             "bad_request",
         ),
         (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
-                .to_owned(),
-            400,
-            "bad_request",
-        ),
-        (
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"
                 .to_owned(),
             400,
@@ -1016,4 +1010,67 @@ fn a_backend_that_is_down_is_502_and_one_that_is_slow_504() {
     tidegate.until_idle();
     drop(listener);
     assert_problem(&client.get("/"), 502, "backend_unreachable");
+}
+
+#[test]
+fn a_length_beside_chunked_is_one_unambiguous_request_and_the_last_of_its_connection() {
+    let backend = echo_backend();
+    let tidegate = Tidegate::to(backend.address()).start();
+    let mut client = tidegate.client();
+    client.send(
+        "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n\
+         3\r\nabc\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    client.response_to("POST");
+    let _ = client.read_some();
+    assert_eq!(client.taken(), b"", "nothing after it is answered");
+    let requests = backend.requests();
+    assert!(requests.len() <= 1, "{requests:?}");
+    for request in requests {
+        assert_eq!(request.header("content-length").as_deref(), Some("3"));
+        assert_eq!(request.header("transfer-encoding"), None);
+        assert_eq!(request.body, b"abc");
+    }
+}
+
+#[test]
+fn a_streamed_upload_that_fails_half_way_says_why() {
+    // Beyond `buffers.request` the body is passed on as it comes, so the backend has it by then.
+    let backend = Raw::start(|mut conn| {
+        conn.request();
+    });
+    let tidegate = Tidegate::to(backend.address())
+        .set("buffers.request=4KiB")
+        .set("server.max_body_bytes=100000")
+        .set("server.body_timeout=300ms")
+        .set("server.body_min_rate=1000000")
+        .start();
+    let begin = |length: usize| {
+        let mut client = tidegate.client();
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(format!("{length:x}\r\n"));
+        client.send(vec![b'x'; length]).send("\r\n");
+        client
+    };
+    assert_problem(&begin(120_000).response_to("POST"), 413, "body_too_large");
+    assert_problem(&begin(20_000).response_to("POST"), 408, "request_timeout");
+    let mut malformed = begin(20_000);
+    malformed.send("not a size\r\n");
+    assert_problem(&malformed.response_to("POST"), 400, "bad_request");
+    let before = tidegate.metric("tidegate_requests_total", &[]);
+    let cut = begin(20_000);
+    tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    drop(cut);
+    tidegate.until_metric(
+        "tidegate_canceled_requests_total",
+        &[("phase", "in_flight")],
+        1.0,
+    );
+    assert_eq!(tidegate.metric("tidegate_requests_total", &[]), before);
+    tidegate.until_idle();
+    assert_eq!(
+        tidegate.metric("tidegate_backend_errors_total", &[]),
+        0.0,
+        "none of it is the backend's fault"
+    );
 }
