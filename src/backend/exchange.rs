@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::time::error::Elapsed;
 use tower::BoxError;
 
 use super::{
@@ -438,7 +439,7 @@ async fn receive<L: Lease>(
             .exact()
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
     let arrived = if whole {
-        tokio::time::timeout(read_timeout, collect(&mut flight, &mut frames))
+        collect(&mut flight, &mut frames, read_timeout)
             .await
             .map(|collected| collected.map(|()| true))
     } else if stream {
@@ -478,14 +479,20 @@ async fn receive<L: Lease>(
     Ok(Response::from_parts(head, body))
 }
 
+/// Reads to the end, however long that takes, as long as no pause is longer than `read_timeout`.
 async fn collect<L: Lease>(
     flight: &mut Flight<L>,
     frames: &mut VecDeque<Frame<Bytes>>,
-) -> Result<(), hyper::Error> {
-    while let Some(frame) = poll_fn(|cx| flight.poll_frame(cx)).await {
-        frames.push_back(frame?);
+    read_timeout: Duration,
+) -> Result<Result<(), hyper::Error>, Elapsed> {
+    loop {
+        let next = poll_fn(|cx| flight.poll_frame(cx));
+        match tokio::time::timeout(read_timeout, next).await? {
+            Some(Ok(frame)) => frames.push_back(frame),
+            Some(Err(error)) => return Ok(Err(error)),
+            None => return Ok(Ok(())),
+        }
     }
-    Ok(())
 }
 
 /// Takes what has arrived already, up to [`WHOLE_MAX`]; true if that is all.
