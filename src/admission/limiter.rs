@@ -145,10 +145,12 @@ impl Limiter {
 
     /// An endpoint goes; what it has in flight may finish.
     pub fn retire_lane(&self, id: LaneId, now: Instant) {
+        // The gate first: whoever was sent to a lane that is gone asks again, and must not be sent
+        // to the same one.
+        self.gate.change(|state, _| state.retire_lane(id, now));
         let mut lanes = self.lanes();
         lanes.retain(|lane| lane.id != id);
         self.lanes.store(std::sync::Arc::new(lanes));
-        self.gate.change(|state, _| state.retire_lane(id, now));
     }
 
     /// New settings for every lane's law.
@@ -175,7 +177,8 @@ impl Limiter {
     pub fn acquire(self: &Arc<Self>, ask: Ask) -> Acquire {
         Acquire {
             limiter: self.clone(),
-            step: Step::Ask(ask),
+            ask,
+            step: Step::Ask,
         }
     }
 
@@ -222,21 +225,16 @@ impl Limiter {
         self: &Arc<Self>,
         permit: gate::Permit,
         queued: Option<Instant>,
-    ) -> Result<Permit, Refusal> {
+    ) -> Option<Permit> {
+        // None if it was retired between the grant and now; the permit goes back as it drops.
         let lanes = self.lanes.load();
-        match lanes.iter().find(|lane| lane.id == permit.lane()) {
-            Some(lane) => Ok(Permit {
-                waited: queued.map(|since| permit.started().saturating_duration_since(since)),
-                lane: lane.clone(),
-                limiter: self.clone(),
-                permit: Some(permit),
-            }),
-            // Retired between the grant and now; the permit goes back as it drops.
-            None => Err(Refusal {
-                reason: Reason::QueueTimeout,
-                drain_time: Duration::ZERO,
-            }),
-        }
+        let lane = lanes.iter().find(|lane| lane.id == permit.lane())?;
+        Some(Permit {
+            waited: queued.map(|since| permit.started().saturating_duration_since(since)),
+            lane: lane.clone(),
+            limiter: self.clone(),
+            permit: Some(permit),
+        })
     }
 }
 
@@ -316,12 +314,13 @@ impl Drop for Permit {
 #[derive(Debug)]
 pub struct Acquire {
     limiter: Arc<Limiter>,
+    ask: Ask,
     step: Step,
 }
 
 #[derive(Debug)]
 enum Step {
-    Ask(Ask),
+    Ask,
     Wait {
         ticket: Ticket,
         since: Instant,
@@ -345,45 +344,58 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Step::Ask(ask) = this.step {
-            let now = clock::now();
-            this.step = Step::Done;
-            match this.limiter.gate.enter(&ask, now) {
-                Entered::Admitted(permit) => {
-                    return Poll::Ready(this.limiter.admitted(permit, None));
+        loop {
+            match &mut this.step {
+                Step::Ask => {
+                    let now = clock::now();
+                    match this.limiter.gate.enter(&this.ask, now) {
+                        Entered::Admitted(permit) => {
+                            // With its lane retired just now, there is another to ask for.
+                            if let Some(permit) = this.limiter.admitted(permit, None) {
+                                this.step = Step::Done;
+                                return Poll::Ready(Ok(permit));
+                            }
+                        }
+                        Entered::Refused(refusal) => {
+                            this.step = Step::Done;
+                            return Poll::Ready(Err(refusal));
+                        }
+                        Entered::Queued(ticket, expires) => {
+                            this.step = Step::Wait {
+                                ticket,
+                                since: now,
+                                expires: Box::pin(tokio::time::sleep_until(expires.into())),
+                            };
+                        }
+                    }
                 }
-                Entered::Refused(refusal) => return Poll::Ready(Err(refusal)),
-                Entered::Queued(ticket, expires) => {
-                    this.step = Step::Wait {
-                        ticket,
-                        since: now,
-                        expires: Box::pin(tokio::time::sleep_until(expires.into())),
+                Step::Wait {
+                    ticket,
+                    since,
+                    expires,
+                } => {
+                    let since = *since;
+                    let decided = match ticket.poll(cx, clock::now()) {
+                        Poll::Ready(decided) => decided,
+                        Poll::Pending => {
+                            std::task::ready!(expires.as_mut().poll(cx));
+                            match ticket.expire(clock::now()) {
+                                Some(refusal) => Err(refusal),
+                                // Decided at the last moment.
+                                None => std::task::ready!(ticket.poll(cx, clock::now())),
+                            }
+                        }
                     };
+                    this.step = Step::Done;
+                    match decided.map(|permit| this.limiter.admitted(permit, Some(since))) {
+                        Ok(Some(permit)) => return Poll::Ready(Ok(permit)),
+                        Err(refusal) => return Poll::Ready(Err(refusal)),
+                        Ok(None) => this.step = Step::Ask,
+                    }
                 }
+                // Polled after it was ready: there is nothing to wait for.
+                Step::Done => return Poll::Pending,
             }
         }
-        let Step::Wait {
-            ticket,
-            since,
-            expires,
-        } = &mut this.step
-        else {
-            // Polled after it was ready: there is nothing to wait for.
-            return Poll::Pending;
-        };
-        let since = *since;
-        let decided = match ticket.poll(cx, clock::now()) {
-            Poll::Ready(decided) => decided,
-            Poll::Pending => {
-                std::task::ready!(expires.as_mut().poll(cx));
-                match ticket.expire(clock::now()) {
-                    Some(refusal) => Err(refusal),
-                    // Decided at the last moment.
-                    None => std::task::ready!(ticket.poll(cx, clock::now())),
-                }
-            }
-        };
-        this.step = Step::Done;
-        Poll::Ready(decided.and_then(|permit| this.limiter.admitted(permit, Some(since))))
     }
 }
