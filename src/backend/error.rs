@@ -23,6 +23,9 @@ pub enum Error {
     /// What the backend sent is not HTTP.
     #[error("the backend's answer is not valid HTTP: {0}")]
     Protocol(#[source] hyper::Error),
+    /// It answered 101 to a request that asked for no upgrade.
+    #[error("the backend switched protocols without being asked")]
+    Switched,
     /// The client's own body failed while it was passed on.
     #[error("the request's body ended early: {0}")]
     RequestBody(#[source] hyper::Error),
@@ -46,7 +49,7 @@ impl Error {
             Self::Connect(_) | Self::ConnectTimeout => Some(ErrorKind::Connect),
             Self::Timeout => Some(ErrorKind::Timeout),
             Self::Reset(_) => Some(ErrorKind::Reset),
-            Self::Protocol(_) => Some(ErrorKind::Protocol),
+            Self::Protocol(_) | Self::Switched => Some(ErrorKind::Protocol),
             Self::RequestBody(_) => None,
         }
     }

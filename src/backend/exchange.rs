@@ -129,8 +129,13 @@ pub async fn exchange<L: Lease>(
         let again = (reused && replayable).then(|| copy_head(&request));
         let mut flight = Flight::launch(link, request, lease, &delivery);
         match flight.head(backend.response_timeout).await {
+            // Upgrades are not passed on, so nobody asked for this.
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                flight.finish(Completion::Reset);
+                return Err(Error::Switched.into());
+            }
             Ok(response) => return receive(flight, response, &delivery).await,
-            Err(NoHead::Unsent(message)) if reused => request = *message,
+            Err(NoHead::Unsent(message, _)) if reused => request = *message,
             Err(NoHead::Failed(error)) => match (again, error) {
                 // An idle connection that the server closed under us, PITFALLS B2: resend, once.
                 (Some(copy), Error::Reset(_)) => request = copy,
@@ -148,9 +153,9 @@ pub async fn exchange<L: Lease>(
                     return Err(error.into());
                 }
             },
-            Err(NoHead::Unsent(_)) => {
+            Err(NoHead::Unsent(_, error)) => {
                 flight.finish(Completion::Reset);
-                return Err(Error::Connect(std::io::ErrorKind::ConnectionReset.into()).into());
+                return Err(error.into());
             }
         }
         match flight.into_lease() {
@@ -197,7 +202,7 @@ fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
 /// Why there is no head.
 enum NoHead {
     /// Not a byte was sent.
-    Unsent(Box<Request<RequestBody>>),
+    Unsent(Box<Request<RequestBody>>, Error),
     Failed(Error),
 }
 
@@ -270,10 +275,14 @@ impl<L: Lease> Flight<L> {
             if let Poll::Ready(result) = inner.poll_head(cx) {
                 return Poll::Ready(match result {
                     Ok(response) => Ok(response),
-                    Err(mut error) => Err(match error.take_message() {
-                        Some(message) => NoHead::Unsent(Box::new(message)),
-                        None => NoHead::Failed(Error::from_hyper(error.into_error())),
-                    }),
+                    Err(mut error) => {
+                        let message = error.take_message();
+                        let error = Error::from_hyper(error.into_error());
+                        Err(match message {
+                            Some(message) => NoHead::Unsent(Box::new(message), error),
+                            None => NoHead::Failed(error),
+                        })
+                    }
                 });
             }
             while timer.as_mut().poll(cx).is_ready() {
