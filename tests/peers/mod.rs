@@ -14,6 +14,7 @@ pub mod informational;
 pub mod not_http;
 pub mod resets;
 pub mod silent;
+pub mod slow;
 pub mod switches;
 pub mod trickle;
 pub mod two_lengths;
@@ -108,6 +109,11 @@ impl Peer {
     pub fn heal(&self) {
         self.shared.lock().healed = true;
         self.shared.changed.notify_all();
+    }
+
+    /// `host:port`
+    pub fn address(&self) -> String {
+        self.addr.to_string()
     }
 
     /// How many connections it has accepted.
