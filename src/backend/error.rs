@@ -36,7 +36,7 @@ impl Error {
     pub(super) fn from_hyper(error: hyper::Error) -> Self {
         if error.is_user() {
             Self::RequestBody(error)
-        } else if error.is_parse() {
+        } else if error.is_parse() || is_malformed(&error) {
             Self::Protocol(error)
         } else {
             Self::Reset(error)
@@ -53,4 +53,17 @@ impl Error {
             Self::RequestBody(_) => None,
         }
     }
+}
+
+/// A body whose chunks cannot be read is an I/O error to hyper, of a kind that no socket has.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+            )
+        })
 }

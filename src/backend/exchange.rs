@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tokio::time::error::Elapsed;
+use tokio::{task::unconstrained, time::error::Elapsed};
 use tower::BoxError;
 
 use super::{
@@ -285,7 +285,9 @@ impl<L: Lease> Flight<L> {
                     }
                 });
             }
-            while timer.as_mut().poll(cx).is_ready() {
+            // Unconstrained, or a backend that sends interim answers without end spends the task's
+            // whole budget each time, and the timer never gets its turn.
+            while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
                 let moved = inner
                     .progress
                     .as_ref()
