@@ -221,11 +221,7 @@ impl Limiter {
         }
     }
 
-    fn admitted(
-        self: &Arc<Self>,
-        permit: gate::Permit,
-        queued: Option<Instant>,
-    ) -> Option<Permit> {
+    fn admitted(self: &Arc<Self>, permit: gate::Permit, queued: Option<Instant>) -> Option<Permit> {
         // None if it was retired between the grant and now; the permit goes back as it drops.
         let lanes = self.lanes.load();
         let lane = lanes.iter().find(|lane| lane.id == permit.lane())?;

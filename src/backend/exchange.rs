@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -375,7 +375,11 @@ impl<L> InFlight<L> {
             return Poll::Pending;
         };
         self.link.drive(cx);
-        head.as_mut().poll(cx)
+        let result = ready!(head.as_mut().poll(cx));
+        if result.is_ok() {
+            self.link.head_is_complete();
+        }
+        Poll::Ready(result)
     }
 
     fn poll_frame(
@@ -550,7 +554,7 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = std::task::ready!(self.inner.as_mut().poll_frame(cx));
+        let frame = ready!(self.inner.as_mut().poll_frame(cx));
         self.moved.fetch_add(1, Relaxed);
         Poll::Ready(frame)
     }

@@ -16,7 +16,8 @@ pub fn long() -> String {
 }
 
 /// In chunks, of which the last is missing.
-pub const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n5\r\n123";
+pub const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n5\r\n123";
 
 /// Sends `half` and closes.
 pub fn then_closes(half: String) -> impl Fn(&mut Conn) -> io::Result<()> + Send + Sync {

@@ -31,7 +31,8 @@ use std::{
 };
 
 /// What a healed peer answers.
-pub const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\ngood\n";
+pub const GOOD: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\ngood\n";
 
 /// A head is never longer in these tests.
 const HEAD_MAX: usize = 64 * 1024;
@@ -68,6 +69,14 @@ impl Peer {
     /// Each connection is served by `fault`, until the peer is healed. Its error ends the connection.
     pub fn start(fault: impl Fn(&mut Conn) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::on(listener, fault)
+    }
+
+    /// The same, on a socket that listens already.
+    pub fn on(
+        listener: TcpListener,
+        fault: impl Fn(&mut Conn) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let addr = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared::default());
         let fault = Arc::new(fault);

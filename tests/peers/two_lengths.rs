@@ -5,8 +5,7 @@ use std::io;
 use super::Conn;
 
 /// In two fields.
-pub const FIELDS: &str =
-    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n1234567";
+pub const FIELDS: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n1234567";
 /// In one field.
 pub const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5, 7\r\n\r\n1234567";
 
