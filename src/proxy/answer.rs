@@ -240,6 +240,14 @@ impl Record {
         let rejection = reject::rejection(error, settings);
         let request_id = self.context.request_id.to_str().unwrap_or_default();
         let mut response = reject::response(error, &rejection, settings, request_id);
+        if matches!(error, Error::BodyCut) {
+            // Its client has left; what is written now is for one that only closed its side.
+            self.finish(false);
+            return response.map(|bytes| ClientBody {
+                inner: Either::Right(ResponseBody::full(bytes)),
+                record: self,
+            });
+        }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
         if let Some(reason) = rejection.reason {

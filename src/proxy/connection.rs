@@ -163,6 +163,12 @@ pub async fn serve(
             timer
                 .as_mut()
                 .reset(TokioInstant::from_std(since + timeouts.header));
+        } else if activity == Activity::Idle {
+            // Not with the defaults: there the timer of the head fires first, and is set again.
+            let due = TokioInstant::from_std(since + timeouts.idle);
+            if timer.deadline() > due {
+                timer.as_mut().reset(due);
+            }
         }
         while timer.as_mut().poll(cx).is_ready() {
             let (activity, since) = state.activity();

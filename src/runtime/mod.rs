@@ -118,6 +118,10 @@ async fn serve(
     let mut signals = Signals::new().map_err(|error| Failure::Runtime(error.to_string()))?;
     let listeners = bind(&loaded)?;
     let admin = bind_admin(&loaded).await?;
+    let admin_address = match admin.local_addr() {
+        Some(address) => address.to_string(),
+        None => loaded.config.admin.listen.to_string(),
+    };
     let mut backend = Backend::prepare(&loaded, exec)?;
     let config = backend.settle(loaded.config.clone());
 
@@ -157,7 +161,7 @@ async fn serve(
             () = &mut ready, if !serving => {
                 serving = true;
                 data_plane.accept();
-                announce(&shared, &data_plane);
+                announce(&shared, &data_plane, &admin_address);
             }
             code = backend.exited(&shared) => {
                 break code;
@@ -251,7 +255,7 @@ fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {
     )
 }
 
-fn announce(shared: &Shared, data_plane: &DataPlane) {
+fn announce(shared: &Shared, data_plane: &DataPlane, admin: &str) {
     let live = shared.live();
     let endpoints: Vec<String> = live
         .config
@@ -263,7 +267,7 @@ fn announce(shared: &Shared, data_plane: &DataPlane) {
     tracing::info!(
         listen = data_plane.addresses().join(", "),
         backend = endpoints.join(", "),
-        admin = %live.config.admin.listen,
+        admin,
         limit = shared.limiter.snapshot(clock::now()).limit(),
         dry_run = live.config.limit.dry_run,
         "tidegate is ready"

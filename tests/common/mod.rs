@@ -1,0 +1,646 @@
+//! What the end-to-end tests share: the real binary, a real gunicorn, a scripted backend and a raw
+//! HTTP client. Nothing here sleeps to synchronise: it polls, with a deadline, and fails with the
+//! log. Whatever is started is ended when its value is dropped, also by a panic.
+#![allow(dead_code, unused_imports, missing_docs)]
+
+pub mod app;
+pub mod client;
+pub mod raw;
+pub mod venv;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
+use tidegate::clock;
+
+pub use app::Gunicorn;
+pub use client::{Client, Response, get, request, try_get};
+pub use raw::{Held, Raw};
+
+/// Long enough that only a broken test waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until it is so.
+#[track_caller]
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    until_some(what, || done().then_some(()));
+}
+
+/// Waits until there is one.
+#[track_caller]
+pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = clock::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            clock::now() - start < PATIENCE,
+            "waited in vain until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Since `start`.
+pub fn since(start: Instant) -> Duration {
+    clock::now().saturating_duration_since(start)
+}
+
+/// Whether the process runs: neither gone nor a zombie.
+pub fn alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+    })
+}
+
+/// The living children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|&candidate| {
+            fs::read_to_string(format!("/proc/{candidate}/stat")).is_ok_and(|stat| {
+                stat.rsplit_once(')').is_some_and(|(_, rest)| {
+                    let mut fields = rest.split_whitespace();
+                    let state = fields.next();
+                    state != Some("Z") && fields.next() == Some(pid.to_string().as_str())
+                })
+            })
+        })
+        .collect()
+}
+
+/// All living descendants of a process.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = children(pid);
+    let mut at = 0;
+    while at < found.len() {
+        found.extend(children(found[at]));
+        at += 1;
+    }
+    found
+}
+
+/// Resident memory of a process now, and the most it ever was, in bytes.
+pub fn memory(pid: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let figure = |key: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 1024
+    };
+    (figure("VmRSS:"), figure("VmHWM:"))
+}
+
+/// A process of a test's, in a group of its own, whose output is kept.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+    ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// Starts it; both outputs go into one log.
+    #[track_caller]
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut readers = Vec::new();
+        let out = child.stdout.take().map(|it| Box::new(it) as Box<_>);
+        let err = child.stderr.take().map(|it| Box::new(it) as Box<_>);
+        for stream in [out, err].into_iter().flatten() {
+            readers.push(keep(stream, log.clone()));
+        }
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+            readers,
+            ended: None,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("wait");
+        }
+        self.ended
+    }
+
+    /// To this process alone.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none() {
+            let pid = Pid::from_raw(self.pid().cast_signed()).expect("a pid");
+            kill_process(pid, signal).expect("a signal");
+        }
+    }
+
+    /// Waits for its end; fails with the log if it does not come.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let start = clock::now();
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            if since(start) > PATIENCE {
+                self.kill();
+                panic!("{} does not end. Its log:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for its end and for the last of its output: the exit code, or 128 + the signal.
+    #[track_caller]
+    pub fn exit_code(&mut self) -> i32 {
+        let status = self.wait();
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+
+    /// TERM, then its exit code.
+    #[track_caller]
+    pub fn stop(&mut self) -> i32 {
+        self.signal(Signal::TERM);
+        self.exit_code()
+    }
+
+    /// Waits for what `look` finds in the log.
+    #[track_caller]
+    pub fn logged<T>(&mut self, what: &str, mut look: impl FnMut(&str) -> Option<T>) -> T {
+        let start = clock::now();
+        loop {
+            if let Some(found) = look(&self.log()) {
+                return found;
+            }
+            // What was written before the end is still to be read.
+            let ended = self.ended().is_some();
+            if ended {
+                std::thread::sleep(Duration::from_millis(50));
+                if let Some(found) = look(&self.log()) {
+                    return found;
+                }
+            }
+            assert!(
+                !ended && since(start) < PATIENCE,
+                "{}: waited in vain for {what}. Its log:\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// KILL to its whole group.
+    pub fn kill(&mut self) {
+        if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.ended = self.child.wait().ok();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The group may outlive its leader.
+        if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        if self.ended.is_none() {
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            // Through the test's own output, which is shown when it has failed.
+            println!("--- log of {}\n{}---", self.name, self.log());
+        }
+    }
+}
+
+fn keep(stream: Box<dyn Read + Send>, log: Arc<Mutex<String>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while lines
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|read| read > 0)
+        {
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    })
+}
+
+/// `tidegate` with nothing of this process's environment that would configure it.
+pub fn tidegate_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    for (name, _) in std::env::vars_os() {
+        let ours = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("TIDEGATE_"));
+        if ours || name == "RUST_LOG" || name == "PORT" || name == "NOTIFY_SOCKET" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A short command of `tidegate`: its exit code, standard output and standard error.
+#[track_caller]
+pub fn tidegate(args: &[&str]) -> (i32, String, String) {
+    let child = tidegate_command()
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("tidegate starts");
+    let output = child.wait_with_output().expect("tidegate ends");
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// How a `tidegate` is to be started.
+#[derive(Debug)]
+pub struct Setup {
+    verb: &'static str,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    listen: bool,
+    command: Vec<String>,
+    toml: String,
+}
+
+impl Setup {
+    /// `--backend`
+    pub fn backend(self, address: &str) -> Self {
+        self.arg("--backend").arg(address)
+    }
+
+    /// `--limit`
+    pub fn limit(self, limit: u32) -> Self {
+        self.arg("--limit").arg(limit.to_string())
+    }
+
+    /// `--set`
+    pub fn set(self, assignment: impl Into<String>) -> Self {
+        self.arg("--set").arg(assignment)
+    }
+
+    /// `--listen`, instead of a port of 127.0.0.1.
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = false;
+        self.arg("--listen").arg(address)
+    }
+
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The content of the configuration file.
+    pub fn toml(mut self, text: &str) -> Self {
+        self.toml.push_str(text);
+        self.toml.push('\n');
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    #[track_caller]
+    pub fn start(self) -> Tidegate {
+        let mut tidegate = self.launch();
+        tidegate.wait_ready();
+        tidegate
+    }
+
+    /// Starts it.
+    #[track_caller]
+    pub fn launch(self) -> Tidegate {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("tidegate.toml");
+        let mut command = tidegate_command();
+        command.arg(self.verb).args(&self.args);
+        if self.listen {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.args(["--admin", "127.0.0.1:0", "--log-format", "json"]);
+        if !self.toml.is_empty() {
+            fs::write(&file, &self.toml).expect("a configuration file");
+            command.arg("--config").arg(&file);
+        }
+        if !self.command.is_empty() {
+            command.arg("--").args(&self.command);
+        }
+        command.envs(self.env);
+        Tidegate {
+            process: Process::start("tidegate", &mut command),
+            listen: Vec::new(),
+            admin: String::new(),
+            file,
+            dir,
+        }
+    }
+}
+
+/// A running `tidegate`.
+#[derive(Debug)]
+pub struct Tidegate {
+    pub process: Process,
+    listen: Vec<String>,
+    admin: String,
+    file: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Tidegate {
+    /// `tidegate run`
+    pub fn run() -> Setup {
+        Setup {
+            verb: "run",
+            args: Vec::new(),
+            env: Vec::new(),
+            listen: true,
+            command: Vec::new(),
+            toml: String::new(),
+        }
+    }
+
+    /// `tidegate run --backend ADDRESS`
+    pub fn to(address: &str) -> Setup {
+        Self::run().backend(address)
+    }
+
+    /// `tidegate exec -- COMMAND`
+    pub fn exec<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Setup {
+        Setup {
+            verb: "exec",
+            command: command.into_iter().map(Into::into).collect(),
+            ..Self::run()
+        }
+    }
+
+    /// Waits for the log to say that it serves, and where.
+    #[track_caller]
+    pub fn wait_ready(&mut self) {
+        let ready = self.process.logged("\"tidegate is ready\"", |log| {
+            log.lines()
+                .find(|line| line.contains("tidegate is ready"))
+                .and_then(|line| serde_json::from_str::<Value>(line).ok())
+        });
+        let field = |key: &str| {
+            let value = ready.get(key).or_else(|| ready.get("fields")?.get(key));
+            value
+                .and_then(Value::as_str)
+                .unwrap_or_else(|| panic!("no {key} in {ready}"))
+                .to_owned()
+        };
+        self.listen = field("listen").split(", ").map(str::to_owned).collect();
+        self.admin = field("admin");
+    }
+
+    /// Where it listens for clients; the first, if there are several.
+    pub fn address(&self) -> &str {
+        &self.listen[0]
+    }
+
+    pub fn addresses(&self) -> &[String] {
+        &self.listen
+    }
+
+    /// Where it listens for its operators.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its configuration file: written by [`Setup::toml`], to be overwritten for a reload.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// A directory that goes with it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The lines of its log as JSON whose message contains `text`.
+    pub fn events(&self, text: &str) -> Vec<Value> {
+        self.log()
+            .lines()
+            .filter(|line| line.contains(text))
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// A connection to it.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// GET over a connection of its own.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        get(self.address(), path)
+    }
+
+    /// GET from the admin server.
+    #[track_caller]
+    pub fn admin_get(&self, path: &str) -> Response {
+        get(&self.admin, path)
+    }
+
+    /// POST to the admin server.
+    #[track_caller]
+    pub fn admin_post(&self, path: &str, body: &str) -> Response {
+        request(
+            &self.admin,
+            "POST",
+            path,
+            &[("Content-Type", "application/json")],
+            body.as_bytes(),
+        )
+    }
+
+    /// `/metrics`
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let response = self.admin_get("/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        Metrics::parse(&response.text())
+    }
+
+    /// One metric, summed over what the labels leave open.
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels)
+    }
+
+    /// `/status`
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.admin_get("/status").json()
+    }
+
+    /// Waits until a metric has this value.
+    #[track_caller]
+    pub fn until_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let mut last = f64::NAN;
+        let start = clock::now();
+        while since(start) < PATIENCE {
+            last = self.metric(name, labels);
+            if last == value {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{name}{labels:?} is {last}, not {value}");
+    }
+
+    /// Waits until nothing is in flight and nothing waits.
+    #[track_caller]
+    pub fn until_idle(&self) {
+        self.until_metric("tidegate_in_flight_requests", &[], 0.0);
+        self.until_metric("tidegate_queued_requests", &[], 0.0);
+    }
+
+    /// TERM, then its exit code.
+    #[track_caller]
+    pub fn stop(&mut self) -> i32 {
+        self.process.stop()
+    }
+}
+
+/// Metrics in Prometheus' text format.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    samples: Vec<(String, BTreeMap<String, String>, f64)>,
+}
+
+impl Metrics {
+    /// # Panics
+    /// If a line is not in the format.
+    pub fn parse(text: &str) -> Self {
+        let lines = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Self {
+            samples: lines.map(sample).collect(),
+        }
+    }
+
+    /// The sum of all samples of this name that have these labels.
+    ///
+    /// # Panics
+    /// If no sample has this name.
+    #[track_caller]
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        assert!(
+            self.samples.iter().any(|(known, ..)| known == name),
+            "there is no metric {name}"
+        );
+        self.samples
+            .iter()
+            .filter(|(known, of, _)| {
+                known == name
+                    && labels
+                        .iter()
+                        .all(|(label, value)| of.get(*label).is_some_and(|of| of == value))
+            })
+            .map(|(.., value)| value)
+            .sum()
+    }
+
+    /// All samples: name, labels, value.
+    pub fn samples(&self) -> &[(String, BTreeMap<String, String>, f64)] {
+        &self.samples
+    }
+}
+
+fn sample(line: &str) -> (String, BTreeMap<String, String>, f64) {
+    let (series, value) = line.rsplit_once(' ').expect("a value");
+    let value = value
+        .parse()
+        .unwrap_or_else(|_| panic!("not a number: {line}"));
+    let Some((name, labels)) = series.split_once('{') else {
+        return (series.to_owned(), BTreeMap::new(), value);
+    };
+    let mut rest = labels.strip_suffix('}').expect("the labels' end");
+    let mut labels = BTreeMap::new();
+    while let Some((label, after)) = rest.split_once("=\"") {
+        let mut text = String::new();
+        let mut chars = after.char_indices();
+        let end = loop {
+            match chars.next().expect("the value's end") {
+                (at, '"') => break at,
+                (_, '\\') => match chars.next().expect("an escaped character").1 {
+                    'n' => text.push('\n'),
+                    other => text.push(other),
+                },
+                (_, other) => text.push(other),
+            }
+        };
+        labels.insert(label.trim_start_matches(',').to_owned(), text);
+        rest = &after[end + 1..];
+    }
+    (name.to_owned(), labels, value)
+}
