@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     clock,
     control::{self, Controller, Decision, Outcome, Readings, Sample},
-    sync::{Arc, Mutex, lock},
+    sync::{Mutex, lock},
 };
 
 /// Decisions kept for `/status`.
@@ -35,8 +36,15 @@ pub type OnDecision = dyn Fn(&Lane, &Decision) + Send + Sync;
 /// The gate and the laws that move it.
 pub struct Limiter {
     gate: Gate,
-    lanes: ArcSwap<Vec<Arc<Lane>>>,
+    lanes: ArcSwap<Lanes>,
     on_decision: Option<Box<OnDecision>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lanes {
+    open: Vec<Arc<Lane>>,
+    /// Retired, but the gate may have sent somebody there who is not here yet.
+    leaving: Vec<Arc<Lane>>,
 }
 
 /// One endpoint's place in the limiter.
@@ -84,7 +92,7 @@ impl Lane {
 impl std::fmt::Debug for Limiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Limiter")
-            .field("lanes", &self.lanes.load())
+            .field("lanes", &self.lanes.load().open)
             .finish_non_exhaustive()
     }
 }
@@ -98,7 +106,7 @@ impl Limiter {
     ) -> Self {
         Self {
             gate: Gate::new(settings, now),
-            lanes: ArcSwap::from_pointee(Vec::new()),
+            lanes: ArcSwap::from_pointee(Lanes::default()),
             on_decision,
         }
     }
@@ -110,7 +118,7 @@ impl Limiter {
 
     /// The lanes that take requests.
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lanes.load().to_vec()
+        self.lanes.load().open.clone()
     }
 
     /// An endpoint comes.
@@ -135,9 +143,8 @@ impl Limiter {
                 decisions: decision.into_iter().collect(),
             }),
         });
-        let mut lanes = self.lanes();
-        lanes.push(lane.clone());
-        self.lanes.store(std::sync::Arc::new(lanes));
+        // Known here before the gate sends anyone there.
+        self.change_lanes(now, |lanes| lanes.open.push(lane.clone()));
         self.gate
             .change(|state, out| state.add_lane(id, limit, now, out));
         lane
@@ -145,15 +152,30 @@ impl Limiter {
 
     /// An endpoint goes; what it has in flight may finish.
     pub fn retire_lane(&self, id: LaneId, now: Instant) {
-        let mut lanes = self.lanes();
-        lanes.retain(|lane| lane.id != id);
-        self.lanes.store(std::sync::Arc::new(lanes));
-        self.gate.change(|state, _| state.retire_lane(id, now));
+        self.change_lanes(now, |lanes| {
+            let gone = lanes.open.extract_if(.., |lane| lane.id == id);
+            lanes.leaving.extend(gone);
+        });
+        self.gate
+            .change(|state, out| state.retire_lane(id, now, out));
+    }
+
+    /// Changes the lanes, and forgets those that the gate is done with.
+    fn change_lanes(&self, now: Instant, change: impl Fn(&mut Lanes)) {
+        self.lanes.rcu(|lanes| {
+            let mut lanes = Lanes::clone(lanes);
+            let known = self.gate.snapshot(now).lanes;
+            lanes
+                .leaving
+                .retain(|lane| known.iter().any(|l| l.id == lane.id));
+            change(&mut lanes);
+            lanes
+        });
     }
 
     /// New settings for every lane's law.
     pub fn reconfigure(&self, settings: &control::Settings, readings: Readings, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             {
                 let mut law = lock(&lane.law);
                 law.controller.reconfigure(settings.clone(), now);
@@ -165,7 +187,7 @@ impl Limiter {
 
     /// An operator's limit for every lane, or `None` for the law's.
     pub fn pin(&self, limit: Option<u32>, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             lane.with_controller(|controller| controller.pin(limit, now));
             self.tick_lane(lane, now);
         }
@@ -181,7 +203,7 @@ impl Limiter {
 
     /// Lets time count where nothing finishes: closes windows that are due.
     pub fn tick(&self, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             self.tick_lane(lane, now);
         }
     }
@@ -192,13 +214,15 @@ impl Limiter {
     }
 
     fn tick_lane(&self, lane: &Arc<Lane>, now: Instant) {
-        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
+        // All of it under the law's lock: of two ticks the later one sees what the earlier one did,
+        // and its limit is the one that stays.
         let mut law = lock(&lane.law);
+        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let service_time = law.controller.baseline();
-        // Under the law's lock, so that of two decisions the later one stays.
+        // Until an unloaded latency is known, the loaded one is better than none.
+        let service_time = law.controller.baseline().or(law.controller.service_time());
         self.gate.change(|state, out| {
             if let Some(service_time) = service_time {
                 state.set_service_time(service_time);
@@ -224,14 +248,15 @@ impl Limiter {
         queued: Option<Instant>,
     ) -> Result<Permit, Refusal> {
         let lanes = self.lanes.load();
-        match lanes.iter().find(|lane| lane.id == permit.lane()) {
+        let mut known = lanes.open.iter().chain(&lanes.leaving);
+        match known.find(|lane| lane.id == permit.lane()) {
             Some(lane) => Ok(Permit {
                 waited: queued.map(|since| permit.started().saturating_duration_since(since)),
                 lane: lane.clone(),
                 limiter: self.clone(),
                 permit: Some(permit),
             }),
-            // Retired between the grant and now; the permit goes back as it drops.
+            // A lane that was added behind the limiter's back.
             None => Err(Refusal {
                 reason: Reason::QueueTimeout,
                 drain_time: Duration::ZERO,

@@ -128,11 +128,7 @@ pub async fn serve(
     let timeouts = ClientTimeouts::from(server);
     let opened = clock::now();
     let state = Arc::new(State::new(shared.metrics.clone(), opened));
-    let peer = Peer {
-        ip: peer.map(|address| address.ip()),
-        local_port: local.map(|address| address.port()),
-        state: state.clone(),
-    };
+    let peer = Peer::new(peer, local, state.clone());
     let refuse_head = {
         let shared = shared.clone();
         Box::new(move |status| refuse_head(&shared, status))
