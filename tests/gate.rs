@@ -107,7 +107,7 @@ async fn a_bound_of_zero_means_no_queue_and_one_without_end_is_fine() {
     let waiting = tokio::spawn(endless.acquire(Ask::default()));
     sleep(Duration::from_secs(24 * 3600)).await;
     drop(held);
-    waiting.await.unwrap().expect("its turn, a day later");
+    drop(waiting.await.unwrap().expect("its turn, a day later"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,9 @@ pub enum Error {
     /// What the backend sent is not HTTP.
     #[error("the backend's answer is not valid HTTP: {0}")]
     Protocol(#[source] hyper::Error),
+    /// It answered 101 to a request that asked for no upgrade.
+    #[error("the backend switched protocols without being asked")]
+    Switched,
     /// The client's own body failed while it was passed on.
     #[error("the request's body ended early: {0}")]
     RequestBody(#[source] hyper::Error),
@@ -33,7 +36,7 @@ impl Error {
     pub(super) fn from_hyper(error: hyper::Error) -> Self {
         if error.is_user() {
             Self::RequestBody(error)
-        } else if error.is_parse() {
+        } else if error.is_parse() || is_malformed(&error) {
             Self::Protocol(error)
         } else {
             Self::Reset(error)
@@ -46,8 +49,21 @@ impl Error {
             Self::Connect(_) | Self::ConnectTimeout => Some(ErrorKind::Connect),
             Self::Timeout => Some(ErrorKind::Timeout),
             Self::Reset(_) => Some(ErrorKind::Reset),
-            Self::Protocol(_) => Some(ErrorKind::Protocol),
+            Self::Protocol(_) | Self::Switched => Some(ErrorKind::Protocol),
             Self::RequestBody(_) => None,
         }
     }
+}
+
+/// A body whose chunks cannot be read is an I/O error to hyper, of a kind that no socket has.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+            )
+        })
 }

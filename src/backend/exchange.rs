@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::{task::unconstrained, time::error::Elapsed};
 use tower::BoxError;
 
 use super::{
@@ -128,8 +129,13 @@ pub async fn exchange<L: Lease>(
         let again = (reused && replayable).then(|| copy_head(&request));
         let mut flight = Flight::launch(link, request, lease, &delivery);
         match flight.head(backend.response_timeout).await {
+            // Upgrades are not passed on, so nobody asked for this.
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                flight.finish(Completion::Reset);
+                return Err(Error::Switched.into());
+            }
             Ok(response) => return receive(flight, response, &delivery).await,
-            Err(NoHead::Unsent(message)) if reused => request = *message,
+            Err(NoHead::Unsent(message, _)) if reused => request = *message,
             Err(NoHead::Failed(error)) => match (again, error) {
                 // An idle connection that the server closed under us, PITFALLS B2: resend, once.
                 (Some(copy), Error::Reset(_)) => request = copy,
@@ -147,9 +153,9 @@ pub async fn exchange<L: Lease>(
                     return Err(error.into());
                 }
             },
-            Err(NoHead::Unsent(_)) => {
+            Err(NoHead::Unsent(_, error)) => {
                 flight.finish(Completion::Reset);
-                return Err(Error::Connect(std::io::ErrorKind::ConnectionReset.into()).into());
+                return Err(error.into());
             }
         }
         match flight.into_lease() {
@@ -196,7 +202,7 @@ fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
 /// Why there is no head.
 enum NoHead {
     /// Not a byte was sent.
-    Unsent(Box<Request<RequestBody>>),
+    Unsent(Box<Request<RequestBody>>, Error),
     Failed(Error),
 }
 
@@ -269,13 +275,19 @@ impl<L: Lease> Flight<L> {
             if let Poll::Ready(result) = inner.poll_head(cx) {
                 return Poll::Ready(match result {
                     Ok(response) => Ok(response),
-                    Err(mut error) => Err(match error.take_message() {
-                        Some(message) => NoHead::Unsent(Box::new(message)),
-                        None => NoHead::Failed(Error::from_hyper(error.into_error())),
-                    }),
+                    Err(mut error) => {
+                        let message = error.take_message();
+                        let error = Error::from_hyper(error.into_error());
+                        Err(match message {
+                            Some(message) => NoHead::Unsent(Box::new(message), error),
+                            None => NoHead::Failed(error),
+                        })
+                    }
                 });
             }
-            while timer.as_mut().poll(cx).is_ready() {
+            // Unconstrained, or a backend that sends interim answers without end spends the task's
+            // whole budget each time, and the timer never gets its turn.
+            while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
                 let moved = inner
                     .progress
                     .as_ref()
@@ -363,7 +375,11 @@ impl<L> InFlight<L> {
             return Poll::Pending;
         };
         self.link.drive(cx);
-        head.as_mut().poll(cx)
+        let result = ready!(head.as_mut().poll(cx));
+        if result.is_ok() {
+            self.link.head_is_complete();
+        }
+        Poll::Ready(result)
     }
 
     fn poll_frame(
@@ -438,7 +454,7 @@ async fn receive<L: Lease>(
             .exact()
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
     let arrived = if whole {
-        tokio::time::timeout(read_timeout, collect(&mut flight, &mut frames))
+        collect(&mut flight, &mut frames, read_timeout)
             .await
             .map(|collected| collected.map(|()| true))
     } else if stream {
@@ -478,14 +494,20 @@ async fn receive<L: Lease>(
     Ok(Response::from_parts(head, body))
 }
 
+/// Reads to the end, however long that takes, as long as no pause is longer than `read_timeout`.
 async fn collect<L: Lease>(
     flight: &mut Flight<L>,
     frames: &mut VecDeque<Frame<Bytes>>,
-) -> Result<(), hyper::Error> {
-    while let Some(frame) = poll_fn(|cx| flight.poll_frame(cx)).await {
-        frames.push_back(frame?);
+    read_timeout: Duration,
+) -> Result<Result<(), hyper::Error>, Elapsed> {
+    loop {
+        let next = poll_fn(|cx| flight.poll_frame(cx));
+        match tokio::time::timeout(read_timeout, next).await? {
+            Some(Ok(frame)) => frames.push_back(frame),
+            Some(Err(error)) => return Ok(Err(error)),
+            None => return Ok(Ok(())),
+        }
     }
-    Ok(())
 }
 
 /// Takes what has arrived already, up to [`WHOLE_MAX`]; true if that is all.
@@ -532,7 +554,7 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = std::task::ready!(self.inner.as_mut().poll_frame(cx));
+        let frame = ready!(self.inner.as_mut().poll_frame(cx));
         self.moved.fetch_add(1, Relaxed);
         Poll::Ready(frame)
     }

@@ -3,8 +3,13 @@
 
 use std::{
     future::Future,
+    io::{self, ErrorKind, IoSlice},
     pin::Pin,
-    task::{Context, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -14,11 +19,16 @@ use hyper::{
     client::conn::http1::{Builder, Connection, SendRequest},
 };
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Error, RequestBody, Stream};
 
 /// The most hyper reads ahead of who consumes the response, bytes.
 const READ_BUFFER: usize = 256 * 1024;
+
+/// The most a backend may send before its answer's head is complete, bytes: the head itself, what
+/// is read ahead with it, and interim answers, which hyper would skip for ever.
+const HEAD_MAX: u64 = 2 * READ_BUFFER as u64;
 
 type TrySend = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>;
 
@@ -28,7 +38,8 @@ pub(super) type ResponseHead = Pin<Box<dyn Future<Output = TrySend> + Send>>;
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Link {
-    connection: Connection<TokioIo<Stream>, RequestBody>,
+    connection: Connection<TokioIo<Metered>, RequestBody>,
+    allowance: Arc<AtomicU64>,
     sender: SendRequest<RequestBody>,
     closed: bool,
     /// Whether it has carried a request before this one.
@@ -39,13 +50,18 @@ pub(super) struct Link {
 impl Link {
     /// Boxed, since it is large and changes hands often.
     pub(super) async fn new(stream: Stream) -> Result<Box<Self>, Error> {
+        let allowance = Arc::new(AtomicU64::new(HEAD_MAX));
         let (sender, connection) = Builder::new()
             .max_buf_size(READ_BUFFER)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Metered {
+                stream,
+                allowance: allowance.clone(),
+            }))
             .await
             .map_err(Error::from_hyper)?;
         Ok(Box::new(Self {
             connection,
+            allowance,
             sender,
             closed: false,
             reused: false,
@@ -55,7 +71,13 @@ impl Link {
 
     /// Queues a request; [`Link::drive`] writes it.
     pub(super) fn send(&mut self, request: Request<RequestBody>) -> ResponseHead {
+        self.allowance.store(HEAD_MAX, Relaxed);
         Box::pin(self.sender.try_send_request(request))
+    }
+
+    /// The head has come: what follows is as long as the body is.
+    pub(super) fn head_is_complete(&self) {
+        self.allowance.store(UNBOUNDED, Relaxed);
     }
 
     /// Lets the connection write and read what it can. Errors surface in the response, not here.
@@ -80,6 +102,67 @@ impl Link {
     pub(super) fn idle_for(&self, now: Instant) -> Duration {
         self.idle_since
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+const UNBOUNDED: u64 = u64::MAX;
+
+/// A stream that fails when more is read than allowed.
+#[derive(Debug)]
+struct Metered {
+    stream: Stream,
+    allowance: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        let allowed = this.allowance.load(Relaxed);
+        if allowed != UNBOUNDED {
+            let read = (buf.filled().len() - before) as u64;
+            let Some(left) = allowed.checked_sub(read) else {
+                let text = "the answer does not begin";
+                return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, text)));
+            };
+            this.allowance.store(left, Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 

@@ -93,7 +93,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             backend::Error::Reset(_) => {
                 (StatusCode::BAD_GATEWAY, Reason::BackendReset, None, false)
             }
-            backend::Error::Protocol(_) => (
+            backend::Error::Protocol(_) | backend::Error::Switched => (
                 StatusCode::BAD_GATEWAY,
                 Reason::BackendProtocol,
                 None,
