@@ -45,6 +45,8 @@ pub struct Supervised {
     restarts: Restarts,
     child: Option<Child>,
     started: Instant,
+    /// When a child that has ended is to be started again.
+    again: Option<Instant>,
 }
 
 /// The child's address, and the path to ask for if accepting is not enough.
@@ -93,6 +95,7 @@ impl Backend {
             restarts: Restarts::new(process.restart),
             child: None,
             started: clock::now(),
+            again: None,
         })))
     }
 
@@ -142,20 +145,29 @@ impl Backend {
             return std::future::pending().await;
         };
         loop {
-            let Some(child) = &mut supervised.child else {
-                return 1;
+            let at = match supervised.again {
+                Some(at) => at,
+                None => {
+                    let Some(child) = &mut supervised.child else {
+                        return 1;
+                    };
+                    let exit = child.wait().await;
+                    tracing::error!(pid = child.pid(), "the backend {exit}");
+                    if let Some(endpoint) = shared.endpoints().first() {
+                        shared.note_endpoint(endpoint, false, clock::now());
+                    }
+                    let now = clock::now();
+                    let uptime = now.saturating_duration_since(supervised.started);
+                    let Some(pause) = supervised.restarts.after(exit, uptime) else {
+                        return code(exit);
+                    };
+                    tracing::info!(?pause, "starting the backend again");
+                    now + pause
+                }
             };
-            let exit = child.wait().await;
-            tracing::error!(pid = child.pid(), "the backend {exit}");
-            if let Some(endpoint) = shared.endpoints().first() {
-                shared.note_endpoint(endpoint, false, clock::now());
-            }
-            let uptime = clock::now().saturating_duration_since(supervised.started);
-            let Some(pause) = supervised.restarts.after(exit, uptime) else {
-                return code(exit);
-            };
-            tracing::info!(?pause, "starting the backend again");
-            tokio::time::sleep(pause).await;
+            // Noted, because this future is dropped and made anew whenever a signal comes.
+            supervised.again = Some(at);
+            tokio::time::sleep_until(at.into()).await;
             if let Err(error) = supervised.start().await {
                 tracing::error!(%error, "cannot start the backend");
                 return 1;
@@ -192,6 +204,7 @@ impl Supervised {
         let child = Child::spawn(self.spec.clone())
             .await
             .map_err(|error| error.to_string())?;
+        self.again = None;
         tracing::info!(
             pid = child.pid(),
             address = %self.address,
