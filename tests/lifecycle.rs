@@ -440,6 +440,25 @@ fn exec_starts_a_command_that_failed_again() {
 }
 
 #[test]
+fn signals_do_not_keep_exec_from_starting_its_command_again() {
+    let mut tidegate = Tidegate::exec(["sh", "-c", "exit 3"])
+        .set("process.restart=on-failure")
+        .launch();
+    tidegate.process.logged("the first start", |log| {
+        log.contains("started the backend").then_some(())
+    });
+    // Each of them interrupts the pause before the next start.
+    until("there were four starts", || {
+        tidegate.process.signal(Signal::USR1);
+        tidegate.events("started the backend").len() >= 4
+    });
+    let ends = tidegate.events("the backend exited").len();
+    let starts = tidegate.events("started the backend").len();
+    assert!(ends <= starts, "each end is told once: {}", tidegate.log());
+    tidegate.stop();
+}
+
+#[test]
 fn a_signal_while_the_command_starts_ends_both() {
     let mut tidegate = Tidegate::exec([
         "sh",
