@@ -142,9 +142,11 @@ impl Inner {
         })
     }
 
-    fn forget(&mut self, key: u32) {
-        self.waiters[key as usize] = Waiter::default();
+    /// Frees a waiter's place. The waker, if any, is for outside the lock: whatever goes with the
+    /// last of a task's wakers may have permits and tickets of its own to give back.
+    fn forget(&mut self, key: u32) -> Option<Waker> {
         self.free.push(key);
+        std::mem::take(&mut self.waiters[key as usize]).waker
     }
 
     /// Hands the verdicts to their waiters; the wakers are for outside the lock.
@@ -184,14 +186,17 @@ impl Ticket {
         let mut inner = lock(&self.gate.inner);
         let waiter = &mut inner.waiters[self.key as usize];
         let Some(verdict) = waiter.verdict.take() else {
-            match &mut waiter.waker {
-                Some(waker) if waker.will_wake(cx.waker()) => {}
-                waker => *waker = Some(cx.waker().clone()),
-            }
+            let before = match &waiter.waker {
+                Some(waker) if waker.will_wake(cx.waker()) => None,
+                _ => waiter.waker.replace(cx.waker().clone()),
+            };
+            drop(inner);
+            drop(before);
             return Poll::Pending;
         };
-        inner.forget(self.key);
+        let waker = inner.forget(self.key);
         drop(inner);
+        drop(waker);
         self.settled = true;
         Poll::Ready(match verdict {
             Verdict::Admitted(admitted) => {
@@ -205,7 +210,9 @@ impl Ticket {
     pub fn expire(&mut self, now: Instant) -> Option<Refusal> {
         let mut inner = lock(&self.gate.inner);
         let refusal = inner.state.leave(self.seq, self.class, now)?;
-        inner.forget(self.key);
+        let waker = inner.forget(self.key);
+        drop(inner);
+        drop(waker);
         self.settled = true;
         Some(refusal)
     }
@@ -227,7 +234,7 @@ impl Drop for Ticket {
             // Nobody is there to use it: the next in line gets it.
             Some(Verdict::Admitted(admitted)) => {
                 let now = state.updated();
-                state.release(admitted.lane, self.cap, now, verdicts);
+                state.put_back(admitted.lane, self.cap, now, verdicts);
             }
             Some(Verdict::Refused(_)) => {}
             None => {
@@ -235,9 +242,10 @@ impl Drop for Ticket {
                 state.leave(self.seq, self.class, now);
             }
         }
-        inner.forget(self.key);
+        let waker = inner.forget(self.key);
         let wakers = inner.deliver();
         drop(inner);
+        drop(waker);
         wake(wakers);
     }
 }

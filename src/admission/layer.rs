@@ -1,6 +1,6 @@
 //! [`AdmissionLayer`]: an adaptive limit and its queue, as a tower layer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tower::Layer;
 
@@ -13,7 +13,6 @@ use crate::{
     clock,
     config::Discipline,
     control::{self, Readings},
-    sync::Arc,
 };
 
 /// Puts an adaptive concurrency limit and a short, bounded queue in front of a service.

@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     clock,
     control::{self, Controller, Decision, Outcome, Readings, Sample},
-    sync::{Arc, Mutex, lock},
+    sync::{Mutex, lock},
 };
 
 /// Decisions kept for `/status`.
@@ -35,8 +36,15 @@ pub type OnDecision = dyn Fn(&Lane, &Decision) + Send + Sync;
 /// The gate and the laws that move it.
 pub struct Limiter {
     gate: Gate,
-    lanes: ArcSwap<Vec<Arc<Lane>>>,
+    lanes: ArcSwap<Lanes>,
     on_decision: Option<Box<OnDecision>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lanes {
+    open: Vec<Arc<Lane>>,
+    /// Retired, but the gate may have sent somebody there who is not here yet.
+    leaving: Vec<Arc<Lane>>,
 }
 
 /// One endpoint's place in the limiter.
@@ -84,7 +92,7 @@ impl Lane {
 impl std::fmt::Debug for Limiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Limiter")
-            .field("lanes", &self.lanes.load())
+            .field("lanes", &self.lanes.load().open)
             .finish_non_exhaustive()
     }
 }
@@ -98,7 +106,7 @@ impl Limiter {
     ) -> Self {
         Self {
             gate: Gate::new(settings, now),
-            lanes: ArcSwap::from_pointee(Vec::new()),
+            lanes: ArcSwap::from_pointee(Lanes::default()),
             on_decision,
         }
     }
@@ -110,7 +118,7 @@ impl Limiter {
 
     /// The lanes that take requests.
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lanes.load().to_vec()
+        self.lanes.load().open.clone()
     }
 
     /// An endpoint comes.
@@ -135,9 +143,8 @@ impl Limiter {
                 decisions: decision.into_iter().collect(),
             }),
         });
-        let mut lanes = self.lanes();
-        lanes.push(lane.clone());
-        self.lanes.store(std::sync::Arc::new(lanes));
+        // Known here before the gate sends anyone there.
+        self.change_lanes(now, |lanes| lanes.open.push(lane.clone()));
         self.gate
             .change(|state, out| state.add_lane(id, limit, now, out));
         lane
@@ -145,17 +152,30 @@ impl Limiter {
 
     /// An endpoint goes; what it has in flight may finish.
     pub fn retire_lane(&self, id: LaneId, now: Instant) {
-        // The gate first: whoever was sent to a lane that is gone asks again, and must not be sent
-        // to the same one.
-        self.gate.change(|state, _| state.retire_lane(id, now));
-        let mut lanes = self.lanes();
-        lanes.retain(|lane| lane.id != id);
-        self.lanes.store(std::sync::Arc::new(lanes));
+        self.change_lanes(now, |lanes| {
+            let gone = lanes.open.extract_if(.., |lane| lane.id == id);
+            lanes.leaving.extend(gone);
+        });
+        self.gate
+            .change(|state, out| state.retire_lane(id, now, out));
+    }
+
+    /// Changes the lanes, and forgets those that the gate is done with.
+    fn change_lanes(&self, now: Instant, change: impl Fn(&mut Lanes)) {
+        self.lanes.rcu(|lanes| {
+            let mut lanes = Lanes::clone(lanes);
+            let known = self.gate.snapshot(now).lanes;
+            lanes
+                .leaving
+                .retain(|lane| known.iter().any(|l| l.id == lane.id));
+            change(&mut lanes);
+            lanes
+        });
     }
 
     /// New settings for every lane's law.
     pub fn reconfigure(&self, settings: &control::Settings, readings: Readings, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             {
                 let mut law = lock(&lane.law);
                 law.controller.reconfigure(settings.clone(), now);
@@ -167,7 +187,7 @@ impl Limiter {
 
     /// An operator's limit for every lane, or `None` for the law's.
     pub fn pin(&self, limit: Option<u32>, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             lane.with_controller(|controller| controller.pin(limit, now));
             self.tick_lane(lane, now);
         }
@@ -177,14 +197,13 @@ impl Limiter {
     pub fn acquire(self: &Arc<Self>, ask: Ask) -> Acquire {
         Acquire {
             limiter: self.clone(),
-            ask,
-            step: Step::Ask,
+            step: Step::Ask(ask),
         }
     }
 
     /// Lets time count where nothing finishes: closes windows that are due.
     pub fn tick(&self, now: Instant) {
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.load().open.iter() {
             self.tick_lane(lane, now);
         }
     }
@@ -195,13 +214,15 @@ impl Limiter {
     }
 
     fn tick_lane(&self, lane: &Arc<Lane>, now: Instant) {
-        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
+        // All of it under the law's lock: of two ticks the later one sees what the earlier one did,
+        // and its limit is the one that stays.
         let mut law = lock(&lane.law);
+        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let service_time = law.controller.baseline();
-        // Under the law's lock, so that of two decisions the later one stays.
+        // Until an unloaded latency is known, the loaded one is better than none.
+        let service_time = law.controller.baseline().or(law.controller.service_time());
         self.gate.change(|state, out| {
             if let Some(service_time) = service_time {
                 state.set_service_time(service_time);
@@ -221,16 +242,26 @@ impl Limiter {
         }
     }
 
-    fn admitted(self: &Arc<Self>, permit: gate::Permit, queued: Option<Instant>) -> Option<Permit> {
-        // None if it was retired between the grant and now; the permit goes back as it drops.
+    fn admitted(
+        self: &Arc<Self>,
+        permit: gate::Permit,
+        queued: Option<Instant>,
+    ) -> Result<Permit, Refusal> {
         let lanes = self.lanes.load();
-        let lane = lanes.iter().find(|lane| lane.id == permit.lane())?;
-        Some(Permit {
-            waited: queued.map(|since| permit.started().saturating_duration_since(since)),
-            lane: lane.clone(),
-            limiter: self.clone(),
-            permit: Some(permit),
-        })
+        let mut known = lanes.open.iter().chain(&lanes.leaving);
+        match known.find(|lane| lane.id == permit.lane()) {
+            Some(lane) => Ok(Permit {
+                waited: queued.map(|since| permit.started().saturating_duration_since(since)),
+                lane: lane.clone(),
+                limiter: self.clone(),
+                permit: Some(permit),
+            }),
+            // A lane that was added behind the limiter's back.
+            None => Err(Refusal {
+                reason: Reason::QueueTimeout,
+                drain_time: Duration::ZERO,
+            }),
+        }
     }
 }
 
@@ -310,13 +341,12 @@ impl Drop for Permit {
 #[derive(Debug)]
 pub struct Acquire {
     limiter: Arc<Limiter>,
-    ask: Ask,
     step: Step,
 }
 
 #[derive(Debug)]
 enum Step {
-    Ask,
+    Ask(Ask),
     Wait {
         ticket: Ticket,
         since: Instant,
@@ -340,58 +370,45 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        loop {
-            match &mut this.step {
-                Step::Ask => {
-                    let now = clock::now();
-                    match this.limiter.gate.enter(&this.ask, now) {
-                        Entered::Admitted(permit) => {
-                            // With its lane retired just now, there is another to ask for.
-                            if let Some(permit) = this.limiter.admitted(permit, None) {
-                                this.step = Step::Done;
-                                return Poll::Ready(Ok(permit));
-                            }
-                        }
-                        Entered::Refused(refusal) => {
-                            this.step = Step::Done;
-                            return Poll::Ready(Err(refusal));
-                        }
-                        Entered::Queued(ticket, expires) => {
-                            this.step = Step::Wait {
-                                ticket,
-                                since: now,
-                                expires: Box::pin(tokio::time::sleep_until(expires.into())),
-                            };
-                        }
-                    }
+        if let Step::Ask(ask) = this.step {
+            let now = clock::now();
+            this.step = Step::Done;
+            match this.limiter.gate.enter(&ask, now) {
+                Entered::Admitted(permit) => {
+                    return Poll::Ready(this.limiter.admitted(permit, None));
                 }
-                Step::Wait {
-                    ticket,
-                    since,
-                    expires,
-                } => {
-                    let since = *since;
-                    let decided = match ticket.poll(cx, clock::now()) {
-                        Poll::Ready(decided) => decided,
-                        Poll::Pending => {
-                            std::task::ready!(expires.as_mut().poll(cx));
-                            match ticket.expire(clock::now()) {
-                                Some(refusal) => Err(refusal),
-                                // Decided at the last moment.
-                                None => std::task::ready!(ticket.poll(cx, clock::now())),
-                            }
-                        }
+                Entered::Refused(refusal) => return Poll::Ready(Err(refusal)),
+                Entered::Queued(ticket, expires) => {
+                    this.step = Step::Wait {
+                        ticket,
+                        since: now,
+                        expires: Box::pin(tokio::time::sleep_until(expires.into())),
                     };
-                    this.step = Step::Done;
-                    match decided.map(|permit| this.limiter.admitted(permit, Some(since))) {
-                        Ok(Some(permit)) => return Poll::Ready(Ok(permit)),
-                        Err(refusal) => return Poll::Ready(Err(refusal)),
-                        Ok(None) => this.step = Step::Ask,
-                    }
                 }
-                // Polled after it was ready: there is nothing to wait for.
-                Step::Done => return Poll::Pending,
             }
         }
+        let Step::Wait {
+            ticket,
+            since,
+            expires,
+        } = &mut this.step
+        else {
+            // Polled after it was ready: there is nothing to wait for.
+            return Poll::Pending;
+        };
+        let since = *since;
+        let decided = match ticket.poll(cx, clock::now()) {
+            Poll::Ready(decided) => decided,
+            Poll::Pending => {
+                std::task::ready!(expires.as_mut().poll(cx));
+                match ticket.expire(clock::now()) {
+                    Some(refusal) => Err(refusal),
+                    // Decided at the last moment.
+                    None => std::task::ready!(ticket.poll(cx, clock::now())),
+                }
+            }
+        };
+        this.step = Step::Done;
+        Poll::Ready(decided.and_then(|permit| this.limiter.admitted(permit, Some(since))))
     }
 }

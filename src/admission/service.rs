@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{Ask, Limiter, Permit, Refusal, limiter::Acquire};
-use crate::{control::Outcome, sync::Arc};
+use crate::control::Outcome;
 
 /// Reads from a request what it asks of the gate.
 pub trait AskFor<R> {

@@ -23,18 +23,23 @@ pub type LaneId = u32;
 /// A place in the queue; later arrivals have higher numbers.
 pub type Seq = u64;
 
-/// Wait bound under a standing queue, in service times. Two to three give full goodput, and
-/// everything longer is latency for nothing (measured: 2 sync workers, 2x overload, a wait of 2.5
-/// service times loses 0.4 % against one of 12).
-const STANDING_WAIT: f64 = 2.5;
+/// How many wait under a standing queue, in square roots of the limit. What a queue is for is to have
+/// somebody at hand when a worker comes free early, and the fluctuation of that grows with the root.
+/// Everything longer is latency for nothing. (Measured with 2 sync workers at 2x overload: 5 places, a
+/// wait of 2.5 service times, lose 0.4 % of goodput against 12 service times.)
+const STANDING_PLACES: f64 = 3.5;
 /// A queue that has not been empty for this many service times is standing, not a burst.
 const STANDING_AFTER: u32 = 5;
 /// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
 const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
-/// Below this a wait is lost in the resolution of timers.
-const STANDING_WAIT_MIN: Duration = Duration::from_millis(5);
+/// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
+const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
 /// Weight of the newest interval in the drain rate: about the last 8 releases count.
 const INTERVAL_WEIGHT: f64 = 0.125;
+/// One interval counts for no more than so many usual ones: a pause is not a pace.
+const INTERVAL_OUTLIER: f64 = 4.0;
+/// ... but always for so many seconds, so that a slower backend is soon believed.
+const INTERVAL_OUTLIER_MIN: f64 = 0.005;
 /// The most that wait when `capacity` is 0.
 const AUTO_CAPACITY_MAX: usize = 1024;
 /// Places per slot of the limit when `capacity` is 0.
@@ -169,18 +174,28 @@ pub struct Snapshot {
 impl Snapshot {
     /// Permits out, on all lanes.
     pub fn in_flight(&self) -> u32 {
-        self.lanes.iter().map(|lane| lane.in_flight).sum()
+        sum(self.lanes.iter().map(|lane| lane.in_flight))
     }
 
     /// The sum of the lanes' limits.
     pub fn limit(&self) -> u32 {
-        self.lanes.iter().map(|lane| lane.limit).sum()
+        sum(self.lanes.iter().map(|lane| lane.limit))
     }
 
     /// Waiting, in all classes.
     pub fn queued(&self) -> u32 {
         self.queued.iter().sum()
     }
+}
+
+/// A time so far off that nobody lives to see it stands for those that cannot be told.
+fn later(now: Instant, by: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now.checked_add(by).unwrap_or_else(|| now + FAR)
+}
+
+fn sum(counts: impl Iterator<Item = u32>) -> u32 {
+    counts.fold(0, u32::saturating_add)
 }
 
 #[derive(Debug)]
@@ -210,8 +225,10 @@ pub struct State {
     caps: Vec<(u16, u32)>,
     next_seq: Seq,
     closed: bool,
-    /// Since when somebody has been waiting without a break.
-    waiting_since: Option<Instant>,
+    /// Since when somebody has been waiting, but for breaks shorter than a service time.
+    waiting_since: Instant,
+    /// Since when nobody has been waiting; `None` while somebody is.
+    idle_since: Option<Instant>,
     /// The backend's own time for a request, unloaded; zero = unknown.
     service_time: Duration,
     /// Mean time between releases while somebody waits, seconds; zero = unknown.
@@ -233,7 +250,8 @@ impl State {
             caps: Vec::new(),
             next_seq: 0,
             closed: false,
-            waiting_since: None,
+            waiting_since: now,
+            idle_since: Some(now),
             service_time: Duration::ZERO,
             interval: 0.0,
             last_release: None,
@@ -248,9 +266,8 @@ impl State {
         if self.closed {
             return Entry::Refused(self.refusal(Reason::Draining));
         }
-        let remaining = ask.deadline.map(|at| at.saturating_duration_since(now));
-        if remaining.is_some_and(|left| left.is_zero() || left < self.service_time) {
-            return self.refuse_or_note(Reason::Deadline, ask, now);
+        if self.misses_deadline(ask, now) {
+            return self.refuse_or_note(Reason::Deadline, ask.cap);
         }
         let capped = self.at_cap(ask.cap);
         if !capped && self.nobody_ahead(ask.class) {
@@ -258,7 +275,7 @@ impl State {
                 return Entry::Admitted(self.admit(lane, ask.cap, None));
             }
         }
-        self.enqueue(ask, key, remaining, capped, now, out)
+        self.enqueue(ask, key, capped, now, out)
     }
 
     /// Whether a request like this would be refused at once. Asked before an upload is read.
@@ -266,47 +283,61 @@ impl State {
         if self.closed {
             return Some(self.refusal(Reason::Draining));
         }
-        if self.settings.dry_run || (self.queued == 0 && self.roomiest_lane().is_some()) {
+        if self.settings.dry_run {
             return None;
         }
-        let wait = self.predicted_wait(ask.class, now);
-        let reason = self.reason_to_refuse(ask, wait, now)?;
-        (!self.can_evict_for(ask.class) || reason != Reason::QueueFull)
-            .then(|| self.refusal(reason))
+        if self.misses_deadline(ask, now) {
+            return Some(self.refusal(Reason::Deadline));
+        }
+        let may_go = !self.at_cap(ask.cap) && self.nobody_ahead(ask.class);
+        if may_go && self.roomiest_lane().is_some() {
+            return None;
+        }
+        let reason = self.reason_to_refuse(ask, now)?;
+        Some(self.refusal(reason))
+    }
+
+    /// Whether the deadline is too near even for a request that goes at once.
+    fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
+        ask.deadline.is_some_and(|at| {
+            let left = at.saturating_duration_since(now);
+            left.is_zero() || left < self.service_time
+        })
     }
 
     fn enqueue(
         &mut self,
         ask: &Ask,
         key: u32,
-        remaining: Option<Duration>,
         capped: bool,
         now: Instant,
         out: &mut Verdicts,
     ) -> Entry {
-        let wait = self.predicted_wait(ask.class, now);
-        if let Some(reason) = self.reason_to_refuse(ask, wait, now) {
-            let evicted =
-                reason == Reason::QueueFull && !self.settings.dry_run && self.evict(ask.class, out);
-            if !evicted {
-                return self.refuse_or_note(reason, ask, now);
-            }
+        if let Some(reason) = self.reason_to_refuse(ask, now) {
+            return self.refuse_or_note(reason, ask.cap);
         }
         if self.settings.dry_run {
             return self.admit_regardless(ask.cap, None);
         }
-        let mut expires = now + self.settings.max_wait;
+        let mut expires = later(now, self.settings.max_wait);
         let mut reason = if capped {
             Reason::RouteLimit
         } else {
             Reason::QueueTimeout
         };
-        if let Some(left) = remaining {
-            let latest = now + left.saturating_sub(self.service_time);
+        if let Some(deadline) = ask.deadline {
+            let left = deadline.saturating_duration_since(now);
+            let latest = later(now, left.saturating_sub(self.service_time));
             if latest < expires {
                 expires = latest;
                 reason = Reason::Deadline;
             }
+        }
+        if expires <= now {
+            return Entry::Refused(self.refusal(reason));
+        }
+        if self.queued >= self.capacity() && !self.evict(ask.class, out) {
+            return Entry::Refused(self.refusal(Reason::QueueFull));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -319,18 +350,21 @@ impl State {
             reason,
         });
         self.queued += 1;
-        self.waiting_since.get_or_insert(now);
+        self.note_excess();
         Entry::Queued { seq, expires }
     }
 
-    /// Why an arrival that would wait this long is refused at once, if it is.
-    fn reason_to_refuse(&self, ask: &Ask, wait: Duration, now: Instant) -> Option<Reason> {
-        if self.excess() >= self.capacity() {
+    /// Why an arrival that cannot go now is refused at once, if it is.
+    fn reason_to_refuse(&self, ask: &Ask, now: Instant) -> Option<Reason> {
+        if self.excess() >= self.capacity()
+            && (self.settings.dry_run || !self.can_evict_for(ask.class))
+        {
             return Some(Reason::QueueFull);
         }
+        let wait = self.predicted_wait(ask.class, now);
         if ask
             .deadline
-            .is_some_and(|at| at < now + wait + self.service_time)
+            .is_some_and(|at| at < later(later(now, wait), self.service_time))
         {
             return Some(Reason::Deadline);
         }
@@ -343,9 +377,9 @@ impl State {
         (wait > bound).then_some(Reason::QueueTimeout)
     }
 
-    fn refuse_or_note(&mut self, reason: Reason, ask: &Ask, _now: Instant) -> Entry {
+    fn refuse_or_note(&mut self, reason: Reason, cap: Option<super::Cap>) -> Entry {
         if self.settings.dry_run {
-            return self.admit_regardless(ask.cap, Some(reason));
+            return self.admit_regardless(cap, Some(reason));
         }
         Entry::Refused(self.refusal(reason))
     }
@@ -369,7 +403,7 @@ impl State {
         Some(self.refusal(waiting.reason))
     }
 
-    /// A permit comes back.
+    /// A permit comes back: the backend is done with a request.
     pub fn release(
         &mut self,
         lane: LaneId,
@@ -379,6 +413,18 @@ impl State {
     ) {
         self.advance(now);
         self.note_release(now);
+        self.put_back(lane, cap, now, out);
+    }
+
+    /// A permit comes back unused, which says nothing of the backend's pace.
+    pub fn put_back(
+        &mut self,
+        lane: LaneId,
+        cap: Option<super::Cap>,
+        now: Instant,
+        out: &mut Verdicts,
+    ) {
+        self.advance(now);
         if let Some(cap) = cap {
             if let Some(at) = self.caps.iter().position(|(id, _)| *id == cap.id) {
                 self.caps[at].1 = self.caps[at].1.saturating_sub(1);
@@ -394,6 +440,7 @@ impl State {
                 self.lanes.remove(at);
             }
         }
+        self.note_excess();
         self.dispatch(now, out);
     }
 
@@ -403,6 +450,7 @@ impl State {
         if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == lane) {
             lane.limit = limit.max(1);
         }
+        self.note_excess();
         self.dispatch(now, out);
     }
 
@@ -418,19 +466,25 @@ impl State {
     /// An endpoint comes.
     pub fn add_lane(&mut self, id: LaneId, limit: u32, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        self.lanes.push(Lane {
-            id,
-            limit: limit.max(1),
-            in_flight: 0,
-            healthy: true,
-            retired: false,
-            usage: LaneUsage::default(),
-        });
+        let limit = limit.max(1);
+        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == id) {
+            // It was on its way out.
+            (lane.limit, lane.healthy, lane.retired) = (limit, true, false);
+        } else {
+            self.lanes.push(Lane {
+                id,
+                limit,
+                in_flight: 0,
+                healthy: true,
+                retired: false,
+                usage: LaneUsage::default(),
+            });
+        }
         self.dispatch(now, out);
     }
 
     /// An endpoint goes: nothing new is sent to it, what is in flight may finish.
-    pub fn retire_lane(&mut self, id: LaneId, now: Instant) {
+    pub fn retire_lane(&mut self, id: LaneId, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
             self.lanes[at].retired = true;
@@ -438,12 +492,15 @@ impl State {
                 self.lanes.remove(at);
             }
         }
+        // Without the last healthy lane the others are good enough.
+        self.dispatch(now, out);
     }
 
     /// New settings; who waits already keeps the time it was promised.
     pub fn configure(&mut self, settings: Settings, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         self.settings = settings;
+        self.note_excess();
         self.dispatch(now, out);
     }
 
@@ -522,8 +579,14 @@ impl State {
     /// Lets waiters in while there is room.
     fn dispatch(&mut self, now: Instant, out: &mut Verdicts) {
         while self.queued > 0 {
-            let Some(lane) = self.roomiest_lane() else {
-                return;
+            let lane = match self.roomiest_lane() {
+                Some(lane) => lane,
+                // Who waited when the dry run began goes first, not last.
+                None if self.settings.dry_run => match self.least_loaded_lane() {
+                    Some(lane) => lane,
+                    None => return,
+                },
+                None => return,
             };
             let Some(waiting) = self.next_waiter(now, out) else {
                 return;
@@ -545,28 +608,59 @@ impl State {
                     out.push((late.key, Verdict::Refused(refusal)));
                 }
             }
-            let queue = &self.queues[class];
-            let fresh = match stale_before {
-                Some(before) => queue.partition_point(|w| w.since < before),
-                None => 0,
-            };
-            // The oldest who has not waited too long; failing that, the newest of the others.
-            let next = (fresh..queue.len())
-                .chain((0..fresh).rev())
-                .find(|&at| !self.at_cap(queue[at].cap));
-            if let Some(waiting) = next.and_then(|at| self.queues[class].remove(at)) {
-                self.left_queue();
-                return Some(waiting);
+            while let Some(waiting) = self.take_next(class, stale_before) {
+                // Deadlines differ: also behind the first there may be some who are late.
+                if waiting.expires > now {
+                    return Some(waiting);
+                }
+                let refusal = self.refusal(waiting.reason);
+                out.push((waiting.key, Verdict::Refused(refusal)));
             }
         }
         None
     }
 
+    /// The oldest of a class who has not waited too long; failing that, the newest of the others.
+    fn take_next(&mut self, class: usize, stale_before: Option<Instant>) -> Option<Waiting> {
+        let queue = &self.queues[class];
+        let fresh = match stale_before {
+            Some(before) => queue.partition_point(|w| w.since < before),
+            None => 0,
+        };
+        let next = (fresh..queue.len())
+            .chain((0..fresh).rev())
+            .find(|&at| self.settings.dry_run || !self.at_cap(queue[at].cap))?;
+        let waiting = self.queues[class].remove(next)?;
+        self.left_queue();
+        Some(waiting)
+    }
+
     fn left_queue(&mut self) {
         self.queued -= 1;
-        if self.queued == 0 {
-            self.waiting_since = None;
-            self.last_release = None;
+        self.note_excess();
+    }
+
+    /// Notes when a queue begins and ends. One that is back within a service time never went away:
+    /// at twice the load a short queue is empty for a moment several times a second. One that comes
+    /// back after a rest is a new burst, about which the old pace says nothing.
+    fn note_excess(&mut self) {
+        let now = self.updated;
+        match (self.excess() > 0, self.idle_since) {
+            (true, Some(since)) => {
+                let rest = now.saturating_duration_since(since);
+                if rest >= self.service_time {
+                    self.waiting_since = now;
+                }
+                if rest >= self.standing_after() {
+                    self.interval = 0.0;
+                }
+                self.idle_since = None;
+            }
+            (false, None) => {
+                self.idle_since = Some(now);
+                self.last_release = None;
+            }
+            _ => {}
         }
     }
 
@@ -598,11 +692,13 @@ impl State {
         }
         let lane = &mut self.lanes[at];
         lane.in_flight += 1;
-        Admitted {
+        let admitted = Admitted {
             lane: lane.id,
             in_flight: lane.in_flight,
             would_refuse: would,
-        }
+        };
+        self.note_excess();
+        admitted
     }
 
     /// Nobody of this class or a higher one waits who could go now.
@@ -646,13 +742,14 @@ impl State {
         if self.settings.capacity > 0 {
             return self.settings.capacity;
         }
-        let limit: u32 = self
-            .lanes
-            .iter()
-            .filter(|l| !l.retired)
-            .map(|l| l.limit)
-            .sum();
-        (limit as usize * AUTO_CAPACITY_PER_SLOT).clamp(1, AUTO_CAPACITY_MAX)
+        (self.limit() as usize)
+            .saturating_mul(AUTO_CAPACITY_PER_SLOT)
+            .clamp(1, AUTO_CAPACITY_MAX)
+    }
+
+    fn limit(&self) -> u32 {
+        let open = self.lanes.iter().filter(|lane| !lane.retired);
+        sum(open.map(|lane| lane.limit))
     }
 
     /// Who waits; in a dry run, who would.
@@ -669,16 +766,21 @@ impl State {
     fn standing(&self, now: Instant) -> bool {
         self.settings.discipline == Discipline::AdaptiveLifo
             && self.service_time > Duration::ZERO
-            && self.waiting_since.is_some_and(|since| {
-                now.saturating_duration_since(since)
-                    >= STANDING_AFTER_MIN.max(self.service_time * STANDING_AFTER)
-            })
+            && now.saturating_duration_since(self.waiting_since) >= self.standing_after()
+            && self
+                .idle_since
+                .is_none_or(|since| now.saturating_duration_since(since) < self.service_time)
+    }
+
+    fn standing_after(&self) -> Duration {
+        STANDING_AFTER_MIN.max(self.service_time * STANDING_AFTER)
     }
 
     /// The wait that is worth offering under a standing queue.
     fn standing_wait(&self) -> Duration {
+        let limit = f64::from(self.limit().max(1));
         self.service_time
-            .mul_f64(STANDING_WAIT)
+            .mul_f64(STANDING_PLACES / limit.sqrt())
             .max(STANDING_WAIT_MIN)
             .min(self.settings.max_wait)
     }
@@ -714,10 +816,12 @@ impl State {
         let waiting = self.excess() > 0;
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
-            self.interval += if self.interval == 0.0 {
+            self.interval = if self.interval == 0.0 {
                 interval
             } else {
-                (interval - self.interval) * INTERVAL_WEIGHT
+                let most = (self.interval * INTERVAL_OUTLIER).max(INTERVAL_OUTLIER_MIN);
+                let interval = interval.min(most);
+                self.interval + (interval - self.interval) * INTERVAL_WEIGHT
             };
         }
         self.last_release = waiting.then_some(now);

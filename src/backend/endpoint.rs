@@ -85,11 +85,11 @@ impl Endpoint {
         lock(&self.pool).sweep(max_idle, now);
     }
 
-    pub(super) fn take_link(&self, max_idle: Duration, now: Instant) -> Option<Link> {
+    pub(super) fn take_link(&self, max_idle: Duration, now: Instant) -> Option<Box<Link>> {
         lock(&self.pool).take(max_idle, now)
     }
 
-    pub(super) fn put_link(&self, link: Link, max_idle: Duration, now: Instant) {
+    pub(super) fn put_link(&self, link: Box<Link>, max_idle: Duration, now: Instant) {
         lock(&self.pool).put(link, max_idle, now);
     }
 }

@@ -166,7 +166,7 @@ pub async fn exchange<L: Lease>(
     }
 }
 
-async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Link, Error> {
+async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Box<Link>, Error> {
     let backend = &delivery.config.backend;
     if may_reuse {
         let max_idle = if replayable {
@@ -209,11 +209,11 @@ enum NoHead {
 /// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
 /// lease tells the truth.
 pub(super) struct Flight<L: Lease> {
-    inner: Option<InFlight<L>>,
+    inner: Option<Box<InFlight<L>>>,
 }
 
 struct InFlight<L> {
-    link: Link,
+    link: Box<Link>,
     stage: Stage,
     lease: L,
     status: Option<StatusCode>,
@@ -232,7 +232,7 @@ enum Stage {
 
 impl<L: Lease> Flight<L> {
     fn launch(
-        mut link: Link,
+        mut link: Box<Link>,
         mut request: Request<RequestBody>,
         lease: L,
         delivery: &Delivery,
@@ -250,7 +250,7 @@ impl<L: Lease> Flight<L> {
         }
         let head = link.send(request);
         Self {
-            inner: Some(InFlight {
+            inner: Some(Box::new(InFlight {
                 link,
                 stage: Stage::Head(head),
                 lease,
@@ -260,7 +260,7 @@ impl<L: Lease> Flight<L> {
                 endpoint: delivery.endpoint.clone(),
                 config: delivery.config.clone(),
                 metrics: delivery.metrics.clone(),
-            }),
+            })),
         }
     }
 
@@ -329,7 +329,7 @@ impl<L: Lease> Flight<L> {
             endpoint,
             config,
             ..
-        } = inner;
+        } = *inner;
         drop(stage);
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
         if whole && config.backend.keepalive && link.reusable() {
@@ -412,7 +412,7 @@ impl<L> InFlight<L> {
 }
 
 /// The backend does not notice that the client has left, and works on: so does the lease.
-async fn orphan<L: Lease>(mut inner: InFlight<L>) {
+async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
     let _counted = Raised::new(&inner.metrics, |metrics| &metrics.orphaned);
     let orphan_max = inner.config.backend.orphan_max;
     let _ = tokio::time::timeout(orphan_max, inner.discard()).await;
@@ -422,7 +422,7 @@ async fn orphan<L: Lease>(mut inner: InFlight<L>) {
         verdict,
         status,
         ..
-    } = inner;
+    } = *inner;
     drop(link);
     lease.complete(verdict, status);
 }

@@ -48,7 +48,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) async fn new(stream: Stream) -> Result<Self, Error> {
+    /// Boxed, since it is large and changes hands often.
+    pub(super) async fn new(stream: Stream) -> Result<Box<Self>, Error> {
         let allowance = Arc::new(AtomicU64::new(HEAD_MAX));
         let (sender, connection) = Builder::new()
             .max_buf_size(READ_BUFFER)
@@ -58,14 +59,14 @@ impl Link {
             }))
             .await
             .map_err(Error::from_hyper)?;
-        Ok(Self {
+        Ok(Box::new(Self {
             connection,
             allowance,
             sender,
             closed: false,
             reused: false,
             idle_since: None,
-        })
+        }))
     }
 
     /// Queues a request; [`Link::drive`] writes it.
@@ -169,7 +170,8 @@ impl AsyncWrite for Metered {
 /// age out.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    idle: Vec<Link>,
+    #[allow(clippy::vec_box)] // They come boxed and go boxed.
+    idle: Vec<Box<Link>>,
 }
 
 /// The most idle connections kept for an endpoint.
@@ -177,7 +179,7 @@ const POOL_MAX: usize = 256;
 
 impl Pool {
     /// A connection that has been idle for less than `max_idle` and still seems alive.
-    pub(super) fn take(&mut self, max_idle: Duration, now: Instant) -> Option<Link> {
+    pub(super) fn take(&mut self, max_idle: Duration, now: Instant) -> Option<Box<Link>> {
         // The last is the freshest: if it is too old, so are the others.
         while self
             .idle
@@ -192,7 +194,7 @@ impl Pool {
         None
     }
 
-    pub(super) fn put(&mut self, mut link: Link, max_idle: Duration, now: Instant) {
+    pub(super) fn put(&mut self, mut link: Box<Link>, max_idle: Duration, now: Instant) {
         link.park(now);
         let stalest = self.idle.first();
         if self.idle.len() >= POOL_MAX || stalest.is_some_and(|l| l.idle_for(now) >= max_idle) {

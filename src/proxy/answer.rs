@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
@@ -33,6 +34,9 @@ use crate::{
 /// The longest request id that is taken over from a client, bytes.
 const REQUEST_ID_MAX: usize = 128;
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// What the layers below answer with; the panic layer makes it so.
+type InnerBody = tower_http::body::UnsyncBoxBody<Bytes, BoxError>;
 
 /// Makes [`Answer`]s for one client's connection.
 #[derive(Clone, Debug)]
@@ -70,11 +74,10 @@ pub struct Answer<S> {
     peer: Arc<Peer>,
 }
 
-impl<S, B> Service<Request<Incoming>> for Answer<S>
+impl<S> Service<Request<Incoming>> for Answer<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>>,
+    S: Service<Request<Incoming>, Response = Response<InnerBody>>,
     S::Error: Into<Error>,
-    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
 {
     type Response = Response<ClientBody>;
     type Error = Infallible;
@@ -93,14 +96,12 @@ where
         let id = request_id(&request, &live);
         let deadline = deadline(&request, &live).map(|left| arrived + left);
         let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
-        let request_id = id.to_str().unwrap_or_default().to_owned();
-        let context = Arc::new(Context::new(live, arrived, route, deadline, request_id));
+        let context = Arc::new(Context::new(live, arrived, route, deadline, id));
         let record = Record {
             shared: self.shared.clone(),
             peer: self.peer.clone(),
             method: request.method().clone(),
             path: request.uri().path_and_query().cloned(),
-            request_id: id,
             status: 0,
             source: Source::Tidegate,
             reason: None,
@@ -138,9 +139,19 @@ fn request_id<B>(request: &Request<B>, live: &Live) -> HeaderValue {
         });
     match sent {
         Some(sent) => sent.clone(),
-        None => HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)))
-            .unwrap_or_else(|_| HeaderValue::from_static("-")),
+        None => new_request_id(),
     }
+}
+
+/// 128 random bits in hexadecimal.
+fn new_request_id() -> HeaderValue {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let bits = fastrand::u128(..);
+    let mut text = [0; 32];
+    for (at, digit) in text.iter_mut().enumerate() {
+        *digit = DIGITS[(bits >> (4 * at)) as usize & 15];
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// For how long the client says it waits.
@@ -167,11 +178,10 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for AnswerFuture<F>
+impl<F, E> Future for AnswerFuture<F>
 where
-    F: Future<Output = Result<Response<B>, E>>,
+    F: Future<Output = Result<Response<InnerBody>, E>>,
     E: Into<Error>,
-    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
 {
     type Output = Result<Response<ClientBody>, Infallible>;
 
@@ -201,7 +211,6 @@ struct Record {
     context: Arc<Context>,
     method: Method,
     path: Option<http::uri::PathAndQuery>,
-    request_id: HeaderValue,
     status: u16,
     source: Source,
     reason: Option<Reason>,
@@ -210,12 +219,9 @@ struct Record {
 }
 
 impl Record {
-    fn pass_on<B>(mut self, mut response: Response<B>) -> Response<ClientBody>
-    where
-        B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
-    {
+    fn pass_on(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
         let live = self.context.live.clone();
-        hygiene::outbound(&mut response, &live, &self.request_id);
+        hygiene::outbound(&mut response, &live, &self.context.request_id);
         self.source = Source::Backend;
         self.status = response.status().as_u16();
         if live.config.headers.server_timing {
@@ -223,7 +229,7 @@ impl Record {
         }
         self.finish_head(response.headers_mut());
         response.map(|body| ClientBody {
-            inner: Box::pin(body),
+            inner: Either::Left(body),
             record: self,
         })
     }
@@ -232,7 +238,16 @@ impl Record {
         let live = self.context.live.clone();
         let settings = &live.config.reject;
         let rejection = reject::rejection(error, settings);
-        let mut response = reject::response(error, &rejection, settings, &self.context.request_id);
+        let request_id = self.context.request_id.to_str().unwrap_or_default();
+        let mut response = reject::response(error, &rejection, settings, request_id);
+        if matches!(error, Error::BodyCut) {
+            // Its client has left; what is written now is for one that only closed its side.
+            self.finish(false);
+            return response.map(|bytes| ClientBody {
+                inner: Either::Right(ResponseBody::full(bytes)),
+                record: self,
+            });
+        }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
         if let Some(reason) = rejection.reason {
@@ -242,11 +257,12 @@ impl Record {
             self.note_wait(WaitOutcome::Timeout, clock::now());
         }
         if let Some(name) = &live.request_id {
-            response.headers_mut().insert(name, self.request_id.clone());
+            let id = self.context.request_id.clone();
+            response.headers_mut().insert(name, id);
         }
         self.finish_head(response.headers_mut());
         response.map(|bytes| ClientBody {
-            inner: Box::pin(ResponseBody::full(bytes)),
+            inner: Either::Right(ResponseBody::full(bytes)),
             record: self,
         })
     }
@@ -320,7 +336,7 @@ impl Record {
                 source: self.source,
                 reason: self.reason,
                 route: &context.route().name,
-                request_id: &context.request_id,
+                request_id: context.request_id.to_str().unwrap_or_default(),
                 client: self.peer.ip,
                 queue_ms: observe::log::millis(context.queue_time()),
                 backend_ms: context.backend_time().map(observe::log::millis),
@@ -341,7 +357,7 @@ impl Drop for Record {
 
 /// An answer's body; tells its record when the client has it all.
 pub struct ClientBody {
-    inner: Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>,
+    inner: Either<InnerBody, ResponseBody>,
     record: Record,
 }
 
@@ -360,7 +376,7 @@ impl Body for ClientBody {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let frame = ready!(this.inner.as_mut().poll_frame(cx));
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 this.record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;

@@ -307,7 +307,9 @@ impl Upload {
         loop {
             match Pin::new(&mut self.incoming).poll_frame(cx) {
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Error::Body)),
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Err(Error::of_body(&error)));
+                }
                 Poll::Ready(Some(Ok(frame))) => {
                     // Trailers end here: no WSGI server hands them on.
                     let Ok(bytes) = frame.into_data() else {

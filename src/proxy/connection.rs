@@ -128,11 +128,7 @@ pub async fn serve(
     let timeouts = ClientTimeouts::from(server);
     let opened = clock::now();
     let state = Arc::new(State::new(shared.metrics.clone(), opened));
-    let peer = Peer {
-        ip: peer.map(|address| address.ip()),
-        local_port: local.map(|address| address.port()),
-        state: state.clone(),
-    };
+    let peer = Peer::new(peer, local, state.clone());
     let refuse_head = {
         let shared = shared.clone();
         Box::new(move |status| refuse_head(&shared, status))
@@ -167,6 +163,12 @@ pub async fn serve(
             timer
                 .as_mut()
                 .reset(TokioInstant::from_std(since + timeouts.header));
+        } else if activity == Activity::Idle {
+            // Not with the defaults: there the timer of the head fires first, and is set again.
+            let due = TokioInstant::from_std(since + timeouts.idle);
+            if timer.deadline() > due {
+                timer.as_mut().reset(due);
+            }
         }
         while timer.as_mut().poll(cx).is_ready() {
             let (activity, since) = state.activity();

@@ -1,7 +1,7 @@
 //! What tidegate knows of one request, from its arrival to the last byte of its answer.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::Request;
+use http::{HeaderValue, Request};
 
 use super::{
     io::State,
@@ -25,10 +25,26 @@ use crate::{
 pub struct Peer {
     /// Its address; `None` for a Unix socket.
     pub ip: Option<IpAddr>,
-    /// The port it connected to.
-    pub local_port: Option<u16>,
+    /// The same, as a field's value.
+    pub forwarded_for: Option<HeaderValue>,
+    /// The port it connected to, as a field's value.
+    pub forwarded_port: HeaderValue,
     /// What its connection is doing.
     pub state: Arc<State>,
+}
+
+impl Peer {
+    /// The client at `address`, connected to `local`; neither is known of a Unix socket's.
+    pub fn new(address: Option<SocketAddr>, local: Option<SocketAddr>, state: Arc<State>) -> Self {
+        // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
+        let ip = address.map(|address| address.ip().to_canonical());
+        Self {
+            ip,
+            forwarded_for: ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok()),
+            forwarded_port: HeaderValue::from(local.map_or(80, |local| local.port())),
+            state,
+        }
+    }
 }
 
 /// Shared by the layers of one request.
@@ -43,7 +59,7 @@ pub struct Context {
     /// When its client stops waiting.
     pub deadline: Option<Instant>,
     /// The id it carries, or was given.
-    pub request_id: String,
+    pub request_id: HeaderValue,
     phase: AtomicU8,
     asked_nanos: AtomicU64,
     queued_nanos: AtomicU64,
@@ -58,7 +74,7 @@ impl Context {
         arrived: Instant,
         route: usize,
         deadline: Option<Instant>,
-        request_id: String,
+        request_id: HeaderValue,
     ) -> Self {
         Self {
             live,

@@ -9,9 +9,12 @@ pub enum Error {
     /// The head is wrong.
     #[error(transparent)]
     Head(#[from] hygiene::BadHead),
-    /// The body is malformed or was cut off.
-    #[error("the request's body is malformed or incomplete")]
+    /// The body is malformed.
+    #[error("the request's body is malformed")]
     Body,
+    /// The client left before its body was complete.
+    #[error("the request's body is incomplete")]
+    BodyCut,
     /// The body came too slowly.
     #[error("the request's body did not arrive in time")]
     BodyTimeout,
@@ -30,6 +33,37 @@ pub enum Error {
     /// A bug in tidegate; it costs this request alone.
     #[error("an internal error")]
     Panicked,
+}
+
+impl Error {
+    /// What went wrong with a request's body while it was passed on, from the error that the
+    /// exchange ended with.
+    pub fn of_exchange(error: backend::Error) -> Self {
+        use std::error::Error as _;
+        let backend::Error::RequestBody(cause) = &error else {
+            return Self::Backend(error);
+        };
+        match cause.source().and_then(|cause| cause.downcast_ref()) {
+            Some(Self::Body) => Self::Body,
+            Some(Self::BodyCut) => Self::BodyCut,
+            Some(Self::BodyTimeout) => Self::BodyTimeout,
+            Some(Self::BodyTooLarge(max)) => Self::BodyTooLarge(*max),
+            _ => Self::Backend(error),
+        }
+    }
+
+    /// An error of hyper's from reading a request's body.
+    pub fn of_body(error: &hyper::Error) -> Self {
+        use std::{error::Error as _, io};
+        let cause = error
+            .source()
+            .and_then(|cause| cause.downcast_ref::<io::Error>());
+        match cause.map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Self::Body,
+            Some(_) => Self::BodyCut,
+            None => Self::Body,
+        }
+    }
 }
 
 impl From<AdmissionError<Error>> for Error {

@@ -93,7 +93,7 @@ async fn forward(
         }
         let Failed { error, unsent } = failed;
         let Some((unsent, lease)) = unsent else {
-            return Err(error.into());
+            return Err(Error::of_exchange(error));
         };
         lease.complete(
             match error {

@@ -63,10 +63,7 @@ impl Peer {
     /// is what its file permissions are for.
     pub fn is_trusted(&self, proxies: &[IpNet]) -> bool {
         match self.ip {
-            Some(ip) => {
-                let ip = ip.to_canonical();
-                proxies.iter().any(|net| net.contains(&ip))
-            }
+            Some(ip) => proxies.iter().any(|net| net.contains(&ip)),
             None => true,
         }
     }
@@ -80,12 +77,11 @@ pub fn set(
     trusted: bool,
     forwarded: bool,
 ) {
-    if let Some(ip) = peer.ip {
-        let ip = ip.to_canonical();
-        append_for(headers, ip);
-        if forwarded {
-            append_forwarded(headers, ip, host);
-        }
+    if let Some(address) = &peer.forwarded_for {
+        append_for(headers, address);
+    }
+    if let (Some(ip), true) = (peer.ip, forwarded) {
+        append_forwarded(headers, ip, host);
     }
     let mut default = |name: HeaderName, value: HeaderValue| {
         if !trusted || !headers.contains_key(&name) {
@@ -94,16 +90,16 @@ pub fn set(
     };
     default(PROTO, HeaderValue::from_static("http"));
     default(HOST, host.clone());
-    default(PORT, HeaderValue::from(peer.local_port.unwrap_or(80)));
+    default(PORT, peer.forwarded_port.clone());
 }
 
-fn append_for(headers: &mut HeaderMap, ip: IpAddr) {
+fn append_for(headers: &mut HeaderMap, address: &HeaderValue) {
     let before = joined(headers, &FOR);
-    let value = if before.is_empty() {
-        ip.to_string()
-    } else {
-        format!("{before}, {ip}")
-    };
+    if before.is_empty() {
+        headers.insert(FOR, address.clone());
+        return;
+    }
+    let value = format!("{before}, {}", address.to_str().unwrap_or("unknown"));
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(FOR, value);
     }
@@ -153,11 +149,10 @@ mod tests {
 
     fn peer(ip: &str) -> Peer {
         let metrics = std::sync::Arc::new(crate::observe::Metrics::new());
-        Peer {
-            ip: Some(ip.parse().expect("an address")),
-            local_port: Some(8080),
-            state: std::sync::Arc::new(super::super::io::State::new(metrics, clock::now())),
-        }
+        let state = super::super::io::State::new(metrics, clock::now());
+        let address = std::net::SocketAddr::new(ip.parse().expect("an address"), 1);
+        let local = "127.0.0.1:8080".parse().expect("an address");
+        Peer::new(Some(address), Some(local), std::sync::Arc::new(state))
     }
 
     #[test]

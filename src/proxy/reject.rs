@@ -57,7 +57,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
                 (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
             }
         },
-        Error::Body => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
+        Error::Body | Error::BodyCut => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
         Error::BodyTimeout => (
             StatusCode::REQUEST_TIMEOUT,
             Reason::RequestTimeout,

@@ -26,7 +26,7 @@ use tidegate::clock;
 
 pub use app::Gunicorn;
 pub use client::{Client, Response, get, request, try_get};
-pub use raw::Raw;
+pub use raw::{Held, Raw};
 
 /// Long enough that only a broken test waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(30);

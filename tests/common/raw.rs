@@ -4,7 +4,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::JoinHandle,
@@ -255,4 +255,57 @@ pub fn reserved_port() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     (listener, address)
+}
+
+/// A backend that answers when the test says so.
+#[derive(Debug)]
+pub struct Held {
+    backend: Raw,
+    allowed: Arc<(Mutex<usize>, Condvar)>,
+}
+
+impl Held {
+    pub fn start() -> Self {
+        let allowed = Arc::new((Mutex::new(0), Condvar::new()));
+        let backend = Raw::start({
+            let allowed = allowed.clone();
+            move |mut conn| {
+                while conn.request().is_some() {
+                    let (count, changed) = &*allowed;
+                    let count = count.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (mut count, timeout) = changed
+                        .wait_timeout_while(count, PATIENCE, |count| *count == 0)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    if timeout.timed_out() {
+                        return;
+                    }
+                    *count -= 1;
+                    drop(count);
+                    if !conn.ok("ok") {
+                        return;
+                    }
+                }
+            }
+        });
+        Self { backend, allowed }
+    }
+
+    /// Lets so many more answers go.
+    pub fn release(&self, count: usize) {
+        let (allowed, changed) = &*self.allowed;
+        *allowed.lock().unwrap_or_else(PoisonError::into_inner) += count;
+        changed.notify_all();
+    }
+
+    pub fn address(&self) -> &str {
+        self.backend.address()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.backend.connections()
+    }
+
+    pub fn requests(&self) -> Vec<Received> {
+        self.backend.requests()
+    }
 }

@@ -1,0 +1,636 @@
+//! The limit, its queue and its refusals, end to end.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
+    time::Duration,
+};
+
+use common::{Client, Gunicorn, Held, Raw, Response, Tidegate, since, try_get, until};
+use tidegate::clock;
+
+const FLIGHT: &str = "tidegate_in_flight_requests";
+const QUEUED: &str = "tidegate_queued_requests";
+
+/// So many GETs at the same time, each over a connection of its own.
+fn at_once(tidegate: &Tidegate, count: usize, path: &str) -> Vec<Response> {
+    let mut clients: Vec<Client> = (0..count).map(|_| tidegate.client()).collect();
+    for client in &mut clients {
+        client.ask(path);
+    }
+    clients.iter_mut().map(Client::response).collect()
+}
+
+/// One request in flight, which the backend holds.
+fn occupied(backend: &Held, tidegate: &Tidegate) -> Client {
+    let mut client = tidegate.client();
+    client.ask("/held");
+    tidegate.until_metric(FLIGHT, &[], 1.0);
+    until("the backend has it", || !backend.requests().is_empty());
+    client
+}
+
+#[test]
+fn no_more_than_the_limit_run_at_once_and_the_others_wait_their_turn() {
+    let app = Gunicorn::gthread(8);
+    let tidegate = Tidegate::to(app.address())
+        .limit(3)
+        .set("queue.max_wait=20s")
+        .start();
+    let answers = at_once(&tidegate, 24, "/sleep?ms=40");
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(app.most_at_once("/sleep"), 3, "never more, and not fewer");
+    let metrics = tidegate.metrics();
+    assert_eq!(metrics.sum("tidegate_concurrency_limit", &[]), 3.0);
+    assert_eq!(
+        metrics.sum(
+            "tidegate_queue_wait_seconds_count",
+            &[("outcome", "admitted")]
+        ),
+        24.0
+    );
+    tidegate.until_idle();
+}
+
+#[test]
+fn a_full_queue_refuses_with_a_whole_problem_document() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.capacity=2")
+        .set("queue.max_wait=20s")
+        .start();
+    let mut served = vec![occupied(&backend, &tidegate)];
+    for _ in 0..2 {
+        let mut client = tidegate.client();
+        client.ask("/");
+        served.push(client);
+    }
+    tidegate.until_metric(QUEUED, &[], 2.0);
+    assert_eq!(tidegate.metric("tidegate_queue_capacity", &[]), 2.0);
+
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: app\r\nX-Request-Id: me-1\r\n\r\n");
+    let refused = client.response();
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.reason(), "queue_full");
+    assert_eq!(
+        refused.header("content-type").as_deref(),
+        Some("application/problem+json")
+    );
+    assert_eq!(refused.header("cache-control").as_deref(), Some("no-store"));
+    assert_eq!(refused.header("x-request-id").as_deref(), Some("me-1"));
+    assert!(refused.header("retry-after").is_some());
+    let document = refused.json();
+    let keys: Vec<&str> = document
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        keys.into_iter().collect::<BTreeSet<_>>(),
+        BTreeSet::from(["type", "title", "status", "detail", "reason", "request_id"])
+    );
+    assert_eq!(document["title"], "Service Unavailable");
+    assert_eq!(document["status"], 503);
+    assert_eq!(document["reason"], "queue_full");
+    assert_eq!(document["request_id"], "me-1");
+    // Its connection is still good; and who was there before is served.
+    backend.release(4);
+    for waiting in &mut served {
+        assert_eq!(waiting.response().status, 200);
+    }
+    assert_eq!(client.get("/").status, 200);
+}
+
+#[test]
+fn who_waits_for_max_wait_is_refused_then_and_not_before() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=300ms")
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let start = clock::now();
+    let refused = tidegate.get("/");
+    let waited = since(start);
+    assert_eq!(
+        (refused.status, refused.reason()),
+        (503, "queue_timeout".into())
+    );
+    assert!(waited >= Duration::from_millis(300), "{waited:?}");
+    assert!(waited < Duration::from_secs(2), "{waited:?}");
+    assert_eq!(
+        tidegate.metric(
+            "tidegate_queue_wait_seconds_count",
+            &[("outcome", "timeout")]
+        ),
+        1.0
+    );
+    backend.release(1);
+    assert_eq!(held.response().status, 200);
+    assert_eq!(backend.requests().len(), 1, "the refused one never came");
+}
+
+#[test]
+fn retry_after_is_spread_by_its_jitter_and_can_be_turned_off() {
+    let backend = Held::start();
+    let mut tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"1ms\"\n\
+             [reject]\nretry_after = \"10s\"\nretry_after_jitter = 0.5",
+        )
+        .start();
+    let _held = occupied(&backend, &tidegate);
+    let mut client = tidegate.client();
+    let seen: BTreeSet<u32> = (0..40)
+        .map(|_| {
+            let refused = client.get("/");
+            assert_eq!(refused.status, 503);
+            let after = refused.header("retry-after").expect("a Retry-After");
+            after.parse().expect("whole seconds")
+        })
+        .collect();
+    assert!(
+        seen.iter().all(|after| (10..=15).contains(after)),
+        "{seen:?}"
+    );
+    assert!(seen.len() >= 3, "{seen:?}");
+
+    std::fs::write(
+        tidegate.file(),
+        "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"1ms\"\n\
+         [reject]\nretry_after = \"off\"\nstatus = 429\nbody = \"text\"",
+    )
+    .expect("a new configuration");
+    assert_eq!(tidegate.admin_post("/reload", "").status, 200);
+    let refused = client.get("/");
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.header("retry-after"), None);
+    assert_eq!(refused.reason(), "queue_timeout");
+    assert_eq!(
+        refused.header("content-type").as_deref(),
+        Some("text/plain; charset=utf-8")
+    );
+    assert!(!refused.text().trim().is_empty());
+    assert_eq!(
+        tidegate.metric("tidegate_requests_total", &[("code", "429")]),
+        1.0
+    );
+    backend.release(1);
+    tidegate.stop();
+}
+
+#[test]
+fn a_refusal_can_have_the_body_of_a_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let page = dir.path().join("busy.html");
+    std::fs::write(&page, "<h1>Busy</h1>").expect("a page");
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=1ms")
+        .set(format!("reject.body=file:{}", page.display()))
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let refused = tidegate.get("/");
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.text(), "<h1>Busy</h1>");
+    let media_type = refused.header("content-type").expect("a type");
+    assert!(media_type.starts_with("text/html"), "{media_type}");
+    backend.release(1);
+    held.response();
+}
+
+#[test]
+fn a_deadline_that_cannot_be_met_is_refused_in_time() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let mut client = tidegate.client();
+    let mut within = |millis: u32| {
+        let start = clock::now();
+        client.send(format!(
+            "GET / HTTP/1.1\r\nHost: app\r\nX-Request-Timeout-Ms: {millis}\r\n\r\n"
+        ));
+        let refused = client.response();
+        assert_eq!((refused.status, refused.reason()), (503, "deadline".into()));
+        since(start)
+    };
+    assert!(within(0) < Duration::from_secs(1));
+    let waited = within(200);
+    assert!(
+        (Duration::from_millis(100)..Duration::from_secs(2)).contains(&waited),
+        "{waited:?}"
+    );
+    backend.release(1);
+    held.response();
+    assert_eq!(
+        tidegate.metric(
+            "tidegate_rejected_requests_total",
+            &[("reason", "deadline")]
+        ),
+        2.0
+    );
+}
+
+#[test]
+fn a_routes_cap_leaves_room_for_the_others() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 4\n[queue]\nmax_wait = \"200ms\"\n\
+             [[route]]\nname = \"reports\"\npath = \"/reports/*\"\nmax_in_flight = 1",
+        )
+        .start();
+    let mut report = tidegate.client();
+    report.ask("/reports/1");
+    tidegate.until_metric(FLIGHT, &[], 1.0);
+    let refused = tidegate.get("/reports/2");
+    assert_eq!(
+        (refused.status, refused.reason()),
+        (503, "route_limit".into())
+    );
+    let mut other = tidegate.client();
+    other.ask("/");
+    tidegate.until_metric(FLIGHT, &[], 2.0);
+    backend.release(2);
+    assert_eq!(other.response().status, 200);
+    assert_eq!(report.response().status, 200);
+    let metrics = tidegate.metrics();
+    assert_eq!(
+        metrics.sum(
+            "tidegate_rejected_requests_total",
+            &[("route", "reports"), ("reason", "route_limit")]
+        ),
+        1.0
+    );
+    assert_eq!(
+        metrics.sum("tidegate_requests_total", &[("route", "reports")]),
+        2.0
+    );
+    assert_eq!(
+        metrics.sum("tidegate_requests_total", &[("route", "default")]),
+        1.0
+    );
+}
+
+#[test]
+fn the_important_go_first_whatever_the_order_of_arrival() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n\
+             [queue]\nmax_wait = \"20s\"\ndiscipline = \"fifo\"\n\
+             [[route]]\nname = \"low\"\npath = \"/low/*\"\nclass = \"low\"\n\
+             [[route]]\nname = \"high\"\npath = \"/high\"\nclass = \"high\"\n\
+             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
+        )
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let mut waiting = Vec::new();
+    for (n, path) in ["/low/1", "/normal", "/low/2", "/high", "/health"]
+        .into_iter()
+        .enumerate()
+    {
+        let mut client = tidegate.client();
+        client.ask(path);
+        tidegate.until_metric(QUEUED, &[], n as f64 + 1.0);
+        waiting.push(client);
+    }
+    assert_eq!(tidegate.metric(QUEUED, &[("class", "low")]), 2.0);
+    backend.release(6);
+    held.response();
+    for client in &mut waiting {
+        assert_eq!(client.response().status, 200);
+    }
+    let order: Vec<String> = backend
+        .requests()
+        .iter()
+        .map(|request| request.line().split(' ').nth(1).unwrap_or("").to_owned())
+        .collect();
+    assert_eq!(
+        order,
+        ["/held", "/health", "/high", "/normal", "/low/1", "/low/2"]
+    );
+}
+
+#[test]
+fn several_endpoints_share_the_load_each_under_its_own_limit() {
+    let (one, two) = (Held::start(), Held::start());
+    let tidegate = Tidegate::to(one.address())
+        .backend(two.address())
+        .limit(2)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut clients: Vec<Client> = (0..5).map(|_| tidegate.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.ask("/");
+        until("it has arrived", || {
+            let metrics = tidegate.metrics();
+            metrics.sum(FLIGHT, &[]) + metrics.sum(QUEUED, &[]) == n as f64 + 1.0
+        });
+    }
+    let metrics = tidegate.metrics();
+    for endpoint in [one.address(), two.address()] {
+        assert_eq!(metrics.sum(FLIGHT, &[("endpoint", endpoint)]), 2.0);
+        assert_eq!(
+            metrics.sum("tidegate_concurrency_limit", &[("endpoint", endpoint)]),
+            2.0
+        );
+    }
+    assert_eq!(metrics.sum(QUEUED, &[]), 1.0);
+    // The fifth goes where a place becomes free.
+    two.release(1);
+    until("the fifth is there", || two.requests().len() == 3);
+    assert_eq!(one.requests().len(), 2);
+    one.release(2);
+    two.release(2);
+    for client in &mut clients {
+        assert_eq!(client.response().status, 200);
+    }
+    tidegate.until_idle();
+}
+
+#[test]
+fn an_endpoint_that_is_down_costs_no_request_and_comes_back() {
+    let well = Raw::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell".to_vec());
+    let (listener, address) = common::raw::reserved_port();
+    drop(listener);
+    let tidegate = Tidegate::to(&address)
+        .backend(well.address())
+        .limit(2)
+        .start();
+    let mut client = tidegate.client();
+    for _ in 0..20 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.text()), (200, "well".into()));
+    }
+    client.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 4\r\n\r\nbody");
+    assert_eq!(client.response().status, 200, "nothing had been sent yet");
+    assert_eq!(
+        tidegate.metric("tidegate_backend_up", &[("endpoint", &address)]),
+        0.0
+    );
+    assert_eq!(tidegate.admin_get("/readyz").status, 200, "one is enough");
+
+    let listener = TcpListener::bind(&address).expect("the port is still free");
+    let back = Raw::on(listener, |mut conn| {
+        if conn.request().is_some() {
+            conn.ok("back");
+        }
+    });
+    until("the endpoint is used again", || {
+        at_once(&tidegate, 4, "/")
+            .iter()
+            .any(|answer| answer.text() == "back")
+    });
+    assert!(back.connections() > 0);
+    tidegate.until_idle();
+}
+
+#[test]
+fn a_dry_run_refuses_nothing_and_counts_what_it_would_refuse() {
+    let app = Gunicorn::gthread(6);
+    let tidegate = Tidegate::to(app.address())
+        .limit(1)
+        .arg("--dry-run")
+        .set("queue.capacity=1")
+        .start();
+    let answers = at_once(&tidegate, 6, "/sleep?ms=300");
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert!(app.most_at_once("/sleep") > 2, "nobody waited");
+    let metrics = tidegate.metrics();
+    assert!(metrics.sum("tidegate_would_reject_requests_total", &[]) >= 3.0);
+    assert_eq!(metrics.sum("tidegate_rejected_requests_total", &[]), 0.0);
+    assert_eq!(tidegate.status()["dry_run"], true);
+    tidegate.until_idle();
+}
+
+#[test]
+fn the_metrics_account_for_every_request() {
+    let app = Gunicorn::gthread(4);
+    let tidegate = Tidegate::to(app.address())
+        .limit(2)
+        .set("queue.capacity=3")
+        .set("queue.max_wait=150ms")
+        .start();
+    let mut sent = 0;
+    let mut seen: BTreeMap<u16, usize> = BTreeMap::new();
+    for _ in 0..3 {
+        for answer in at_once(&tidegate, 20, "/sleep?ms=60") {
+            sent += 1;
+            *seen.entry(answer.status).or_default() += 1;
+        }
+    }
+    for path in ["/status?code=404", "/status?code=500", "/"] {
+        sent += 1;
+        *seen.entry(tidegate.get(path).status).or_default() += 1;
+    }
+    tidegate.until_idle();
+    let count = |status: u16| seen.get(&status).copied().unwrap_or(0) as f64;
+    assert!(count(200) > 5.0 && count(503) > 5.0, "{seen:?}");
+    let metrics = tidegate.metrics();
+    let total = |labels: &[(&str, &str)]| metrics.sum("tidegate_requests_total", labels);
+    assert_eq!(total(&[]), f64::from(sent));
+    for status in [200, 404, 500] {
+        let code = status.to_string();
+        assert_eq!(
+            total(&[("code", &code), ("source", "backend")]),
+            count(status)
+        );
+    }
+    assert_eq!(
+        total(&[("code", "503"), ("source", "tidegate")]),
+        count(503)
+    );
+    assert_eq!(total(&[("code", "503"), ("source", "backend")]), 0.0);
+    assert_eq!(
+        metrics.sum("tidegate_rejected_requests_total", &[]),
+        count(503)
+    );
+    let served = f64::from(sent) - count(503);
+    assert_eq!(
+        metrics.sum("tidegate_backend_seconds_count", &[]),
+        served,
+        "a refused request is never observed there"
+    );
+    assert_eq!(
+        metrics.sum(
+            "tidegate_queue_wait_seconds_count",
+            &[("outcome", "admitted")]
+        ),
+        served
+    );
+    for name in [
+        "tidegate_request_seconds_count",
+        "tidegate_first_byte_seconds_count",
+    ] {
+        assert_eq!(metrics.sum(name, &[]), f64::from(sent), "{name}");
+    }
+    assert_eq!(metrics.sum("tidegate_canceled_requests_total", &[]), 0.0);
+    assert_eq!(
+        metrics.sum("tidegate_backend_connections_total", &[]),
+        served
+    );
+    let totals = &tidegate.status()["totals"];
+    assert_eq!(totals["requests"], sent);
+    assert_eq!(totals["refused"], count(503) as u64);
+}
+
+#[test]
+fn the_limit_can_be_set_by_hand_and_given_back() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut clients: Vec<Client> = (0..3).map(|_| tidegate.client()).collect();
+    for client in &mut clients {
+        client.ask("/");
+    }
+    tidegate.until_metric(QUEUED, &[], 2.0);
+    assert_eq!(tidegate.status()["bound_by"], "configured");
+
+    let answer = tidegate.admin_post("/limit", "{\"limit\": 3}");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // Who waited goes at once.
+    tidegate.until_metric(FLIGHT, &[], 3.0);
+    until("all three are there", || backend.requests().len() == 3);
+    assert_eq!(tidegate.status()["limit"], 3);
+
+    // A lower one revokes nothing; it holds from the next release on.
+    assert_eq!(
+        tidegate
+            .admin_post("/limit", "{\"limit\": \"auto\"}")
+            .status,
+        200
+    );
+    assert_eq!(tidegate.status()["limit"], 1);
+    assert_eq!(tidegate.metric(FLIGHT, &[]), 3.0);
+    let mut fourth = tidegate.client();
+    fourth.ask("/");
+    tidegate.until_metric(QUEUED, &[], 1.0);
+    backend.release(2);
+    tidegate.until_metric(FLIGHT, &[], 1.0);
+    assert_eq!(backend.requests().len(), 3, "the fourth still waits");
+    backend.release(2);
+    for client in clients.iter_mut().chain([&mut fourth]) {
+        assert_eq!(client.response().status, 200);
+    }
+
+    for wrong in ["{\"limit\": 0}", "{\"limit\": -1}", "nonsense", ""] {
+        let answer = tidegate.admin_post("/limit", wrong);
+        assert_eq!(answer.status, 400, "{wrong}");
+    }
+    let answer = tidegate.admin_post("/limit", "{\"limit\": 100000}");
+    assert_eq!(answer.status, 422);
+    assert_eq!(tidegate.status()["limit"], 1);
+    assert_eq!(tidegate.admin_get("/limit").status, 405);
+}
+
+#[test]
+fn the_adaptive_law_says_what_holds_it_and_refuses_nobody_at_low_load() {
+    let app = Gunicorn::gthread(4);
+    let tidegate = Tidegate::to(app.address()).start();
+    for _ in 0..10 {
+        let answers = at_once(&tidegate, 2, "/sleep?ms=10");
+        assert!(answers.iter().all(|answer| answer.status == 200));
+    }
+    let status = tidegate.status();
+    let bound_by = status["bound_by"].as_str().expect("a word");
+    let words = [
+        "workers",
+        "cpu",
+        "memory",
+        "latency",
+        "accept_queue",
+        "errors",
+        "configured",
+        "idle",
+    ];
+    assert!(words.contains(&bound_by), "{bound_by}");
+    let metrics = tidegate.metrics();
+    assert_eq!(
+        metrics.sum("tidegate_limit_bound_by", &[]),
+        1.0,
+        "exactly one reason is 1"
+    );
+    assert_eq!(metrics.sum("tidegate_rejected_requests_total", &[]), 0.0);
+    assert!(status["limit"].as_u64().expect("a number") >= 1);
+}
+
+#[test]
+fn readyz_follows_the_backend_and_not_the_load() {
+    let (listener, address) = common::raw::reserved_port();
+    drop(listener);
+    let tidegate = Tidegate::to(&address)
+        .limit(1)
+        .set("queue.max_wait=1ms")
+        .start();
+    let ready = || tidegate.admin_get("/readyz?verbose");
+    let down = ready();
+    assert_eq!(down.status, 503);
+    assert!(down.text().contains(&address), "{}", down.text());
+    assert_eq!(tidegate.metric("tidegate_ready", &[]), 0.0);
+    assert_eq!(tidegate.admin_get("/livez").status, 200);
+
+    let listener = TcpListener::bind(&address).expect("the port is still free");
+    let backend = Raw::on(listener, |mut conn| {
+        conn.request();
+        conn.sees_end_within(common::PATIENCE);
+    });
+    until("it is ready", || ready().status == 200);
+    assert_eq!(tidegate.metric("tidegate_ready", &[]), 1.0);
+    let mut held = tidegate.client();
+    held.ask("/");
+    tidegate.until_metric(FLIGHT, &[], 1.0);
+    assert_eq!(tidegate.get("/").status, 503, "saturated");
+    assert_eq!(ready().status, 200);
+    drop((held, backend));
+    until("it is not ready any more", || ready().status == 503);
+}
+
+#[test]
+fn a_standing_overload_is_answered_promptly_one_way_or_the_other() {
+    let app = Gunicorn::gthread(4);
+    let tidegate = Tidegate::to(app.address())
+        .limit(4)
+        .set("queue.max_wait=100ms")
+        .start();
+    let address = tidegate.address().to_owned();
+    let outcome: Vec<(usize, usize)> = std::thread::scope(|scope| {
+        let load: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut served, mut refused) = (0, 0);
+                    for _ in 0..12 {
+                        let start = clock::now();
+                        match try_get(&address, "/sleep?ms=20").expect("an answer") {
+                            answer if answer.status == 200 => served += 1,
+                            answer => {
+                                assert_eq!(answer.status, 503, "{answer:?}");
+                                assert!(since(start) < Duration::from_secs(2));
+                                refused += 1;
+                            }
+                        }
+                    }
+                    (served, refused)
+                })
+            })
+            .collect();
+        load.into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    assert_eq!(app.most_at_once("/sleep"), 4);
+    let served: usize = outcome.iter().map(|(served, _)| served).sum();
+    assert!(served >= 40, "the workers were kept busy: {outcome:?}");
+    tidegate.until_idle();
+}

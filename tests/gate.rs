@@ -1,0 +1,549 @@
+//! The asynchronous side of admission, on paused time: waiting, giving up, shrinking under load, and
+//! the tower layer.
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending, poll_fn, ready},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
+use tidegate::{
+    admission::{
+        Acquire, AdmissionError, AdmissionLayer, Admitted, Ask, Builder, Cap, Class, Discipline,
+        Limiter, Permit, Reason, Refusal,
+    },
+    clock,
+    control::Outcome,
+};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn fixed(limit: u32) -> Builder {
+    AdmissionLayer::builder().fixed(limit)
+}
+
+fn limiter(builder: Builder) -> Arc<Limiter> {
+    builder.build().limiter().clone()
+}
+
+fn in_flight(limiter: &Limiter) -> u32 {
+    limiter.snapshot(clock::now()).in_flight()
+}
+
+fn queued(limiter: &Limiter) -> u32 {
+    limiter.snapshot(clock::now()).queued()
+}
+
+async fn admitted(limiter: &Arc<Limiter>) -> Permit {
+    limiter
+        .acquire(Ask::default())
+        .await
+        .expect("there is room")
+}
+
+/// In the queue, without a task.
+fn waiting(limiter: &Arc<Limiter>, ask: Ask) -> Acquire {
+    let mut acquire = limiter.acquire(ask);
+    assert!(poll(&mut acquire).is_pending());
+    acquire
+}
+
+fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_room_goes_and_who_does_not_waits_for_a_place() {
+    let limiter = limiter(fixed(2));
+    let (first, _second) = (admitted(&limiter).await, admitted(&limiter).await);
+    assert_eq!(first.waited(), None);
+    let third = tokio::spawn(limiter.acquire(Ask::default()));
+    sleep(30 * MS).await;
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (2, 1));
+    first.complete(Outcome::Success);
+    let third = third.await.unwrap().expect("it got the place");
+    assert_eq!(third.waited(), Some(30 * MS));
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_longer_than_the_bound() {
+    let limiter = limiter(fixed(1).max_wait(200 * MS));
+    let _held = admitted(&limiter).await;
+    let start = clock::now();
+    let refusal = limiter.acquire(Ask::default()).await.unwrap_err();
+    assert_eq!(refusal.reason, Reason::QueueTimeout);
+    let waited = clock::now() - start;
+    assert!(waited >= 200 * MS && waited <= 202 * MS, "{waited:?}");
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bound_of_zero_means_no_queue_and_one_without_end_is_fine() {
+    let none = limiter(fixed(1).max_wait(Duration::ZERO));
+    let _held = admitted(&none).await;
+    assert!(matches!(
+        poll(&mut none.acquire(Ask::default())),
+        Poll::Ready(Err(_))
+    ));
+
+    let endless = limiter(fixed(1).max_wait(Duration::MAX));
+    let held = admitted(&endless).await;
+    let waiting = tokio::spawn(endless.acquire(Ask::default()));
+    sleep(Duration::from_secs(24 * 3600)).await;
+    drop(held);
+    drop(waiting.await.unwrap().expect("its turn, a day later"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn giving_up_frees_the_place_at_every_stage() {
+    let limiter = limiter(fixed(1));
+    let held = admitted(&limiter).await;
+
+    // Before it asked.
+    drop(limiter.acquire(Ask::default()));
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
+
+    // In the queue.
+    let leaver = waiting(&limiter, Ask::default());
+    assert_eq!(queued(&limiter), 1);
+    drop(leaver);
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
+
+    // With a grant that it has not seen: the next in line gets it.
+    let leaver = waiting(&limiter, Ask::default());
+    let next = tokio::spawn(limiter.acquire(Ask::default()));
+    sleep(MS).await;
+    drop(held);
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 1));
+    drop(leaver);
+    let next = next.await.unwrap().expect("the grant is handed on");
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
+    drop(next);
+    assert_eq!(in_flight(&limiter), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_at_its_cap_leaves_room_to_others() {
+    let limiter = limiter(fixed(2).max_wait(100 * MS));
+    let ask = Ask {
+        cap: Some(Cap { id: 7, max: 1 }),
+        ..Ask::default()
+    };
+    let _first = limiter.acquire(ask).await.unwrap();
+    let second = tokio::spawn(limiter.acquire(ask));
+    sleep(MS).await;
+    let _other = admitted(&limiter).await;
+    let refusal = second.await.unwrap().unwrap_err();
+    assert_eq!(refusal.reason, Reason::RouteLimit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_gives_the_permit_back() {
+    let limiter = limiter(fixed(1));
+    let permit = admitted(&limiter).await;
+    let next = tokio::spawn(limiter.acquire(Ask::default()));
+    sleep(MS).await;
+    let task = tokio::spawn(async move {
+        let _permit = permit;
+        std::panic::resume_unwind(Box::new("as intended"));
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    let _next = next.await.unwrap().expect("the permit came back");
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
+}
+
+/// 60 clients that ask again as soon as they are answered; a limit cut from 20 to 2 holds as soon as
+/// those in flight are done (tower-acc 0.1.1 stayed at 20 for good, as waiters took every permit that
+/// came back before it could be withdrawn).
+#[tokio::test(start_paused = true)]
+async fn a_cut_is_in_force_within_one_service_time() {
+    const SERVICE: Duration = Duration::from_millis(50);
+    let limiter = limiter(fixed(20).max_wait(Duration::from_secs(60)));
+    let working = Arc::new(AtomicU32::new(0));
+    let mut clients = JoinSet::new();
+    for number in 0..60 {
+        let (limiter, working) = (limiter.clone(), working.clone());
+        clients.spawn(async move {
+            sleep(number * MS).await;
+            loop {
+                if let Ok(permit) = limiter.acquire(Ask::default()).await {
+                    working.fetch_add(1, Relaxed);
+                    sleep(SERVICE).await;
+                    working.fetch_sub(1, Relaxed);
+                    permit.complete(Outcome::Success);
+                } else {
+                    sleep(MS).await;
+                }
+            }
+        });
+    }
+    sleep(500 * MS).await;
+    assert_eq!(working.load(Relaxed), 20);
+    assert!(queued(&limiter) > 0, "under load");
+
+    limiter.pin(Some(2), clock::now());
+    sleep(SERVICE + 2 * MS).await;
+    for _ in 0..200 {
+        assert!(in_flight(&limiter) <= 2 && working.load(Relaxed) <= 2);
+        sleep(3 * MS).await;
+    }
+    assert_eq!(working.load(Relaxed), 2, "and no lower than that");
+
+    limiter.pin(Some(20), clock::now());
+    sleep(2 * MS).await;
+    assert_eq!(working.load(Relaxed), 20, "growth is at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_cannot_be_met_is_refused() {
+    let limiter = limiter(fixed(1));
+    let ask = |left: Duration| Ask {
+        deadline: Some(clock::now() + left),
+        ..Ask::default()
+    };
+    let late = limiter.acquire(ask(Duration::ZERO)).await.unwrap_err();
+    assert_eq!(late.reason, Reason::Deadline, "over already");
+
+    let now = clock::now();
+    let service_time = |time| {
+        limiter
+            .gate()
+            .change(|state, _| state.set_service_time(time));
+    };
+    service_time(100 * MS);
+    let short = limiter.acquire(ask(99 * MS)).await.unwrap_err();
+    assert_eq!(short.reason, Reason::Deadline, "shorter than the work");
+    assert_eq!(clock::now(), now, "at once");
+
+    let _held = limiter.acquire(ask(100 * MS)).await.expect("just enough");
+    // It may wait for as long as there is time for the work left.
+    let start = clock::now();
+    let waited = limiter.acquire(ask(150 * MS)).await.unwrap_err();
+    assert_eq!(waited.reason, Reason::Deadline);
+    let waited = clock::now() - start;
+    assert!(waited >= 50 * MS && waited <= 52 * MS, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_refuses_nobody_and_says_whom_it_would_have() {
+    let limiter = limiter(fixed(2).capacity(3).dry_run(true));
+    let mut permits = Vec::new();
+    for _ in 0..10 {
+        permits.push(admitted(&limiter).await);
+    }
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (10, 0));
+    let would: Vec<_> = permits.iter().map(Permit::would_refuse).collect();
+    // Two at once, three in the queue that would be, the rest too many.
+    assert_eq!(would[..5], [None; 5]);
+    assert_eq!(would[5..], [Some(Reason::QueueFull); 5]);
+    let late = Ask {
+        deadline: Some(clock::now()),
+        ..Ask::default()
+    };
+    let late = limiter.acquire(late).await.expect("refuses nobody");
+    assert_eq!(late.would_refuse(), Some(Reason::Deadline));
+    drop((permits, late));
+    assert_eq!(in_flight(&limiter), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_goes_serves_whom_it_was_granted_to() {
+    let limiter = limiter(fixed(1));
+    let held = admitted(&limiter).await;
+    let mut granted = waiting(&limiter, Ask::default());
+    drop(held);
+    limiter.retire_lane(0, clock::now());
+    let Poll::Ready(Ok(permit)) = poll(&mut granted) else {
+        panic!("it was let in before the endpoint went");
+    };
+    assert_eq!(in_flight(&limiter), 1);
+    drop(permit);
+    assert_eq!(limiter.snapshot(clock::now()).lanes.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_more_important_go_first_and_the_least_important_make_place() {
+    let limiter = limiter(fixed(1).capacity(2));
+    let held = admitted(&limiter).await;
+    let ask = |class| Ask {
+        class,
+        ..Ask::default()
+    };
+    let mut low = waiting(&limiter, ask(Class::Low));
+    let mut normal = waiting(&limiter, ask(Class::Normal));
+    let mut high = waiting(&limiter, ask(Class::High));
+    let evicted = poll(&mut low);
+    assert!(
+        matches!(&evicted, Poll::Ready(Err(refusal)) if refusal.reason == Reason::QueueFull),
+        "{evicted:?}"
+    );
+    drop(held);
+    assert!(poll(&mut normal).is_pending());
+    let Poll::Ready(Ok(permit)) = poll(&mut high) else {
+        panic!("the most important goes first");
+    };
+    drop(permit);
+    assert!(poll(&mut normal).is_ready());
+}
+
+// The queue under load.
+
+/// What became of one request: how long it was at the gate, and whether it passed.
+type Fate = (Duration, Result<(), Refusal>);
+
+/// Sends requests at random times, `rate` a second, to a backend of `slots` that need about 20 ms for
+/// each.
+async fn open_loop(limiter: &Arc<Limiter>, slots: usize, rate: f64, time: Duration) -> Vec<Fate> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let backend = Arc::new(Semaphore::new(slots));
+    let mut requests = JoinSet::new();
+    let end = clock::now() + time;
+    let mut next = clock::now();
+    while next < end {
+        next += Duration::from_secs_f64(-random.f64().max(1e-9).ln() / rate);
+        tokio::time::sleep_until(next.into()).await;
+        let work = random.u32(15..=25) * MS;
+        requests.spawn(one(limiter.clone(), backend.clone(), work));
+    }
+    requests.join_all().await
+}
+
+async fn one(limiter: Arc<Limiter>, backend: Arc<Semaphore>, work: Duration) -> Fate {
+    let start = clock::now();
+    let permit = match limiter.acquire(Ask::default()).await {
+        Ok(permit) => permit,
+        Err(refusal) => return (clock::now() - start, Err(refusal)),
+    };
+    let waited = clock::now() - start;
+    let _slot = backend.acquire().await;
+    sleep(work).await;
+    permit.complete(Outcome::Success);
+    (waited, Ok(()))
+}
+
+fn percentile(times: impl Iterator<Item = Duration>, percent: usize) -> Duration {
+    let mut times: Vec<_> = times.collect();
+    times.sort();
+    times[(times.len() * percent / 100).min(times.len() - 1)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
+    let limiter = limiter(fixed(2).max_wait(500 * MS));
+    open_loop(&limiter, 2, 80.0, Duration::from_secs(5)).await; // It learns the service time.
+    let fates = open_loop(&limiter, 2, 200.0, Duration::from_secs(60)).await;
+
+    let passed = fates.iter().filter(|(_, result)| result.is_ok()).count();
+    let waits = || fates.iter().filter(|f| f.1.is_ok()).map(|f| f.0);
+    let refusals = || fates.iter().filter(|f| f.1.is_err()).map(|f| f.0);
+    let figures = format!(
+        "{passed} of {} passed, waits {:?} (p50) {:?} (p99), refusals after {:?} (p50) {:?} (p90)",
+        fates.len(),
+        percentile(waits(), 50),
+        percentile(waits(), 99),
+        percentile(refusals(), 50),
+        percentile(refusals(), 90),
+    );
+    assert!(
+        passed >= 60 * 93,
+        "93 of the 98 a second it could do: {figures}"
+    );
+    // 2.5 service times are 50 ms.
+    assert!(percentile(waits(), 50) <= 60 * MS, "{figures}");
+    assert!(percentile(waits(), 99) <= 80 * MS, "{figures}");
+    assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn below_the_capacity_hardly_anybody_is_refused() {
+    let limiter = limiter(fixed(2).max_wait(500 * MS));
+    let fates = open_loop(&limiter, 2, 65.0, Duration::from_secs(60)).await;
+    let refused = fates.iter().filter(|(_, result)| result.is_err()).count();
+    // A run of bad luck looks like a standing queue: one in a thousand.
+    assert!(refused * 500 < fates.len(), "{refused} of {}", fates.len());
+}
+
+async fn burst(
+    limiter: &Arc<Limiter>,
+    backend: &Arc<Semaphore>,
+    size: usize,
+    work: Duration,
+) -> usize {
+    let mut requests = JoinSet::new();
+    for _ in 0..size {
+        requests.spawn(one(limiter.clone(), backend.clone(), work));
+    }
+    let fates = requests.join_all().await;
+    fates.iter().filter(|(_, result)| result.is_err()).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_that_drains_refuses_nobody() {
+    for discipline in [Discipline::AdaptiveLifo, Discipline::Fifo] {
+        let limiter = limiter(fixed(2).capacity(100).discipline(discipline));
+        let backend = Arc::new(Semaphore::new(2));
+        for _ in 0..20 {
+            // 2 go, 38 wait: the last for 19 x 20 ms.
+            assert_eq!(
+                burst(&limiter, &backend, 40, 20 * MS).await,
+                0,
+                "{discipline:?}"
+            );
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_not_judged_by_the_pace_before_a_rest() {
+    let limiter = limiter(fixed(2).capacity(100).max_wait(Duration::from_secs(60)));
+    // The backend hung: ten seconds for each request.
+    let backend = Arc::new(Semaphore::new(2));
+    assert_eq!(burst(&limiter, &backend, 12, 10_000 * MS).await, 0);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(burst(&limiter, &backend, 40, 20 * MS).await, 0);
+}
+
+// The tower layer.
+
+fn echo() -> impl Service<u32, Response = u32, Error = Infallible, Future: Send> + Clone {
+    service_fn(|n: u32| async move {
+        sleep(20 * MS).await;
+        Ok(n)
+    })
+}
+
+fn full() -> Builder {
+    fixed(1).max_wait(Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_layer_holds_the_permit_until_the_answer() {
+    let layer = full().build();
+    let limiter = layer.limiter().clone();
+    let service = ServiceBuilder::new().layer(layer).service(echo());
+    let first = tokio::spawn(service.clone().oneshot(1));
+    sleep(MS).await;
+    assert_eq!(in_flight(&limiter), 1);
+    let refused = service.clone().oneshot(2).await.unwrap_err();
+    assert!(matches!(refused, AdmissionError::Refused(_)), "{refused}");
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+    assert_eq!(in_flight(&limiter), 0);
+    assert_eq!(service.oneshot(3).await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_nobody_waits_for_gives_the_permit_back() {
+    let layer = full().build();
+    let limiter = layer.limiter().clone();
+    let service = layer.layer(service_fn(|()| pending::<Result<(), Infallible>>()));
+    assert!(timeout(10 * MS, service.oneshot(())).await.is_err());
+    assert_eq!(in_flight(&limiter), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clones_of_a_layer_share_one_limit() {
+    let layer = fixed(3).max_wait(Duration::ZERO).build();
+    let services = [layer.clone().layer(echo()), layer.layer(echo())];
+    let mut calls = JoinSet::new();
+    for n in 0..8 {
+        calls.spawn(services[n % 2].clone().oneshot(n as u32));
+    }
+    let passed = calls.join_all().await.iter().filter(|r| r.is_ok()).count();
+    assert_eq!(passed, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_reserves_nothing() {
+    let layer = full().build();
+    let limiter = layer.limiter().clone();
+    let mut services: Vec<_> = (0..10).map(|_| layer.layer(echo())).collect();
+    for service in &mut services {
+        poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+    }
+    assert_eq!((in_flight(&limiter), queued(&limiter)), (0, 0));
+    // Nor does a call that is not polled.
+    let _call = services[0].call(1);
+    assert_eq!(in_flight(&limiter), 0);
+    assert_eq!(services[1].call(2).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_keeps_the_permit_to_its_end() {
+    let layer = full().build().hold_body();
+    let limiter = layer.limiter().clone();
+    let service = layer.layer(service_fn(|()| {
+        ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(
+            "tide",
+        ))))
+    }));
+    let response = service.clone().oneshot(()).await.unwrap();
+    assert_eq!(in_flight(&limiter), 1);
+    let mut body = response.into_body();
+    body.frame().await.expect("a frame").unwrap();
+    assert_eq!(in_flight(&limiter), 0, "that was the last frame");
+    drop(body);
+
+    let response = service.clone().oneshot(()).await.unwrap();
+    assert_eq!(in_flight(&limiter), 1);
+    drop(response);
+    assert_eq!(in_flight(&limiter), 0, "nobody reads the rest");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_body_keeps_no_permit() {
+    let layer = full().build().hold_body();
+    let limiter = layer.limiter().clone();
+    let service = layer.layer(service_fn(|()| {
+        let mut response = Response::new(Empty::<Bytes>::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        ready(Ok::<_, Infallible>(response))
+    }));
+    let _response = service.oneshot(()).await.unwrap();
+    assert_eq!(in_flight(&limiter), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_can_be_handed_over() {
+    let layer = full().build().hand_over();
+    let limiter = layer.limiter().clone();
+    let service = layer.layer(service_fn(|admitted: Admitted<u32>| async move {
+        Ok::<_, Infallible>((admitted.request, admitted.permit))
+    }));
+    let (request, permit) = service.clone().oneshot(5).await.unwrap();
+    assert_eq!((request, in_flight(&limiter)), (5, 1));
+    assert!(service.clone().oneshot(6).await.is_err());
+    sleep(10 * MS).await;
+    assert_eq!(permit.complete(Outcome::Success), 10 * MS);
+    assert!(service.oneshot(7).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_layer_asks_what_the_request_says() {
+    let layer = fixed(1).build().ask(|late: &bool| Ask {
+        deadline: late.then(clock::now),
+        ..Ask::default()
+    });
+    let service = layer.layer(service_fn(|_: bool| ready(Ok::<_, Infallible>(()))));
+    assert!(service.clone().oneshot(false).await.is_ok());
+    let Err(AdmissionError::Refused(refusal)) = service.oneshot(true).await else {
+        panic!("it is too late");
+    };
+    assert_eq!(refusal.reason, Reason::Deadline);
+}
