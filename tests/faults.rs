@@ -731,14 +731,11 @@ enum Leave {
 }
 
 fn leave(stream: TcpStream, how: Leave) {
-    match how {
-        Leave::Fin => {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        Leave::Rst => {
-            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-        }
-    }
+    let _ = match how {
+        Leave::Fin => stream.shutdown(Shutdown::Both),
+        Leave::Rst => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
+    };
+    drop(stream);
 }
 
 /// A connection that has sent `bytes`.

@@ -558,6 +558,76 @@ fn the_time_outs() {
 }
 
 #[test]
+fn the_pause_within_an_answer() {
+    let peer = Peer::start(peers::trickle::body(Duration::from_millis(300)));
+    let (gate, base) = gate(&peer);
+    change(&gate, &format!("{base}read_timeout = \"50ms\"\n"));
+    assert_refused(&gate.get("/"), 504, "backend_timeout");
+    change(&gate, &base);
+    assert_eq!(gate.get("/").text(), "1234567890");
+}
+
+#[test]
+fn the_number_of_connections() {
+    let peer = good_peer();
+    let (gate, base) = gate(&peer);
+    let mut first = gate.client();
+    assert_eq!(first.get("/").status, 200);
+    change(&gate, &format!("{base}[server]\nmax_connections = 2\n"));
+    let mut second = gate.client();
+    assert_eq!(second.get("/").status, 200);
+    // One is accepted before the acceptor looks again; whoever comes after that waits.
+    let mut late: Vec<Client> = (0..3).map(|_| gate.client()).collect();
+    for client in &mut late {
+        client.ask("/");
+    }
+    let last = late.last_mut().expect("three");
+    last.set_timeout(Duration::from_millis(300));
+    assert!(last.read_some().is_err(), "there is no room");
+    change(&gate, &base);
+    last.set_timeout(common::PATIENCE);
+    assert_eq!(last.response().status, 200);
+}
+
+#[test]
+fn the_deadline_field() {
+    let peer = Peer::start(peers::slow::when_healed);
+    let base = format!(
+        "[backend]\nendpoints = [\"{}\"]\n[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"60s\"\n",
+        peer.address()
+    );
+    let gate = Tidegate::run().toml(&base).start();
+    let mut first = gate.client();
+    first.ask("/");
+    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    change(&gate, &format!("{base}deadline_header = \"X-Patience\"\n"));
+    let fields = [("X-Patience", "50")];
+    let answer = request(gate.address(), "GET", "/", &fields, &[]);
+    assert_refused(&answer, 503, "deadline");
+    peer.heal();
+    assert_eq!(first.response().status, 200);
+}
+
+#[test]
+fn chunked_bodies() {
+    let app = Gunicorn::sync(1);
+    let base = format!("[backend]\nendpoints = [\"{}\"]\n", app.address());
+    let gate = Tidegate::run().toml(&base).start();
+    let seen = || {
+        let mut client = gate.client();
+        client.send(
+            "POST /echo HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        );
+        let answer = client.response_to("POST").json();
+        assert_eq!(answer["size"], 5);
+        answer["content_length"].clone()
+    };
+    assert_eq!(seen(), "5");
+    change(&gate, &format!("{base}dechunk = false\n"));
+    assert!(seen().is_null());
+}
+
+#[test]
 fn the_header_fields() {
     let app = Gunicorn::sync(1);
     let base = format!("[backend]\nendpoints = [\"{}\"]\n", app.address());
