@@ -338,6 +338,7 @@ fn a_backend_that_answers_before_it_has_the_body() {
     meets("reads on, small", then_reads, 1000, Want::Answer(413));
     meets("reads on, large", then_reads, 5_000_000, Want::Answer(413));
     meets("closes, small", then_closes, 1000, Want::Answer(413));
+    meets("closes, large", then_closes, 5_000_000, Want::Answer(413));
 }
 
 #[test]
@@ -537,6 +538,8 @@ fn the_master_and_its_workers_are_killed() {
     app.process.kill();
     let answer = request.join().expect("no panic");
     assert_eq!((answer.status, &*answer.reason()), (502, "backend_reset"));
+    // A worker that dies a moment later than the others still listened.
+    until("nobody listens", || TcpStream::connect(&address).is_err());
     for _ in 0..10 {
         let answer = gate.get("/");
         assert_eq!(
