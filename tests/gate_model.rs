@@ -411,8 +411,11 @@ impl Model {
                     || self.settings.discipline == Discipline::AdaptiveLifo
                         && self.service_time > Duration::ZERO;
                 let bound = if standing {
-                    (self.service_time.mul_f64(2.5))
-                        .max(5 * MS)
+                    let open = before.lanes.iter();
+                    let open = open.filter(|l| self.lanes.iter().any(|open| open.id == l.id));
+                    let limit: f64 = open.map(|lane| f64::from(lane.limit)).sum();
+                    (self.service_time.mul_f64(3.5 / limit.max(1.0).sqrt()))
+                        .max(50 * MS)
                         .min(self.settings.max_wait)
                 } else {
                     self.settings.max_wait
@@ -625,7 +628,7 @@ impl StateMachineTest for GateModel {
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig {
-        cases: 400,
+        cases: 256,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

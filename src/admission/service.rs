@@ -266,10 +266,10 @@ where
                 let outcome = outcome_of(response.status());
                 let mut permit = permit.map(|permit| (permit, outcome));
                 // Nobody asks an empty body for its end.
-                if response.body().is_end_stream() {
-                    if let Some((permit, outcome)) = permit.take() {
-                        permit.complete(outcome);
-                    }
+                if response.body().is_end_stream()
+                    && let Some((permit, outcome)) = permit.take()
+                {
+                    permit.complete(outcome);
                 }
                 Ok(response.map(|body| PermitBody { body, permit }))
             }

@@ -270,10 +270,11 @@ impl State {
             return self.refuse_or_note(Reason::Deadline, ask.cap);
         }
         let capped = self.at_cap(ask.cap);
-        if !capped && self.nobody_ahead(ask.class) {
-            if let Some(lane) = self.roomiest_lane() {
-                return Entry::Admitted(self.admit(lane, ask.cap, None));
-            }
+        if !capped
+            && self.nobody_ahead(ask.class)
+            && let Some(lane) = self.roomiest_lane()
+        {
+            return Entry::Admitted(self.admit(lane, ask.cap, None));
         }
         self.enqueue(ask, key, capped, now, out)
     }
@@ -425,12 +426,12 @@ impl State {
         out: &mut Verdicts,
     ) {
         self.advance(now);
-        if let Some(cap) = cap {
-            if let Some(at) = self.caps.iter().position(|(id, _)| *id == cap.id) {
-                self.caps[at].1 = self.caps[at].1.saturating_sub(1);
-                if self.caps[at].1 == 0 {
-                    self.caps.swap_remove(at);
-                }
+        if let Some(cap) = cap
+            && let Some(at) = self.caps.iter().position(|(id, _)| *id == cap.id)
+        {
+            self.caps[at].1 = self.caps[at].1.saturating_sub(1);
+            if self.caps[at].1 == 0 {
+                self.caps.swap_remove(at);
             }
         }
         if let Some(at) = self.lanes.iter().position(|l| l.id == lane) {

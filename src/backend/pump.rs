@@ -56,7 +56,7 @@ impl Pipe {
         held: Reservation,
         capacity: u64,
     ) -> Arc<Self> {
-        let bytes = frames.iter().map(|frame| len(frame)).sum();
+        let bytes = frames.iter().map(len).sum();
         Arc::new(Self {
             capacity: capacity.max(1),
             state: Mutex::new(State {

@@ -236,13 +236,13 @@ impl Upload {
         declared: Option<u64>,
     ) -> Result<RequestBody, Error> {
         let buffers = &config.buffers;
-        if let Some(dir) = &buffers.spool_dir {
-            if declared.is_none_or(|length| length <= buffers.spool_max) {
-                match spool::Spool::create(dir).await {
-                    Ok(spool) => return self.spool(spool, prefix, held, buffers.spool_max).await,
-                    Err(error) => {
-                        tracing::warn!(dir = %dir.display(), %error, "cannot spool a request's body, streaming it");
-                    }
+        if let Some(dir) = &buffers.spool_dir
+            && declared.is_none_or(|length| length <= buffers.spool_max)
+        {
+            match spool::Spool::create(dir).await {
+                Ok(spool) => return self.spool(spool, prefix, held, buffers.spool_max).await,
+                Err(error) => {
+                    tracing::warn!(dir = %dir.display(), %error, "cannot spool a request's body, streaming it");
                 }
             }
         }

@@ -161,8 +161,8 @@ fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, Ba
         host = HeaderValue::from_str(authority.as_str()).ok();
         let path = uri.path_and_query().cloned();
         *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    } else if !uri.path().starts_with('/')
-        && !(uri.path() == "*" && *request.method() == Method::OPTIONS)
+    } else if !(uri.path().starts_with('/')
+        || (uri.path() == "*" && *request.method() == Method::OPTIONS))
     {
         return Err(BadHead::Target);
     }

@@ -174,10 +174,11 @@ impl ClientIo {
     /// when nothing else is being answered, which is how such a write is known.
     fn replace(&mut self, written: &[u8]) {
         let own = self.state.is(Activity::Head) || self.state.is(Activity::Idle);
-        if own && self.instead.is_none() {
-            if let Some(status) = status_of(written) {
-                self.instead = Some((self.refuse_head)(status));
-            }
+        if own
+            && self.instead.is_none()
+            && let Some(status) = status_of(written)
+        {
+            self.instead = Some((self.refuse_head)(status));
         }
     }
 

@@ -1,8 +1,8 @@
 //! The client's side of HTTP.
 //!
-//! The way of a request, as [`stack`] composes it: [`answer`] turns whatever comes out into the one
-//! response and accounts for it; [`hygiene`] checks and cleans the head; [`body`] reads the body
-//! while nothing is held for it; admission takes a permit; [`forward`] has the exchange with the
+//! The way of a request, as [`stack`] composes it: `answer` turns whatever comes out into the one
+//! response and accounts for it; `hygiene` checks and cleans the head; `body` reads the body
+//! while nothing is held for it; admission takes a permit; `forward` has the exchange with the
 //! backend.
 
 mod answer;

@@ -176,11 +176,11 @@ impl Backend {
 
     /// KILL to the child.
     pub async fn kill(&mut self) -> u8 {
-        if let Self::Child(supervised) = self {
-            if let Some(child) = &mut supervised.child {
-                child.kill();
-                child.wait().await;
-            }
+        if let Self::Child(supervised) = self
+            && let Some(child) = &mut supervised.child
+        {
+            child.kill();
+            child.wait().await;
         }
         1
     }

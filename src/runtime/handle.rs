@@ -175,13 +175,13 @@ impl Handle for Running {
 
     fn set_limit(&self, limit: Option<u32>) -> Result<(), String> {
         let bounds = &self.shared.live().config.limit;
-        if let Some(limit) = limit {
-            if !(bounds.min..=bounds.max).contains(&limit) {
-                return Err(format!(
-                    "{limit} is not between limit.min = {} and limit.max = {}",
-                    bounds.min, bounds.max
-                ));
-            }
+        if let Some(limit) = limit
+            && !(bounds.min..=bounds.max).contains(&limit)
+        {
+            return Err(format!(
+                "{limit} is not between limit.min = {} and limit.max = {}",
+                bounds.min, bounds.max
+            ));
         }
         self.shared.limiter.pin(limit, clock::now());
         tracing::info!(?limit, "the limit was set by hand");

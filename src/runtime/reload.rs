@@ -81,10 +81,10 @@ impl Settings {
         };
         let restart = config::needs_restart(&loaded, &new);
         let config = self.settle(&new, &loaded.config);
-        if config.log.level != loaded.config.log.level {
-            if let Err(error) = self.log.set_level(&config.log.level) {
-                tracing::error!(%error, "the log level stays");
-            }
+        if config.log.level != loaded.config.log.level
+            && let Err(error) = self.log.set_level(&config.log.level)
+        {
+            tracing::error!(%error, "the log level stays");
         }
         self.shared.apply(config);
         self.shared.metrics.config_reload(true);
@@ -126,10 +126,10 @@ impl Settings {
         config.drain.clone_from(&running.drain);
         config.process.clone_from(&running.process);
         config.log.format = running.log.format;
-        if let Some(chosen) = &self.chosen {
-            if new.config.backend.endpoints == before.backend.endpoints {
-                config.backend.endpoints = vec![chosen.clone()];
-            }
+        if let Some(chosen) = &self.chosen
+            && new.config.backend.endpoints == before.backend.endpoints
+        {
+            config.backend.endpoints = vec![chosen.clone()];
         }
         Arc::new(config)
     }
