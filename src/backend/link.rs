@@ -107,11 +107,29 @@ impl Link {
 
 const UNBOUNDED: u64 = u64::MAX;
 
-/// A stream that fails when more is read than allowed.
+/// A stream that fails when more is read than allowed; and that fails by reading, not by writing: a
+/// server that has answered an upload early and closed cannot be written to, but its answer is there
+/// to be read.
 #[derive(Debug)]
 struct Metered {
     stream: Stream,
     allowance: Arc<AtomicU64>,
+}
+
+/// A write that the other side's end made impossible just never happens. No wake-up is lost by it:
+/// such a socket can be read from, to its end.
+fn never_failed(written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    match written {
+        Poll::Ready(Err(error))
+            if matches!(
+                error.kind(),
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+            ) =>
+        {
+            Poll::Pending
+        }
+        other => other,
+    }
 }
 
 impl AsyncRead for Metered {
@@ -142,7 +160,8 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.get_mut().stream).poll_write(cx, buf);
+        never_failed(written)
     }
 
     fn poll_write_vectored(
@@ -150,7 +169,8 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs);
+        never_failed(written)
     }
 
     fn is_write_vectored(&self) -> bool {

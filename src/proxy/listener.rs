@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
@@ -22,6 +23,10 @@ const BACKLOG: i32 = 4096;
 /// First pause when the process or the machine is out of descriptors or memory; doubles to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Descriptors that are not for clients and their backends: a quarter, within these bounds.
+const SPARE_MIN: u64 = 24;
+const SPARE_MAX: u64 = 1024;
 
 /// A bound socket.
 #[derive(Debug)]
@@ -138,6 +143,15 @@ fn inherited(name: &str) -> io::Result<Listener> {
     Ok(Listener::Inherited(listener))
 }
 
+/// How many clients may come in so that each finds a descriptor for its backend, and the admin
+/// server and the reload keep theirs.
+fn room_for_clients() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let spare = (limit / 4).clamp(SPARE_MIN, SPARE_MAX);
+    let room = limit.saturating_sub(spare) / 2;
+    usize::try_from(room).unwrap_or(usize::MAX).max(1)
+}
+
 /// A connection on its way to another thread's runtime.
 #[derive(Debug)]
 pub enum Accepted {
@@ -161,12 +175,18 @@ pub struct Worker {
 pub struct Acceptor {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
+    /// The most clients that the process has descriptors for.
+    room: usize,
 }
 
 impl Acceptor {
     /// An acceptor for these threads, one of which it runs on.
     pub fn new(shared: Arc<Shared>, workers: Vec<Worker>) -> Self {
-        Self { shared, workers }
+        Self {
+            shared,
+            workers,
+            room: room_for_clients(),
+        }
     }
 
     /// Accepts from `listener` for ever.
@@ -208,11 +228,17 @@ impl Acceptor {
         }
     }
 
-    /// Above `max_connections`, clients wait in the kernel's backlog.
+    /// Above `max_connections`, or what the descriptors allow, clients wait in the kernel's backlog.
     async fn wait_for_room(&self) {
         loop {
             let open: usize = self.workers.iter().map(|w| w.connections.open()).sum();
-            let max = self.shared.live().config.server.max_connections;
+            let max = self
+                .shared
+                .live()
+                .config
+                .server
+                .max_connections
+                .min(self.room);
             if open < max || self.shared.phase() == Phase::Closing {
                 return;
             }
