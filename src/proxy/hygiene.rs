@@ -3,7 +3,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header,
-    uri::{Authority, PathAndQuery},
+    uri::PathAndQuery,
 };
 
 use super::{context::Peer, forwarded, live::Live};
@@ -173,26 +173,28 @@ fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, Ba
     }
 }
 
+/// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
+/// address, and a comma is two Hosts that somebody has merged.
 fn is_authority(host: &HeaderValue) -> bool {
-    let bytes = host.as_bytes();
-    // Almost every Host there is, without a parser.
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-');
-    if !bytes.is_empty() && bytes.iter().all(plain) {
-        return true;
-    }
-    host.to_str().is_ok_and(|text| {
-        !text.contains('@')
-            && text.parse::<Authority>().is_ok_and(|authority| {
-                !authority.host().is_empty()
-                    && (authority.port_u16().is_some() || !ends_in_port(text))
-            })
-    })
-}
-
-/// Whether a port is written, valid or not.
-fn ends_in_port(text: &str) -> bool {
-    text.rsplit_once(':')
-        .is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'))
+    let Ok(text) = host.to_str() else {
+        return false;
+    };
+    let (valid, rest) = match text.strip_prefix('[') {
+        Some(bracketed) => match bracketed.split_once(']') {
+            Some((address, rest)) => (address.parse::<std::net::Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_~%".contains(&b);
+            (!name.is_empty() && name.bytes().all(plain), rest)
+        }
+    };
+    let port = rest.strip_prefix(':').unwrap_or(rest);
+    let digits = port.bytes().all(|b| b.is_ascii_digit());
+    // An empty port is allowed, RFC 3986 3.2.3; one without its colon is not.
+    let port_is_fine = port.is_empty() || (rest.len() > port.len() && port.parse::<u16>().is_ok());
+    valid && digits && port_is_fine
 }
 
 /// Removes hop-by-hop fields, and from untrusted peers also what only a proxy may say.
@@ -319,7 +321,10 @@ mod tests {
         ] {
             assert!(is_authority(&HeaderValue::from_static(good)), "{good}");
         }
-        for bad in ["", "a b", "a@b", "a,b", "a/b", "a:port", "a:99999", ":80"] {
+        for bad in [
+            "", "a b", "a@b", "a,b", "a/b", "a:port", "a:99999", ":80", "[::1", "[x]", "[::1]80",
+            "a:1:2",
+        ] {
             assert!(!is_authority(&HeaderValue::from_static(bad)), "{bad:?}");
         }
     }
