@@ -181,7 +181,7 @@ fn is_authority(host: &HeaderValue) -> bool {
         return true;
     }
     host.to_str().is_ok_and(|text| {
-        !text.contains('@')
+        !text.contains(['@', ','])
             && text.parse::<Authority>().is_ok_and(|authority| {
                 !authority.host().is_empty()
                     && (authority.port_u16().is_some() || !ends_in_port(text))
