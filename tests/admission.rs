@@ -55,6 +55,20 @@ fn no_more_than_the_limit_run_at_once_and_the_others_wait_their_turn() {
 }
 
 #[test]
+fn several_data_plane_threads_share_one_limit() {
+    let app = Gunicorn::gthread(8);
+    let mut tidegate = Tidegate::to(app.address())
+        .limit(3)
+        .set("server.threads=3")
+        .set("queue.max_wait=20s")
+        .start();
+    let answers = at_once(&tidegate, 18, "/sleep?ms=40");
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(app.most_at_once("/sleep"), 3);
+    assert_eq!(tidegate.stop(), 0);
+}
+
+#[test]
 fn a_full_queue_refuses_with_a_whole_problem_document() {
     let backend = Held::start();
     let tidegate = Tidegate::to(backend.address())

@@ -32,6 +32,9 @@ const STANDING_PLACES: f64 = 3.5;
 const STANDING_AFTER: u32 = 5;
 /// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
 const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
+/// ... and only once more have come than went, by so many standard deviations of the number that came:
+/// a backend with room to spare sees bursts of every length, and refuses nobody for them.
+const STANDING_PROOF: f64 = 2.0;
 /// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
 const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
 /// Weight of the newest interval in the drain rate: about the last 8 releases count.
@@ -227,6 +230,11 @@ pub struct State {
     closed: bool,
     /// Since when somebody has been waiting, but for breaks shorter than a service time.
     waiting_since: Instant,
+    /// Who came and who was done since `waiting_since`, while somebody waited.
+    came: u64,
+    went: u64,
+    /// Whether more came than chance explains.
+    overloaded: bool,
     /// Since when nobody has been waiting; `None` while somebody is.
     idle_since: Option<Instant>,
     /// The backend's own time for a request, unloaded; zero = unknown.
@@ -251,6 +259,9 @@ impl State {
             next_seq: 0,
             closed: false,
             waiting_since: now,
+            came: 0,
+            went: 0,
+            overloaded: false,
             idle_since: Some(now),
             service_time: Duration::ZERO,
             interval: 0.0,
@@ -276,7 +287,9 @@ impl State {
         {
             return Entry::Admitted(self.admit(lane, ask.cap, None));
         }
-        self.enqueue(ask, key, capped, now, out)
+        let entry = self.enqueue(ask, key, capped, now, out);
+        self.note_arrival();
+        entry
     }
 
     /// Whether a request like this would be refused at once. Asked before an upload is read.
@@ -651,6 +664,7 @@ impl State {
                 let rest = now.saturating_duration_since(since);
                 if rest >= self.service_time {
                     self.waiting_since = now;
+                    (self.came, self.went, self.overloaded) = (0, 0, false);
                 }
                 if rest >= self.standing_after() {
                     self.interval = 0.0;
@@ -767,7 +781,7 @@ impl State {
     fn standing(&self, now: Instant) -> bool {
         self.settings.discipline == Discipline::AdaptiveLifo
             && self.service_time > Duration::ZERO
-            && now.saturating_duration_since(self.waiting_since) >= self.standing_after()
+            && self.overloaded
             && self
                 .idle_since
                 .is_none_or(|since| now.saturating_duration_since(since) < self.service_time)
@@ -812,9 +826,22 @@ impl State {
         Duration::from_secs_f64(ahead as f64 * self.interval)
     }
 
+    /// Counts an arrival that found somebody waiting, or had to wait.
+    fn note_arrival(&mut self) {
+        if self.idle_since.is_some() {
+            return;
+        }
+        self.came += 1;
+        let more = self.came.saturating_sub(self.went) as f64;
+        let age = self.updated.saturating_duration_since(self.waiting_since);
+        self.overloaded |=
+            age >= self.standing_after() && more >= STANDING_PROOF * (self.came as f64).sqrt();
+    }
+
     /// Learns the drain rate from releases that leave somebody waiting.
     fn note_release(&mut self, now: Instant) {
         let waiting = self.excess() > 0;
+        self.went += u64::from(waiting);
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
             self.interval = if self.interval == 0.0 {

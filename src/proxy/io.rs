@@ -69,18 +69,25 @@ impl State {
 
     /// A request is being served from now on.
     pub fn serve(&self) {
-        if self.swap(Activity::Served) != Activity::Served as u8 {
+        let before = self.swap(Activity::Served);
+        if before == Activity::Idle as u8 || before == Activity::Head as u8 {
             self.metrics.connections_idle.decrement();
             self.metrics.connections_active.increment();
         }
     }
 
-    /// The answer has been produced.
+    /// The answer has been produced. A drain still waits for it to be out.
     pub fn answered(&self) {
-        if self.swap(Activity::Flushing) == Activity::Served as u8 {
-            self.metrics.connections_active.decrement();
-            self.metrics.connections_idle.increment();
+        if self.is(Activity::Served) {
+            self.swap(Activity::Flushing);
         }
+    }
+
+    /// The answer is out.
+    fn flushed(&self) {
+        self.start(Activity::Idle);
+        self.metrics.connections_active.decrement();
+        self.metrics.connections_idle.increment();
     }
 
     fn is(&self, activity: Activity) -> bool {
@@ -100,7 +107,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        if self.is(Activity::Served) {
+        if self.is(Activity::Served) || self.is(Activity::Flushing) {
             self.metrics.connections_active.decrement();
         } else {
             self.metrics.connections_idle.decrement();
@@ -257,7 +264,7 @@ impl AsyncWrite for ClientIo {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_flush(cx);
         if result.is_ready() && this.state.is(Activity::Flushing) {
-            this.state.start(Activity::Idle);
+            this.state.flushed();
         }
         result
     }

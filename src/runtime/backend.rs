@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
 
 use super::{
     Failure,
@@ -45,6 +48,10 @@ pub struct Supervised {
     restarts: Restarts,
     child: Option<Child>,
     started: Instant,
+    /// When a child that has ended is to be started again.
+    again: Option<Instant>,
+    /// A start under way.
+    starting: Option<JoinHandle<std::io::Result<Child>>>,
 }
 
 /// The child's address, and the path to ask for if accepting is not enough.
@@ -93,6 +100,8 @@ impl Backend {
             restarts: Restarts::new(process.restart),
             child: None,
             started: clock::now(),
+            again: None,
+            starting: None,
         })))
     }
 
@@ -142,20 +151,29 @@ impl Backend {
             return std::future::pending().await;
         };
         loop {
-            let Some(child) = &mut supervised.child else {
-                return 1;
+            let at = match supervised.again {
+                Some(at) => at,
+                None => {
+                    let Some(child) = &mut supervised.child else {
+                        return 1;
+                    };
+                    let exit = child.wait().await;
+                    tracing::error!(pid = child.pid(), "the backend {exit}");
+                    if let Some(endpoint) = shared.endpoints().first() {
+                        shared.note_endpoint(endpoint, false, clock::now());
+                    }
+                    let now = clock::now();
+                    let uptime = now.saturating_duration_since(supervised.started);
+                    let Some(pause) = supervised.restarts.after(exit, uptime) else {
+                        return code(exit);
+                    };
+                    tracing::info!(?pause, "starting the backend again");
+                    now + pause
+                }
             };
-            let exit = child.wait().await;
-            tracing::error!(pid = child.pid(), "the backend {exit}");
-            if let Some(endpoint) = shared.endpoints().first() {
-                shared.note_endpoint(endpoint, false, clock::now());
-            }
-            let uptime = clock::now().saturating_duration_since(supervised.started);
-            let Some(pause) = supervised.restarts.after(exit, uptime) else {
-                return code(exit);
-            };
-            tracing::info!(?pause, "starting the backend again");
-            tokio::time::sleep(pause).await;
+            // Noted, because this future is dropped and made anew whenever a signal comes.
+            supervised.again = Some(at);
+            tokio::time::sleep_until(at.into()).await;
             if let Err(error) = supervised.start().await {
                 tracing::error!(%error, "cannot start the backend");
                 return 1;
@@ -165,6 +183,7 @@ impl Backend {
 
     /// TERM to the child, and its exit code; 0 without one.
     pub async fn stop(&mut self, _shared: &Shared) -> u8 {
+        self.give_up_start().await;
         match self {
             Self::Child(supervised) => match &mut supervised.child {
                 Some(child) => code(child.stop(GRACE).await),
@@ -174,8 +193,19 @@ impl Backend {
         }
     }
 
+    /// Ends a start under way; what was started by it is killed when it is dropped.
+    async fn give_up_start(&mut self) {
+        if let Self::Child(supervised) = self
+            && let Some(starting) = supervised.starting.take()
+        {
+            starting.abort();
+            let _ = starting.await;
+        }
+    }
+
     /// KILL to the child.
     pub async fn kill(&mut self) -> u8 {
+        self.give_up_start().await;
         if let Self::Child(supervised) = self
             && let Some(child) = &mut supervised.child
         {
@@ -188,10 +218,18 @@ impl Backend {
 
 impl Supervised {
     async fn start(&mut self) -> Result<(), String> {
-        self.started = clock::now();
-        let child = Child::spawn(self.spec.clone())
-            .await
+        // In a task of its own: a signal that interrupts the wait does not interrupt the start.
+        let starting = self.starting.get_or_insert_with(|| {
+            self.started = clock::now();
+            tokio::spawn(Child::spawn(self.spec.clone()))
+        });
+        let started = starting.await;
+        self.starting = None;
+        let child = started
+            .map_err(std::io::Error::from)
+            .and_then(|started| started)
             .map_err(|error| error.to_string())?;
+        self.again = None;
         tracing::info!(
             pid = child.pid(),
             address = %self.address,

@@ -1,7 +1,7 @@
 //! What the end-to-end tests share: the real binary, a real gunicorn, a scripted backend and a raw
 //! HTTP client. Nothing here sleeps to synchronise: it polls, with a deadline, and fails with the
 //! log. Whatever is started is ended when its value is dropped, also by a panic.
-#![allow(dead_code, unused_imports, missing_docs)]
+#![allow(dead_code, unused_imports, missing_docs, clippy::print_stdout)]
 
 pub mod app;
 pub mod client;
@@ -383,7 +383,8 @@ impl Setup {
         if !self.command.is_empty() {
             command.arg("--").args(&self.command);
         }
-        command.envs(self.env);
+        // Where the tests' application notes its requests, if it is the command.
+        command.env("APP_DIR", dir.path()).envs(self.env);
         Tidegate {
             process: Process::start("tidegate", &mut command),
             listen: Vec::new(),
