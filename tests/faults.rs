@@ -816,10 +816,12 @@ fn clients_leave_while_the_backend_works() {
     let gate = Tidegate::to(&peer.address())
         .limit(200)
         .set("queue.max_wait=60s")
+        .set("backend.connect_timeout=30s")
         .start();
     let before = Before::of(&gate);
     let clients: Vec<_> = (0..2 * TIMES).map(|_| sent(&gate, GET)).collect();
     gate.until_metric("tidegate_in_flight_requests", &[], 200.0);
+    until("the backend has them all", || peer.asked() == 200);
     for (number, client) in clients.into_iter().enumerate() {
         leave(
             client,

@@ -49,6 +49,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     accepted: AtomicUsize,
+    asked: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -129,6 +130,11 @@ impl Peer {
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Relaxed)
     }
+
+    /// How many requests' heads it has read.
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Relaxed)
+    }
 }
 
 impl Drop for Peer {
@@ -182,6 +188,7 @@ impl Conn {
                 return Err(io::ErrorKind::InvalidData.into());
             }
         }
+        self.shared.asked.fetch_add(1, Relaxed);
         Ok(String::from_utf8_lossy(&head).into_owned())
     }
 
