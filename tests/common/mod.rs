@@ -254,7 +254,6 @@ impl Drop for Process {
         }
         if std::thread::panicking() {
             // Through the test's own output, which is shown when it has failed.
-            #[allow(clippy::print_stdout)]
             println!("--- log of {}\n{}---", self.name, self.log());
         }
     }
