@@ -350,6 +350,7 @@ impl Aimd {
         }
         if self.slow_start {
             if let Some(last) = self.last
+                && m.latency >= NEGLIGIBLE
                 && last.in_flight < 0.9 * m.point.in_flight
                 && m.samples >= 20
                 && m.point.gain(&last) < SLOW_START_GAIN

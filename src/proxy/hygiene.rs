@@ -50,6 +50,9 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("proxy"),
 ];
 
+/// Fields that are added to a request: room for them is made at once.
+const ADDED: usize = 8;
+
 /// What a `Connection` field must not remove, whatever it says.
 fn is_end_to_end(name: &HeaderName) -> bool {
     matches!(
@@ -87,6 +90,7 @@ pub fn inbound<B>(
     clean(request.headers_mut(), trusted);
 
     let fields = request.headers_mut();
+    fields.reserve(ADDED);
     forwarded::set(fields, peer, &host, trusted, headers.forwarded);
     fields.insert(header::HOST, host);
     if headers.via {
@@ -186,7 +190,7 @@ fn is_authority(host: &HeaderValue) -> bool {
         },
         None => {
             let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
-            let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_~%".contains(&b);
+            let plain = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b'~' | b'%');
             (!name.is_empty() && name.bytes().all(plain), rest)
         }
     };
