@@ -86,7 +86,7 @@ pub struct Failed<L> {
     /// Why.
     pub error: Error,
     /// The request and its lease, if not a byte of it was sent: it may go elsewhere.
-    pub unsent: Option<(Request<RequestBody>, L)>,
+    pub unsent: Option<(Box<Request<RequestBody>>, L)>,
 }
 
 impl<L> From<Error> for Failed<L> {
@@ -107,7 +107,7 @@ impl<L> From<Error> for Failed<L> {
 /// See [`Error`]. A request is sent again, once, only when that cannot do anything twice.
 pub async fn exchange<L: Lease>(
     delivery: Delivery,
-    mut request: Request<RequestBody>,
+    mut request: Box<Request<RequestBody>>,
     mut lease: L,
 ) -> Result<Response<ResponseBody>, Failed<L>> {
     let backend = &delivery.config.backend;
@@ -126,8 +126,8 @@ pub async fn exchange<L: Lease>(
         };
         let reused = link.reused;
         endpoint.metrics.connection(reused);
-        let again = (reused && replayable).then(|| copy_head(&request));
-        let mut flight = Flight::launch(link, request, lease, &delivery);
+        let again = (reused && replayable).then(|| Box::new(copy_head(&request)));
+        let mut flight = Flight::launch(link, *request, lease, &delivery);
         match flight.head(backend.response_timeout).await {
             // Upgrades are not passed on, so nobody asked for this.
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -135,7 +135,7 @@ pub async fn exchange<L: Lease>(
                 return Err(Error::Switched.into());
             }
             Ok(response) => return receive(flight, response, &delivery).await,
-            Err(NoHead::Unsent(message, _)) if reused => request = *message,
+            Err(NoHead::Unsent(message, _)) if reused => request = message,
             Err(NoHead::Failed(error)) => match (again, error) {
                 // An idle connection that the server closed under us, PITFALLS B2: resend, once.
                 (Some(copy), Error::Reset(_)) => request = copy,
@@ -178,8 +178,9 @@ async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<
             return Ok(link);
         }
     }
-    let stream = connect(&delivery.endpoint.address, backend.connect_timeout).await?;
-    Link::new(stream).await
+    // Boxed: it would be the largest part of every request's future, and most are past it at once.
+    let stream = Box::pin(connect(&delivery.endpoint.address, backend.connect_timeout));
+    Link::new(stream.await?).await
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
@@ -501,8 +502,19 @@ async fn collect<L: Lease>(
     read_timeout: Duration,
 ) -> Result<Result<(), hyper::Error>, Elapsed> {
     loop {
-        let next = poll_fn(|cx| flight.poll_frame(cx));
-        match tokio::time::timeout(read_timeout, next).await? {
+        // It is mostly there already; only if not, there is something to time.
+        let there = poll_fn(|cx| match flight.poll_frame(cx) {
+            Poll::Ready(next) => Poll::Ready(Some(next)),
+            Poll::Pending => Poll::Ready(None),
+        });
+        let next = match there.await {
+            Some(next) => next,
+            None => {
+                let next = poll_fn(|cx| flight.poll_frame(cx));
+                Box::pin(tokio::time::timeout(read_timeout, next)).await?
+            }
+        };
+        match next {
             Some(Ok(frame)) => frames.push_back(frame),
             Some(Err(error)) => return Ok(Err(error)),
             None => return Ok(Ok(())),

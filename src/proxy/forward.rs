@@ -58,9 +58,10 @@ async fn forward(
     admitted: Admitted<Request<RequestBody>>,
 ) -> Result<Response<ResponseBody>, Error> {
     let Admitted {
-        mut request,
+        request,
         mut permit,
     } = admitted;
+    let mut request = Box::new(request);
     let context = context::of(&request).clone();
     note_admission(&shared, &context, &permit);
     loop {
