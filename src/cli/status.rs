@@ -210,6 +210,7 @@ mod tests {
                 baseline_seconds: Some(0.0123),
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
+                curve: Vec::new(),
             }],
             queued: [0, 0, 7, 0, 0],
             queue_capacity: 40,

@@ -8,7 +8,7 @@ use super::{
     labels::{bound_by, bound_by_sentence},
     metrics::{EndpointSnapshot, Metrics, REVISION, Snapshot, VERSION},
 };
-use crate::control::Decision;
+use crate::control::{Decision, explain};
 
 /// What the document says beyond the metrics' [`Snapshot`].
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +102,18 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
         "slots_source": endpoint.slots.map(|(_, source)| source),
         "baseline_seconds": endpoint.baseline_seconds,
         "stretch_ratio": endpoint.stretch_ratio,
+        "capacity_curve": endpoint
+            .curve
+            .iter()
+            .map(|point| {
+                json!({
+                    "in_flight": point.in_flight,
+                    "stretch": point.stretch,
+                    "throughput": point.throughput,
+                    "weight": point.weight,
+                })
+            })
+            .collect::<Vec<_>>(),
     })
 }
 
@@ -114,6 +126,7 @@ fn decision_document(endpoint: &str, decision: &Decision, now: Instant) -> Value
         "limit": decision.limit,
         "bound_by": bound_by(decision.bound_by),
         "reason": decision.reason,
+        "explanation": explain(decision.reason),
         "evidence": {
             "samples": evidence.samples,
             "drops": evidence.drops,
@@ -144,6 +157,7 @@ mod tests {
             baseline_seconds: None,
             stretch_ratio: Some(f64::NAN),
             slots: Some((4, "configured")),
+            curve: Vec::new(),
         }
     }
 

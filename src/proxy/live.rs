@@ -168,6 +168,10 @@ impl Shared {
             let label = address.to_string();
             let id = self.next_endpoint.fetch_add(1, Relaxed);
             let metrics = self.metrics.endpoint(&label);
+            for (reason, _) in control::reason::REASONS {
+                metrics.declare_limit_change(true, reason);
+                metrics.declare_limit_change(false, reason);
+            }
             endpoints.push(Arc::new(Endpoint::new(id, address.clone(), metrics, now)));
         }
         // Known before the gate may send anyone there, and gone only after it no longer does.

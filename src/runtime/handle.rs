@@ -47,6 +47,7 @@ impl Running {
                     baseline_seconds: law.baseline().map(|d| d.as_secs_f64()),
                     stretch_ratio: law.stretch(),
                     slots: slots.map(|slots| (slots, "configured")),
+                    curve: law.curve().collect(),
                 })
             })
             .collect();

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Class,
-    control::BoundBy,
+    control::{BoundBy, CurvePoint},
     observe::labels::{CLASSES, class},
 };
 
@@ -46,6 +46,8 @@ pub struct EndpointSnapshot {
     pub stretch_ratio: Option<f64>,
     /// Requests that the backend can run at once, and who says so (`configured`, …).
     pub slots: Option<(u32, &'static str)>,
+    /// What was learned of latency and throughput by concurrency.
+    pub curve: Vec<CurvePoint>,
 }
 
 impl Snapshot {

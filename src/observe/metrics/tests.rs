@@ -23,6 +23,7 @@ fn snapshot() -> Snapshot {
             baseline_seconds: Some(0.012),
             stretch_ratio: Some(1.25),
             slots: Some((4, "configured")),
+            curve: Vec::new(),
         }],
         queued: [0, 0, 2, 0, 0],
         queue_capacity: 40,
