@@ -350,6 +350,8 @@ impl State {
         if expires <= now {
             return Entry::Refused(self.refusal(reason));
         }
+        // More than one, when the limit and with it the capacity has fallen.
+        while self.queued >= self.capacity() && self.evict_stale(ask.class, now, out) {}
         if self.queued >= self.capacity() && !self.evict(ask.class, out) {
             return Entry::Refused(self.refusal(Reason::QueueFull));
         }
@@ -371,7 +373,8 @@ impl State {
     /// Why an arrival that cannot go now is refused at once, if it is.
     fn reason_to_refuse(&self, ask: &Ask, now: Instant) -> Option<Reason> {
         if self.excess() >= self.capacity()
-            && (self.settings.dry_run || !self.can_evict_for(ask.class))
+            && (self.settings.dry_run
+                || !(self.can_evict_for(ask.class) || self.stalest(ask.class, now).is_some()))
         {
             return Some(Reason::QueueFull);
         }
@@ -677,6 +680,27 @@ impl State {
             }
             _ => {}
         }
+    }
+
+    /// The class of somebody no more important who has waited so long that newcomers go first.
+    fn stalest(&self, class: Class, now: Instant) -> Option<usize> {
+        let before = self.stale_before(now)?;
+        (class as usize..CLASSES)
+            .rev()
+            .find(|&at| self.queues[at].front().is_some_and(|w| w.since < before))
+    }
+
+    /// Refuses who has waited longest, if others have overtaken it anyway: its place is of more use
+    /// to a newcomer.
+    fn evict_stale(&mut self, class: Class, now: Instant, out: &mut Verdicts) -> bool {
+        let stalest = self.stalest(class, now);
+        let Some(waiting) = stalest.and_then(|at| self.queues[at].pop_front()) else {
+            return false;
+        };
+        self.left_queue();
+        let refusal = self.refusal(waiting.reason);
+        out.push((waiting.key, Verdict::Refused(refusal)));
+        true
     }
 
     /// Refuses the newest of the lowest class below `class` to make place.
