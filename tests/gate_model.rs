@@ -139,6 +139,9 @@ impl Wake for Woken {
     }
 }
 
+/// The shortest wait that a standing queue offers; see `STANDING_WAIT_MIN`.
+const SHORTEST_OFFER: Duration = Duration::from_millis(50);
+
 struct Waiter {
     ticket: Ticket,
     woken: Arc<Woken>,
@@ -146,6 +149,7 @@ struct Waiter {
     number: u64,
     class: usize,
     cap: Option<Cap>,
+    since: Instant,
     expires: Instant,
 }
 
@@ -164,6 +168,7 @@ struct Decided {
     number: u64,
     class: usize,
     cap: Option<Cap>,
+    since: Option<Instant>,
     expires: Option<Instant>,
     refused: Option<Refusal>,
 }
@@ -330,6 +335,7 @@ impl Model {
             number,
             class,
             cap: ask.cap,
+            since: None,
             expires: None,
             refused: None,
         };
@@ -368,6 +374,7 @@ impl Model {
                     number,
                     class,
                     cap: ask.cap,
+                    since: now,
                     expires,
                 });
                 None
@@ -471,6 +478,7 @@ impl Model {
                 number: waiter.number,
                 class: waiter.class,
                 cap: waiter.cap,
+                since: Some(waiter.since),
                 expires: Some(waiter.expires),
                 refused: verdict.as_ref().err().copied(),
             });
@@ -565,6 +573,21 @@ impl Model {
         }
     }
 
+    /// Under a standing queue, who has waited for twice what is offered is overtaken by newcomers,
+    /// and in a full one gives its place to them: the oldest of the lowest class.
+    fn is_overtaken(&self, refused: &Decided, arrival: usize) -> bool {
+        let waited = |since| self.now.saturating_duration_since(since);
+        self.settings.discipline == Discipline::AdaptiveLifo
+            && refused.class >= arrival
+            && refused
+                .since
+                .is_some_and(|since| waited(since) > 2 * SHORTEST_OFFER)
+            && self
+                .waiting
+                .iter()
+                .all(|left| left.class != refused.class || left.number > refused.number)
+    }
+
     fn check_refusals(&self, decided: &[Decided], arrival: Option<usize>) {
         let mut evicted = 0;
         for (refused, refusal) in decided.iter().filter_map(|d| Some((d, d.refused?))) {
@@ -573,8 +596,11 @@ impl Model {
                 assert!(expires <= self.now, "refused before its time: {refusal:?}");
                 continue;
             }
-            evicted += 1;
             let arrival = arrival.expect("evicted for an arrival");
+            if self.is_overtaken(refused, arrival) {
+                continue;
+            }
+            evicted += 1;
             assert!(
                 refused.class > arrival,
                 "evicted for someone more important"

@@ -698,7 +698,7 @@ impl State {
             return false;
         };
         self.left_queue();
-        let refusal = self.refusal(waiting.reason);
+        let refusal = self.refusal(Reason::QueueFull);
         out.push((waiting.key, Verdict::Refused(refusal)));
         true
     }

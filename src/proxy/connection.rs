@@ -13,8 +13,9 @@ use std::{
 
 use bytes::Bytes;
 use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper_util::rt::TokioIo;
 use tokio::{sync::Notify, time::Instant as TokioInstant};
+use tower::Service;
 
 use super::{
     Error,
@@ -134,7 +135,7 @@ pub async fn serve(
         Box::new(move |status| refuse_head(&shared, status))
     };
     let io = ClientIo::new(stream, state.clone(), timeouts.write, refuse_head);
-    let service = TowerToHyperService::new(stack(&shared, peer));
+    let service = AlwaysReady(stack(&shared, peer));
     let mut connection = http1::Builder::new()
         .half_close(false)
         .max_buf_size(BUFFER.max(server.max_header_bytes))
@@ -195,6 +196,20 @@ pub async fn serve(
             io.refuse(408).await;
         }
         End::Idle | End::Done => {}
+    }
+}
+
+/// A tower service as hyper calls one. Ours waits with the request in hand, never before, so that
+/// asking whether it is ready would be a future for nothing.
+struct AlwaysReady<S>(S);
+
+impl<S: Service<R> + Clone, R> hyper::service::Service<R> for AlwaysReady<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, request: R) -> S::Future {
+        self.0.clone().call(request)
     }
 }
 
