@@ -46,6 +46,12 @@ pub trait Lease: Send + 'static {
     fn complete(self, completion: Completion, status: Option<StatusCode>);
 }
 
+impl<L: Lease> Lease for Box<L> {
+    fn complete(self, completion: Completion, status: Option<StatusCode>) {
+        (*self).complete(completion, status);
+    }
+}
+
 /// How the backend's part ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {

@@ -47,7 +47,8 @@ impl Service<Admitted<Request<RequestBody>>> for Forward {
     }
 
     fn call(&mut self, admitted: Admitted<Request<RequestBody>>) -> Self::Future {
-        Box::pin(forward(self.shared.clone(), admitted))
+        let Admitted { request, permit } = admitted;
+        Box::pin(forward(self.shared.clone(), Box::new(request), permit))
     }
 }
 
@@ -55,13 +56,9 @@ impl Service<Admitted<Request<RequestBody>>> for Forward {
 /// as there is one that has not been tried.
 async fn forward(
     shared: Arc<Shared>,
-    admitted: Admitted<Request<RequestBody>>,
+    mut request: Box<Request<RequestBody>>,
+    mut permit: Permit,
 ) -> Result<Response<ResponseBody>, Error> {
-    let Admitted {
-        request,
-        mut permit,
-    } = admitted;
-    let mut request = Box::new(request);
     let context = context::of(&request).clone();
     note_admission(&shared, &context, &permit);
     loop {
@@ -69,7 +66,7 @@ async fn forward(
         let endpoints = shared.endpoints();
         let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
             // Its endpoint was taken out of the configuration just now.
-            permit = shared.limiter.acquire(context.ask()).await?;
+            permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
             continue;
         };
         let delivery = Delivery {
@@ -79,12 +76,12 @@ async fn forward(
             metrics: shared.metrics.clone(),
             stream: context.class() == Class::Stream,
         };
-        let lease = Serving {
+        let lease = Box::new(Serving {
             permit: Some(permit),
             context: context.clone(),
             shared: shared.clone(),
             endpoint: endpoint.clone(),
-        };
+        });
         let failed = match backend::exchange(delivery, request, lease).await {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
@@ -107,7 +104,7 @@ async fn forward(
             return Err(error.into());
         }
         request = unsent;
-        permit = shared.limiter.acquire(context.ask()).await?;
+        permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
     }
 }
 
