@@ -16,6 +16,8 @@ use crate::{
 
 /// Between two looks at the control laws.
 const TICK: Duration = Duration::from_millis(50);
+/// ... while nothing is in flight: what begins then ends with a look of its own.
+const IDLE_TICK: Duration = Duration::from_millis(250);
 /// Between two looks at everything slower.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 /// Between two attempts to reach an endpoint that is down.
@@ -82,21 +84,22 @@ pub fn saturated(snapshot: &Snapshot) -> f64 {
 
 /// Runs for ever.
 pub async fn run(shared: Arc<Shared>, means: Arc<Means>) {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut slow = clock::now();
     let mut probe = slow;
+    let mut busy = false;
     loop {
-        tick.tick().await;
+        tokio::time::sleep(if busy { TICK } else { IDLE_TICK }).await;
         let now = clock::now();
         shared.limiter.tick(now);
+        let snapshot = shared.limiter.snapshot(now);
+        busy = snapshot.in_flight() > 0 || snapshot.queued() > 0;
         if now >= probe {
             probe = now + PROBE;
             look_for_lost_endpoints(&shared);
         }
         if now >= slow {
             slow = now + SLOW_TICK;
-            means.note(now, &shared.limiter.snapshot(now));
+            means.note(now, &snapshot);
             let max_idle = shared.live().config.backend.keepalive_idle;
             for endpoint in shared.endpoints().iter() {
                 endpoint.sweep(max_idle, now);
