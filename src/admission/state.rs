@@ -6,11 +6,16 @@
 //! - while somebody waits who could go, no lane has room;
 //! - nobody waits in a closed gate longer than their `expires`.
 
+mod pace;
+mod snapshot;
+
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
+use self::pace::Pace;
+pub use self::snapshot::{LaneSnapshot, LaneUsage, Snapshot};
 use super::{Ask, Reason, Refusal};
 use crate::{
     config::{Class, Discipline},
@@ -23,26 +28,6 @@ pub type LaneId = u32;
 /// A place in the queue; later arrivals have higher numbers.
 pub type Seq = u64;
 
-/// How many wait under a standing queue, in square roots of the limit. What a queue is for is to have
-/// somebody at hand when a worker comes free early, and the fluctuation of that grows with the root.
-/// Everything longer is latency for nothing. (Measured with 2 sync workers at 2x overload: 5 places, a
-/// wait of 2.5 service times, lose 0.4 % of goodput against 12 service times.)
-const STANDING_PLACES: f64 = 3.5;
-/// A queue that has not been empty for this many service times is standing, not a burst.
-const STANDING_AFTER: u32 = 5;
-/// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
-const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
-/// ... and only once more have come than went, by so many standard deviations of the number that came:
-/// a backend with room to spare sees bursts of every length, and refuses nobody for them.
-const STANDING_PROOF: f64 = 2.0;
-/// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
-const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
-/// Weight of the newest interval in the drain rate: about the last 8 releases count.
-const INTERVAL_WEIGHT: f64 = 0.125;
-/// One interval counts for no more than so many usual ones: a pause is not a pace.
-const INTERVAL_OUTLIER: f64 = 4.0;
-/// ... but always for so many seconds, so that a slower backend is soon believed.
-const INTERVAL_OUTLIER_MIN: f64 = 0.005;
 /// The most that wait when `capacity` is 0.
 const AUTO_CAPACITY_MAX: usize = 1024;
 /// Places per slot of the limit when `capacity` is 0.
@@ -133,64 +118,6 @@ impl Lane {
     }
 }
 
-/// A lane's integrals over time; they only grow.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LaneUsage {
-    /// Of in-flight requests, slot-seconds.
-    pub busy_seconds: f64,
-    /// Of the limit, slot-seconds.
-    pub limit_seconds: f64,
-    /// Time in which the limit was reached or somebody waited.
-    pub saturated_seconds: f64,
-}
-
-/// What one lane looks like.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LaneSnapshot {
-    /// Which.
-    pub id: LaneId,
-    /// Its limit.
-    pub limit: u32,
-    /// Permits out.
-    pub in_flight: u32,
-    /// Its integrals up to now.
-    pub usage: LaneUsage,
-}
-
-/// What the gate looks like.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Snapshot {
-    /// Each endpoint's lane, retired ones included until they are empty.
-    pub lanes: Vec<LaneSnapshot>,
-    /// Waiting, by class (in the order of [`Class`]).
-    pub queued: [u32; CLASSES],
-    /// The most that may wait now.
-    pub capacity: usize,
-    /// Whether the queue has stood for so long that the short bound applies.
-    pub standing: bool,
-    /// Whether new requests are refused because of a drain.
-    pub closed: bool,
-    /// Integral of the queue's length, request-seconds.
-    pub queue_seconds: f64,
-}
-
-impl Snapshot {
-    /// Permits out, on all lanes.
-    pub fn in_flight(&self) -> u32 {
-        sum(self.lanes.iter().map(|lane| lane.in_flight))
-    }
-
-    /// The sum of the lanes' limits.
-    pub fn limit(&self) -> u32 {
-        sum(self.lanes.iter().map(|lane| lane.limit))
-    }
-
-    /// Waiting, in all classes.
-    pub fn queued(&self) -> u32 {
-        self.queued.iter().sum()
-    }
-}
-
 /// A time so far off that nobody lives to see it stands for those that cannot be told.
 fn later(now: Instant, by: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -228,21 +155,7 @@ pub struct State {
     caps: Vec<(u16, u32)>,
     next_seq: Seq,
     closed: bool,
-    /// Since when somebody has been waiting, but for breaks shorter than a service time.
-    waiting_since: Instant,
-    /// Who came and who was done since `waiting_since`, while somebody waited.
-    came: u64,
-    went: u64,
-    /// Whether more came than chance explains.
-    overloaded: bool,
-    /// Since when nobody has been waiting; `None` while somebody is.
-    idle_since: Option<Instant>,
-    /// The backend's own time for a request, unloaded; zero = unknown.
-    service_time: Duration,
-    /// Mean time between releases while somebody waits, seconds; zero = unknown.
-    interval: f64,
-    /// The last release that left somebody waiting.
-    last_release: Option<Instant>,
+    pace: Pace,
     updated: Instant,
     queue_seconds: f64,
 }
@@ -258,14 +171,7 @@ impl State {
             caps: Vec::new(),
             next_seq: 0,
             closed: false,
-            waiting_since: now,
-            came: 0,
-            went: 0,
-            overloaded: false,
-            idle_since: Some(now),
-            service_time: Duration::ZERO,
-            interval: 0.0,
-            last_release: None,
+            pace: Pace::new(now),
             updated: now,
             queue_seconds: 0.0,
         }
@@ -288,7 +194,7 @@ impl State {
             return Entry::Admitted(self.admit(lane, ask.cap, None));
         }
         let entry = self.enqueue(ask, key, capped, now, out);
-        self.note_arrival();
+        self.pace.note_arrival(now);
         entry
     }
 
@@ -315,7 +221,7 @@ impl State {
     fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
         ask.deadline.is_some_and(|at| {
             let left = at.saturating_duration_since(now);
-            left.is_zero() || left < self.service_time
+            left.is_zero() || left < self.pace.service_time()
         })
     }
 
@@ -341,7 +247,7 @@ impl State {
         };
         if let Some(deadline) = ask.deadline {
             let left = deadline.saturating_duration_since(now);
-            let latest = later(now, left.saturating_sub(self.service_time));
+            let latest = later(now, left.saturating_sub(self.pace.service_time()));
             if latest < expires {
                 expires = latest;
                 reason = Reason::Deadline;
@@ -381,7 +287,7 @@ impl State {
         let wait = self.predicted_wait(ask.class, now);
         if ask
             .deadline
-            .is_some_and(|at| at < later(later(now, wait), self.service_time))
+            .is_some_and(|at| at < later(later(now, wait), self.pace.service_time()))
         {
             return Some(Reason::Deadline);
         }
@@ -429,7 +335,7 @@ impl State {
         out: &mut Verdicts,
     ) {
         self.advance(now);
-        self.note_release(now);
+        self.pace.note_release(self.excess() > 0, now);
         self.put_back(lane, cap, now, out);
     }
 
@@ -523,7 +429,7 @@ impl State {
 
     /// The backend's unloaded time for a request, from the control law.
     pub fn set_service_time(&mut self, service_time: Duration) {
-        self.service_time = service_time;
+        self.pace.set_service_time(service_time);
     }
 
     /// Refuses new requests (`true`) or takes them again. Who waits already is served.
@@ -583,7 +489,7 @@ impl State {
 
     /// How long it takes until a request that arrives now could be served.
     pub fn drain_time(&self) -> Duration {
-        Duration::from_secs_f64((self.excess() as f64 + 1.0) * self.interval)
+        self.pace.wait_behind(self.excess() + 1)
     }
 
     fn refusal(&self, reason: Reason) -> Refusal {
@@ -657,29 +563,9 @@ impl State {
         self.note_excess();
     }
 
-    /// Notes when a queue begins and ends. One that is back within a service time never went away:
-    /// at twice the load a short queue is empty for a moment several times a second. One that comes
-    /// back after a rest is a new burst, about which the old pace says nothing.
     fn note_excess(&mut self) {
-        let now = self.updated;
-        match (self.excess() > 0, self.idle_since) {
-            (true, Some(since)) => {
-                let rest = now.saturating_duration_since(since);
-                if rest >= self.service_time {
-                    self.waiting_since = now;
-                    (self.came, self.went, self.overloaded) = (0, 0, false);
-                }
-                if rest >= self.standing_after() {
-                    self.interval = 0.0;
-                }
-                self.idle_since = None;
-            }
-            (false, None) => {
-                self.idle_since = Some(now);
-                self.last_release = None;
-            }
-            _ => {}
-        }
+        let waiting = self.excess() > 0;
+        self.pace.note_queue(waiting, self.updated);
     }
 
     /// The class of somebody no more important who has waited so long that newcomers go first.
@@ -803,25 +689,12 @@ impl State {
     }
 
     fn standing(&self, now: Instant) -> bool {
-        self.settings.discipline == Discipline::AdaptiveLifo
-            && self.service_time > Duration::ZERO
-            && self.overloaded
-            && self
-                .idle_since
-                .is_none_or(|since| now.saturating_duration_since(since) < self.service_time)
+        self.settings.discipline == Discipline::AdaptiveLifo && self.pace.is_standing(now)
     }
 
-    fn standing_after(&self) -> Duration {
-        STANDING_AFTER_MIN.max(self.service_time * STANDING_AFTER)
-    }
-
-    /// The wait that is worth offering under a standing queue.
     fn standing_wait(&self) -> Duration {
-        let limit = f64::from(self.limit().max(1));
-        self.service_time
-            .mul_f64(STANDING_PLACES / limit.sqrt())
-            .max(STANDING_WAIT_MIN)
-            .min(self.settings.max_wait)
+        let offer = self.pace.standing_wait(self.limit());
+        offer.min(self.settings.max_wait)
     }
 
     /// Under a standing queue, who came before this has waited so long that others go first: twice
@@ -847,36 +720,7 @@ impl State {
                 })
                 .sum()
         };
-        Duration::from_secs_f64(ahead as f64 * self.interval)
-    }
-
-    /// Counts an arrival that found somebody waiting, or had to wait.
-    fn note_arrival(&mut self) {
-        if self.idle_since.is_some() {
-            return;
-        }
-        self.came += 1;
-        let more = self.came.saturating_sub(self.went) as f64;
-        let age = self.updated.saturating_duration_since(self.waiting_since);
-        self.overloaded |=
-            age >= self.standing_after() && more >= STANDING_PROOF * (self.came as f64).sqrt();
-    }
-
-    /// Learns the drain rate from releases that leave somebody waiting.
-    fn note_release(&mut self, now: Instant) {
-        let waiting = self.excess() > 0;
-        self.went += u64::from(waiting);
-        if let (true, Some(last)) = (waiting, self.last_release) {
-            let interval = now.saturating_duration_since(last).as_secs_f64();
-            self.interval = if self.interval == 0.0 {
-                interval
-            } else {
-                let most = (self.interval * INTERVAL_OUTLIER).max(INTERVAL_OUTLIER_MIN);
-                let interval = interval.min(most);
-                self.interval + (interval - self.interval) * INTERVAL_WEIGHT
-            };
-        }
-        self.last_release = waiting.then_some(now);
+        self.pace.wait_behind(ahead)
     }
 
     /// Brings the integrals up to now.

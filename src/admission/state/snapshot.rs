@@ -1,0 +1,61 @@
+//! What the gate looks like from outside.
+
+use super::{CLASSES, LaneId, sum};
+
+/// A lane's integrals over time; they only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LaneUsage {
+    /// Of in-flight requests, slot-seconds.
+    pub busy_seconds: f64,
+    /// Of the limit, slot-seconds.
+    pub limit_seconds: f64,
+    /// Time in which the limit was reached or somebody waited.
+    pub saturated_seconds: f64,
+}
+
+/// What one lane looks like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LaneSnapshot {
+    /// Which.
+    pub id: LaneId,
+    /// Its limit.
+    pub limit: u32,
+    /// Permits out.
+    pub in_flight: u32,
+    /// Its integrals up to now.
+    pub usage: LaneUsage,
+}
+
+/// What the gate looks like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Each endpoint's lane, retired ones included until they are empty.
+    pub lanes: Vec<LaneSnapshot>,
+    /// Waiting, by class (in the order of [`Class`](crate::config::Class)).
+    pub queued: [u32; CLASSES],
+    /// The most that may wait now.
+    pub capacity: usize,
+    /// Whether the queue has stood for so long that the short bound applies.
+    pub standing: bool,
+    /// Whether new requests are refused because of a drain.
+    pub closed: bool,
+    /// Integral of the queue's length, request-seconds.
+    pub queue_seconds: f64,
+}
+
+impl Snapshot {
+    /// Permits out, on all lanes.
+    pub fn in_flight(&self) -> u32 {
+        sum(self.lanes.iter().map(|lane| lane.in_flight))
+    }
+
+    /// The sum of the lanes' limits.
+    pub fn limit(&self) -> u32 {
+        sum(self.lanes.iter().map(|lane| lane.limit))
+    }
+
+    /// Waiting, in all classes.
+    pub fn queued(&self) -> u32 {
+        self.queued.iter().sum()
+    }
+}
