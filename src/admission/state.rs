@@ -6,6 +6,7 @@
 //! - while somebody waits who could go, no lane has room;
 //! - nobody waits in a closed gate longer than their `expires`.
 
+mod lanes;
 mod pace;
 mod snapshot;
 
@@ -14,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::pace::Pace;
 pub use self::snapshot::{LaneSnapshot, LaneUsage, Snapshot};
+use self::{lanes::Lanes, pace::Pace};
 use super::{Ask, Reason, Refusal};
 use crate::{
     config::{Class, Discipline},
@@ -96,28 +97,6 @@ pub enum Verdict {
 /// Decisions about waiters, in the order in which they were made.
 pub type Verdicts = Vec<(u32, Verdict)>;
 
-#[derive(Debug)]
-struct Lane {
-    id: LaneId,
-    limit: u32,
-    in_flight: u32,
-    /// Not preferred while its endpoint does not answer.
-    healthy: bool,
-    /// No new permits; the lane goes when the last is back.
-    retired: bool,
-    usage: LaneUsage,
-}
-
-impl Lane {
-    fn has_room(&self) -> bool {
-        !self.retired && self.in_flight < self.limit
-    }
-
-    fn load(&self) -> f64 {
-        f64::from(self.in_flight) / f64::from(self.limit.max(1))
-    }
-}
-
 /// A time so far off that nobody lives to see it stands for those that cannot be told.
 fn later(now: Instant, by: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -147,7 +126,7 @@ pub const CLASSES: usize = 5;
 #[derive(Debug)]
 pub struct State {
     settings: Settings,
-    lanes: Vec<Lane>,
+    lanes: Lanes,
     /// By class, each in the order of arrival.
     queues: [VecDeque<Waiting>; CLASSES],
     queued: usize,
@@ -165,7 +144,7 @@ impl State {
     pub fn new(settings: Settings, now: Instant) -> Self {
         Self {
             settings,
-            lanes: Vec::new(),
+            lanes: Lanes::default(),
             queues: Default::default(),
             queued: 0,
             caps: Vec::new(),
@@ -189,7 +168,7 @@ impl State {
         let capped = self.at_cap(ask.cap);
         if !capped
             && self.nobody_ahead(ask.class)
-            && let Some(lane) = self.roomiest_lane()
+            && let Some(lane) = self.lanes.roomiest()
         {
             return Entry::Admitted(self.admit(lane, ask.cap, None));
         }
@@ -210,7 +189,7 @@ impl State {
             return Some(self.refusal(Reason::Deadline));
         }
         let may_go = !self.at_cap(ask.cap) && self.nobody_ahead(ask.class);
-        if may_go && self.roomiest_lane().is_some() {
+        if may_go && self.lanes.roomiest().is_some() {
             return None;
         }
         let reason = self.reason_to_refuse(ask, now)?;
@@ -308,7 +287,7 @@ impl State {
     }
 
     fn admit_regardless(&mut self, cap: Option<super::Cap>, would: Option<Reason>) -> Entry {
-        match self.least_loaded_lane() {
+        match self.lanes.least_loaded() {
             Some(lane) => Entry::Admitted(self.admit(lane, cap, would)),
             None => Entry::Refused(self.refusal(Reason::QueueFull)),
         }
@@ -356,13 +335,7 @@ impl State {
                 self.caps.swap_remove(at);
             }
         }
-        if let Some(at) = self.lanes.iter().position(|l| l.id == lane) {
-            debug_assert!(self.lanes[at].in_flight > 0, "a permit came back twice");
-            self.lanes[at].in_flight = self.lanes[at].in_flight.saturating_sub(1);
-            if self.lanes[at].retired && self.lanes[at].in_flight == 0 {
-                self.lanes.remove(at);
-            }
-        }
+        self.lanes.leave(lane);
         self.note_excess();
         self.dispatch(now, out);
     }
@@ -370,9 +343,7 @@ impl State {
     /// A new limit, at least 1. A lower one revokes nothing: it is paid down by releases.
     pub fn set_limit(&mut self, lane: LaneId, limit: u32, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == lane) {
-            lane.limit = limit.max(1);
-        }
+        self.lanes.set_limit(lane, limit.max(1));
         self.note_excess();
         self.dispatch(now, out);
     }
@@ -380,41 +351,21 @@ impl State {
     /// Prefers other lanes while this one's endpoint does not answer.
     pub fn set_healthy(&mut self, lane: LaneId, healthy: bool, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == lane) {
-            lane.healthy = healthy;
-        }
+        self.lanes.set_healthy(lane, healthy);
         self.dispatch(now, out);
     }
 
     /// An endpoint comes.
     pub fn add_lane(&mut self, id: LaneId, limit: u32, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        let limit = limit.max(1);
-        if let Some(lane) = self.lanes.iter_mut().find(|l| l.id == id) {
-            // It was on its way out.
-            (lane.limit, lane.healthy, lane.retired) = (limit, true, false);
-        } else {
-            self.lanes.push(Lane {
-                id,
-                limit,
-                in_flight: 0,
-                healthy: true,
-                retired: false,
-                usage: LaneUsage::default(),
-            });
-        }
+        self.lanes.add(id, limit.max(1));
         self.dispatch(now, out);
     }
 
     /// An endpoint goes: nothing new is sent to it, what is in flight may finish.
     pub fn retire_lane(&mut self, id: LaneId, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        if let Some(at) = self.lanes.iter().position(|l| l.id == id) {
-            self.lanes[at].retired = true;
-            if self.lanes[at].in_flight == 0 {
-                self.lanes.remove(at);
-            }
-        }
+        self.lanes.retire(id);
         // Without the last healthy lane the others are good enough.
         self.dispatch(now, out);
     }
@@ -442,7 +393,7 @@ impl State {
         self.advance(now);
         let queued = self.excess() as u32;
         self.lanes
-            .iter()
+            .snapshots()
             .find(|l| l.id == lane)
             .map(|l| Usage {
                 in_flight: l.in_flight,
@@ -464,16 +415,7 @@ impl State {
             *count = queue.len() as u32;
         }
         Snapshot {
-            lanes: self
-                .lanes
-                .iter()
-                .map(|l| LaneSnapshot {
-                    id: l.id,
-                    limit: l.limit,
-                    in_flight: l.in_flight,
-                    usage: l.usage,
-                })
-                .collect(),
+            lanes: self.lanes.snapshots().collect(),
             queued,
             capacity: self.capacity(),
             standing: self.standing(now),
@@ -502,10 +444,10 @@ impl State {
     /// Lets waiters in while there is room.
     fn dispatch(&mut self, now: Instant, out: &mut Verdicts) {
         while self.queued > 0 {
-            let lane = match self.roomiest_lane() {
+            let lane = match self.lanes.roomiest() {
                 Some(lane) => lane,
                 // Who waited when the dry run began goes first, not last.
-                None if self.settings.dry_run => match self.least_loaded_lane() {
+                None if self.settings.dry_run => match self.lanes.least_loaded() {
                     Some(lane) => lane,
                     None => return,
                 },
@@ -615,11 +557,10 @@ impl State {
                 None => self.caps.push((cap.id, 1)),
             }
         }
-        let lane = &mut self.lanes[at];
-        lane.in_flight += 1;
+        let (lane, in_flight) = self.lanes.enter(at);
         let admitted = Admitted {
-            lane: lane.id,
-            in_flight: lane.in_flight,
+            lane,
+            in_flight,
             would_refuse: would,
         };
         self.note_excess();
@@ -643,38 +584,14 @@ impl State {
         })
     }
 
-    /// The least loaded lane that has room; healthy ones first.
-    fn roomiest_lane(&self) -> Option<usize> {
-        self.best_lane(Lane::has_room)
-    }
-
-    fn least_loaded_lane(&self) -> Option<usize> {
-        self.best_lane(|lane| !lane.retired)
-    }
-
-    fn best_lane(&self, eligible: impl Fn(&Lane) -> bool) -> Option<usize> {
-        let some_healthy = self.lanes.iter().any(|l| l.healthy && !l.retired);
-        self.lanes
-            .iter()
-            .enumerate()
-            .filter(|(_, lane)| eligible(lane) && (lane.healthy || !some_healthy))
-            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))
-            .map(|(at, _)| at)
-    }
-
     /// The most that may wait.
     fn capacity(&self) -> usize {
         if self.settings.capacity > 0 {
             return self.settings.capacity;
         }
-        (self.limit() as usize)
+        (self.lanes.limit() as usize)
             .saturating_mul(AUTO_CAPACITY_PER_SLOT)
             .clamp(1, AUTO_CAPACITY_MAX)
-    }
-
-    fn limit(&self) -> u32 {
-        let open = self.lanes.iter().filter(|lane| !lane.retired);
-        sum(open.map(|lane| lane.limit))
     }
 
     /// Who waits; in a dry run, who would.
@@ -682,10 +599,7 @@ impl State {
         if !self.settings.dry_run {
             return self.queued;
         }
-        self.lanes
-            .iter()
-            .map(|l| l.in_flight.saturating_sub(l.limit) as usize)
-            .sum()
+        self.lanes.beyond_limit()
     }
 
     fn standing(&self, now: Instant) -> bool {
@@ -693,7 +607,7 @@ impl State {
     }
 
     fn standing_wait(&self) -> Duration {
-        let offer = self.pace.standing_wait(self.limit());
+        let offer = self.pace.standing_wait(self.lanes.limit());
         offer.min(self.settings.max_wait)
     }
 
@@ -731,13 +645,6 @@ impl State {
         }
         self.updated = now;
         self.queue_seconds += seconds * self.excess() as f64;
-        let waiting = self.queued > 0;
-        for lane in &mut self.lanes {
-            lane.usage.busy_seconds += seconds * f64::from(lane.in_flight);
-            lane.usage.limit_seconds += seconds * f64::from(lane.limit);
-            if waiting || lane.in_flight >= lane.limit {
-                lane.usage.saturated_seconds += seconds;
-            }
-        }
+        self.lanes.advance(seconds, self.queued > 0);
     }
 }

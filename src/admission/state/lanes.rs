@@ -1,0 +1,153 @@
+//! The lanes of the gate: one for each endpoint, with its limit, what is in flight, and its integrals.
+
+use super::{
+    LaneId,
+    snapshot::{LaneSnapshot, LaneUsage},
+    sum,
+};
+
+#[derive(Debug)]
+struct Lane {
+    id: LaneId,
+    limit: u32,
+    in_flight: u32,
+    /// Not preferred while its endpoint does not answer.
+    healthy: bool,
+    /// No new permits; the lane goes when the last is back.
+    retired: bool,
+    usage: LaneUsage,
+}
+
+impl Lane {
+    fn has_room(&self) -> bool {
+        !self.retired && self.in_flight < self.limit
+    }
+
+    fn load(&self) -> f64 {
+        f64::from(self.in_flight) / f64::from(self.limit.max(1))
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: Vec<Lane>,
+}
+
+impl Lanes {
+    /// Opens a lane with this limit, or opens it again if it is on its way out.
+    pub(super) fn add(&mut self, id: LaneId, limit: u32) {
+        if let Some(lane) = self.find(id) {
+            (lane.limit, lane.healthy, lane.retired) = (limit, true, false);
+            return;
+        }
+        self.lanes.push(Lane {
+            id,
+            limit,
+            in_flight: 0,
+            healthy: true,
+            retired: false,
+            usage: LaneUsage::default(),
+        });
+    }
+
+    /// Lets nobody onto it any more; it goes when it is empty.
+    pub(super) fn retire(&mut self, id: LaneId) {
+        if let Some(lane) = self.find(id) {
+            lane.retired = true;
+        }
+        self.sweep();
+    }
+
+    pub(super) fn set_limit(&mut self, id: LaneId, limit: u32) {
+        if let Some(lane) = self.find(id) {
+            lane.limit = limit;
+        }
+    }
+
+    pub(super) fn set_healthy(&mut self, id: LaneId, healthy: bool) {
+        if let Some(lane) = self.find(id) {
+            lane.healthy = healthy;
+        }
+    }
+
+    /// The place of the least loaded lane that has room; healthy ones first.
+    pub(super) fn roomiest(&self) -> Option<usize> {
+        self.best(Lane::has_room)
+    }
+
+    /// The same, room or not.
+    pub(super) fn least_loaded(&self) -> Option<usize> {
+        self.best(|lane| !lane.retired)
+    }
+
+    fn best(&self, eligible: impl Fn(&Lane) -> bool) -> Option<usize> {
+        let some_healthy = self.lanes.iter().any(|l| l.healthy && !l.retired);
+        self.lanes
+            .iter()
+            .enumerate()
+            .filter(|(_, lane)| eligible(lane) && (lane.healthy || !some_healthy))
+            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))
+            .map(|(at, _)| at)
+    }
+
+    /// Takes a permit at a place that [`Lanes::roomiest`] or [`Lanes::least_loaded`] named. The lane,
+    /// and what is in flight there now.
+    pub(super) fn enter(&mut self, at: usize) -> (LaneId, u32) {
+        let lane = &mut self.lanes[at];
+        lane.in_flight += 1;
+        (lane.id, lane.in_flight)
+    }
+
+    /// Takes a permit back.
+    pub(super) fn leave(&mut self, id: LaneId) {
+        let Some(lane) = self.find(id) else { return };
+        debug_assert!(lane.in_flight > 0, "a permit came back twice");
+        lane.in_flight = lane.in_flight.saturating_sub(1);
+        if lane.retired {
+            self.sweep();
+        }
+    }
+
+    /// The sum of the limits.
+    pub(super) fn limit(&self) -> u32 {
+        let open = self.lanes.iter().filter(|lane| !lane.retired);
+        sum(open.map(|lane| lane.limit))
+    }
+
+    /// What is in flight beyond the limits, lane by lane.
+    pub(super) fn beyond_limit(&self) -> usize {
+        let beyond = |lane: &Lane| lane.in_flight.saturating_sub(lane.limit) as usize;
+        self.lanes.iter().map(beyond).sum()
+    }
+
+    /// Brings the integrals forward by so many seconds, in which somebody waited or not.
+    pub(super) fn advance(&mut self, seconds: f64, waiting: bool) {
+        for lane in &mut self.lanes {
+            lane.usage.busy_seconds += seconds * f64::from(lane.in_flight);
+            lane.usage.limit_seconds += seconds * f64::from(lane.limit);
+            if waiting || lane.in_flight >= lane.limit {
+                lane.usage.saturated_seconds += seconds;
+            }
+        }
+    }
+
+    /// What they look like, retired ones included until they are empty.
+    pub(super) fn snapshots(&self) -> impl Iterator<Item = LaneSnapshot> {
+        self.lanes.iter().map(|lane| LaneSnapshot {
+            id: lane.id,
+            limit: lane.limit,
+            in_flight: lane.in_flight,
+            usage: lane.usage,
+        })
+    }
+
+    fn find(&mut self, id: LaneId) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
+    fn sweep(&mut self) {
+        self.lanes
+            .retain(|lane| !lane.retired || lane.in_flight > 0);
+    }
+}
