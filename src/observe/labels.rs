@@ -128,16 +128,6 @@ label! {
     }
 }
 
-label! {
-    /// Which side's bytes are held in memory.
-    Direction {
-        /// Bodies on their way to the backend.
-        Request = "request",
-        /// Answers on their way to the client.
-        Response = "response",
-    }
-}
-
 /// Every class, in the order of their numbers (`class as usize`).
 pub const CLASSES: [Class; 5] = [
     Class::Protected,

@@ -182,7 +182,7 @@ impl Backend {
     }
 
     /// TERM to the child, and its exit code; 0 without one.
-    pub async fn stop(&mut self, _shared: &Shared) -> u8 {
+    pub async fn stop(&mut self) -> u8 {
         self.give_up_start().await;
         match self {
             Self::Child(supervised) => match &mut supervised.child {

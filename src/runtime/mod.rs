@@ -170,7 +170,7 @@ async fn serve(
                 Signal::Stop => {
                     tracing::info!("draining; a second signal ends this at once");
                     if !serving {
-                        break backend.stop(&shared).await;
+                        break backend.stop().await;
                     }
                     let stopped = tokio::select! {
                         () = drain.finish() => true,
@@ -179,7 +179,7 @@ async fn serve(
                     data_plane.close();
                     break if stopped {
                         tokio::select! {
-                            code = backend.stop(&shared) => code,
+                            code = backend.stop() => code,
                             () = signals.stop() => backend.kill().await,
                         }
                     } else {
