@@ -227,7 +227,10 @@ impl Builder {
     pub fn build(self) -> AdmissionLayer<Alike, UntilResponse> {
         let now = clock::now();
         let limiter = Limiter::new(self.queue, None, now);
-        let readings = Readings { slots: self.slots };
+        let readings = Readings {
+            slots: self.slots,
+            ..Readings::default()
+        };
         limiter.add_lane(0, "service".to_owned(), self.control, readings, now);
         AdmissionLayer::new(Arc::new(limiter))
     }

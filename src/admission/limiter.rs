@@ -83,6 +83,11 @@ impl Lane {
         lock(&self.law).readings
     }
 
+    /// The sensors say something new; it counts from the next tick on.
+    pub fn set_readings(&self, readings: Readings) {
+        lock(&self.law).readings = readings;
+    }
+
     /// The latest decisions, oldest first, at most 100.
     pub fn decisions(&self) -> Vec<Decision> {
         lock(&self.law).decisions.iter().cloned().collect()

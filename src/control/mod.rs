@@ -80,10 +80,46 @@ pub struct Usage {
 }
 
 /// What the sensors say of the backend; every field is optional.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Readings {
     /// Requests the backend can run in parallel (workers x threads), configured or discovered.
     pub slots: Option<u32>,
+    /// Connections in the backend's listen backlog that no worker has accepted yet.
+    pub accept_queue: Option<u32>,
+    /// What its CPU does.
+    pub cpu: Option<CpuReading>,
+    /// What its memory does.
+    pub memory: Option<MemoryReading>,
+}
+
+/// The CPU of the backend over the last second or so.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuReading {
+    /// CPU in use over the CPU it may use (quota or cores), 0 to 1 and a little more.
+    pub utilisation: f64,
+    /// Cores it may use: the quota, or the machine's.
+    pub cores: f64,
+    /// Share of the enforcement periods in which the quota was used up, 0 to 1.
+    pub throttled: f64,
+    /// Time spent runnable without a core over time spent running; 0 when unknown.
+    pub run_delay: f64,
+    /// Share of the time in which some task waited for CPU (PSI `some`), 0 to 1; 0 when unknown.
+    pub pressure: f64,
+    /// Processes that keep one core busy all by themselves: with Python, those held by the GIL.
+    pub pinned: u32,
+}
+
+/// The memory of the backend now.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MemoryReading {
+    /// The working set, bytes: what cannot be reclaimed.
+    pub used: u64,
+    /// What it may use, bytes.
+    pub limit: u64,
+    /// Share of the time in which every task waited for memory (PSI `full`), 0 to 1; 0 when unknown.
+    pub pressure: f64,
+    /// How often it ran into its limit (`memory.events` high, max; `failcnt`), ever: only its growth counts.
+    pub hits: u64,
 }
 
 /// Which law computes the limit.

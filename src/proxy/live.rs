@@ -268,6 +268,7 @@ pub fn control_settings(config: &Config) -> control::Settings {
 pub fn readings(config: &Config) -> Readings {
     Readings {
         slots: (config.discovery.slots > 0).then_some(config.discovery.slots),
+        ..Readings::default()
     }
 }
 
