@@ -10,6 +10,10 @@ use std::{
 use crate::{
     admission::state::Snapshot,
     clock,
+    observe::{
+        Metrics,
+        traffic::{Rates, Traffic},
+    },
     proxy::Shared,
     sync::{Mutex, lock},
 };
@@ -29,6 +33,7 @@ const MEAN_TICKS: usize = 15;
 #[derive(Debug, Default)]
 pub struct Means {
     history: Mutex<VecDeque<Integrals>>,
+    traffic: Mutex<Traffic>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +45,8 @@ struct Integrals {
 }
 
 impl Means {
-    fn note(&self, now: Instant, snapshot: &Snapshot) {
+    fn note(&self, now: Instant, snapshot: &Snapshot, metrics: &Metrics) {
+        lock(&self.traffic).note(now, metrics);
         let mut history = lock(&self.history);
         history.push_back(Integrals {
             at: now,
@@ -51,6 +57,11 @@ impl Means {
         while history.len() > MEAN_TICKS + 1 {
             history.pop_front();
         }
+    }
+
+    /// Rates and latencies of the traffic.
+    pub fn rates(&self) -> Option<Rates> {
+        lock(&self.traffic).rates()
     }
 
     /// Slots that the traffic asked for, in flight and queued, and the share of the time in which
@@ -99,7 +110,7 @@ pub async fn run(shared: Arc<Shared>, means: Arc<Means>) {
         }
         if now >= slow {
             slow = now + SLOW_TICK;
-            means.note(now, &snapshot);
+            means.note(now, &snapshot, &shared.metrics);
             let max_idle = shared.live().config.backend.keepalive_idle;
             for endpoint in shared.endpoints().iter() {
                 endpoint.sweep(max_idle, now);

@@ -238,6 +238,7 @@ mod tests {
             ready: true,
             draining: false,
             dry_run: false,
+            traffic: None,
             decisions: &[("127.0.0.1:8000".to_owned(), decision)],
         };
         let metrics = Metrics::new();

@@ -67,7 +67,7 @@ impl Histogram {
 }
 
 /// A histogram at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
     /// How many were at most as long as each of [`BOUNDS`]; the last is the count of all.
     pub cumulative: [u64; BOUNDS.len() + 1],
@@ -76,6 +76,14 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// Both together.
+    pub(super) fn add(&mut self, other: &Reading) {
+        for (count, more) in self.cumulative.iter_mut().zip(&other.cumulative) {
+            *count += more;
+        }
+        self.sum_seconds += other.sum_seconds;
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.cumulative[BOUNDS.len()]

@@ -24,8 +24,9 @@ pub use snapshot::{EndpointSnapshot, Snapshot};
 
 use super::{
     exposition::Format,
-    histogram::Histogram,
-    labels::{Phase, Source, WaitOutcome},
+    histogram::{Histogram, Reading},
+    labels::{Phase, Reason, Source, WaitOutcome},
+    traffic::Counts,
 };
 use crate::{clock, config::Class};
 
@@ -196,6 +197,24 @@ impl Metrics {
         }
         totals.canceled = self.canceled.iter().map(|count| count.load(Relaxed)).sum();
         totals
+    }
+
+    /// All counts over all routes, for rates.
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            totals: self.totals(),
+            reasons: [0; Reason::ALL.len()],
+            request_seconds: Reading::default(),
+            backend_seconds: Reading::default(),
+        };
+        for (_, route) in list(&self.routes) {
+            for (reason, count) in route.rejections() {
+                counts.reasons[reason as usize] += count;
+            }
+            counts.request_seconds.add(&route.request_seconds.read());
+            counts.backend_seconds.add(&route.backend_seconds.read());
+        }
+        counts
     }
 
     /// The whole exposition, those of the process included.

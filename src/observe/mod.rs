@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod status;
+pub mod traffic;
 
 pub use exposition::Format;
 pub use labels::{ErrorKind, Phase, Reason, Source, WaitOutcome};

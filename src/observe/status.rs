@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{
-    labels::{bound_by, bound_by_sentence},
+    labels::{Reason, bound_by, bound_by_sentence},
     metrics::{EndpointSnapshot, Metrics, REVISION, Snapshot, VERSION},
+    traffic::{Latency, Rates},
 };
 use crate::control::{Decision, explain};
 
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub draining: bool,
     /// Whether limits are computed but not enforced.
     pub dry_run: bool,
+    /// What the traffic was like in the last seconds, when that is known.
+    pub traffic: Option<Rates>,
     /// The last decisions of the control law by endpoint label, the newest first.
     pub decisions: &'a [(String, Decision)],
 }
@@ -36,7 +39,8 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
     let slots = endpoints
         .iter()
         .map(|endpoint| endpoint.slots.map(|(slots, _)| slots));
-    let totals = metrics.totals();
+    let counts = metrics.counts();
+    let totals = counts.totals;
     json!({
         "version": VERSION,
         "revision": REVISION,
@@ -78,11 +82,38 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
             "would_refuse": totals.would_refuse,
             "canceled": totals.canceled,
         },
+        "refusals": Reason::ALL
+            .iter()
+            .map(|reason| (reason.as_str().to_owned(), counts.reasons[*reason as usize].into()))
+            .collect::<serde_json::Map<_, Value>>(),
+        "traffic": context.traffic.as_ref().map(traffic_document),
         "decisions": context
             .decisions
             .iter()
             .map(|(endpoint, decision)| decision_document(endpoint, decision, context.now))
             .collect::<Vec<_>>(),
+    })
+}
+
+fn traffic_document(rates: &Rates) -> Value {
+    json!({
+        "window_seconds": rates.seconds,
+        "requests_per_second": rates.requests,
+        "answered_per_second": rates.answered,
+        "refused_per_second": rates.refused,
+        "would_refuse_per_second": rates.would_refuse,
+        "canceled_per_second": rates.canceled,
+        "request_seconds": rates.request_seconds.as_ref().map(latency_document),
+        "backend_seconds": rates.backend_seconds.as_ref().map(latency_document),
+    })
+}
+
+fn latency_document(latency: &Latency) -> Value {
+    json!({
+        "mean": latency.mean,
+        "p50": latency.p50,
+        "p95": latency.p95,
+        "p99": latency.p99,
     })
 }
 
@@ -188,6 +219,7 @@ mod tests {
             ready: true,
             draining: false,
             dry_run: false,
+            traffic: None,
             decisions: &[("b".to_owned(), decision)],
         };
         let status = document(&metrics, &snapshot, &context);

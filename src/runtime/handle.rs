@@ -111,6 +111,7 @@ impl Handle for Running {
                 ready: phase == Phase::Serving && self.shared.endpoints().iter().any(|e| e.is_up()),
                 draining: phase != Phase::Serving,
                 dry_run: self.shared.live().config.limit.dry_run,
+                traffic: self.means.rates(),
                 decisions: &decisions,
             },
         )
