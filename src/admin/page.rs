@@ -6,7 +6,9 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::respond::{Reply, reply};
 
-const PAGE: &str = include_str!("page.html");
+const PAGE: &str = include_str!("dashboard/page.html");
+const STYLE: &str = include_str!("dashboard/style.css");
+const SCRIPT: &str = include_str!("dashboard/script.js");
 
 /// The page. Its one script and its one style sheet run by a nonce; everything else a page could
 /// load, embed or send is forbidden.
@@ -15,7 +17,9 @@ pub(super) fn page() -> Reply {
     let mut page = reply(
         StatusCode::OK,
         "text/html; charset=utf-8",
-        PAGE.replace("{nonce}", &nonce),
+        PAGE.replace("{nonce}", &nonce)
+            .replace("{style}", STYLE)
+            .replace("{script}", SCRIPT),
     );
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \

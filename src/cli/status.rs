@@ -15,6 +15,8 @@ use crate::config::Address;
 
 /// Decisions on the screen at most.
 const DECISIONS: usize = 5;
+/// Characters of the longest bar.
+const BAR: f64 = 40.0;
 
 /// Prints `/status`: as text, or as JSON when `json`. With `watch`, again each second until it is
 /// interrupted or the server is gone.
@@ -113,11 +115,85 @@ fn screen(status: &Value) -> String {
     for (name, value) in lines {
         let _ = writeln!(out, "  {name:<10} {value}");
     }
+    traffic(&mut out, status);
     let _ = writeln!(out);
     endpoints(&mut out, status);
+    curves(&mut out, status);
     decisions(&mut out, status);
     out.truncate(out.trim_end().len());
     out
+}
+
+/// Rates and latencies of the last seconds, and what was refused why since the start.
+fn traffic(out: &mut String, status: &Value) {
+    let traffic = &status["traffic"];
+    if traffic.is_object() {
+        let _ = writeln!(
+            out,
+            "  {:<10} {} answered, {} refused, {} canceled a second",
+            "traffic",
+            number(&traffic["answered_per_second"], 1),
+            number(&traffic["refused_per_second"], 1),
+            number(&traffic["canceled_per_second"], 1),
+        );
+        for (name, of) in [
+            ("latency", "request_seconds"),
+            ("backend", "backend_seconds"),
+        ] {
+            let latency = &traffic[of];
+            if latency.is_object() {
+                let _ = writeln!(
+                    out,
+                    "  {name:<10} p50 {}, p95 {}, p99 {}",
+                    millis(&latency["p50"]),
+                    millis(&latency["p95"]),
+                    millis(&latency["p99"]),
+                );
+            }
+        }
+    }
+    let refusals: Vec<String> = status["refusals"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, count)| count.as_u64() > Some(0))
+        .map(|(reason, count)| format!("{} {count}", printable(reason)))
+        .collect();
+    if !refusals.is_empty() {
+        let _ = writeln!(out, "  {:<10} {}", "reasons", refusals.join(", "));
+    }
+}
+
+/// What each endpoint was measured to do, by requests in flight, as bars.
+fn curves(out: &mut String, status: &Value) {
+    for endpoint in list(&status["backend"]["endpoints"]) {
+        let points = list(&endpoint["capacity_curve"]);
+        let most = points
+            .iter()
+            .filter_map(|point| point["throughput"].as_f64())
+            .fold(0.0, f64::max);
+        if most <= 0.0 {
+            continue;
+        }
+        let _ = writeln!(
+            out,
+            "\n  capacity of {}\n  {:>9} {:>12} {:>9}",
+            plain(&endpoint["endpoint"]),
+            "in flight",
+            "throughput",
+            "stretch"
+        );
+        for point in points {
+            let throughput = point["throughput"].as_f64().unwrap_or_default();
+            let bar = "#".repeat((throughput / most * BAR).clamp(0.0, BAR) as usize);
+            let _ = writeln!(
+                out,
+                "  {:>9} {throughput:>10.1}/s {:>9}  {bar}",
+                number(&point["in_flight"], 0),
+                number(&point["stretch"], 2),
+            );
+        }
+    }
 }
 
 fn endpoints(out: &mut String, status: &Value) {
@@ -128,10 +204,7 @@ fn endpoints(out: &mut String, status: &Value) {
     );
     for endpoint in list(&status["backend"]["endpoints"]) {
         let up = if endpoint["up"] == true { "yes" } else { "no" };
-        let unloaded = match endpoint["baseline_seconds"].as_f64() {
-            Some(seconds) => format!("{:.1} ms", seconds * 1000.0),
-            None => "-".to_owned(),
-        };
+        let unloaded = millis(&endpoint["baseline_seconds"]);
         let _ = writeln!(
             out,
             "  {:<28} {up:>4} {:>9} {:>6} {:>6} {unloaded:>10} {:>9}  {}",
@@ -184,6 +257,13 @@ fn number(value: &Value, decimals: usize) -> String {
         .map_or_else(|| "-".to_owned(), |number| format!("{number:.decimals$}"))
 }
 
+fn millis(seconds: &Value) -> String {
+    seconds.as_f64().map_or_else(
+        || "-".to_owned(),
+        |seconds| format!("{:.1} ms", seconds * 1000.0),
+    )
+}
+
 fn percent(value: &Value) -> String {
     value
         .as_f64()
@@ -195,8 +275,13 @@ mod tests {
     use super::{super::admin_client::tests::serve, *};
     use crate::{
         clock,
-        control::{BoundBy, Decision, Evidence},
-        observe::{EndpointSnapshot, Metrics, Snapshot, status},
+        control::{BoundBy, CurvePoint, Decision, Evidence},
+        observe::{
+            EndpointSnapshot, Metrics, Snapshot,
+            labels::Reason,
+            status,
+            traffic::{Latency, Rates},
+        },
     };
 
     #[test]
@@ -210,7 +295,14 @@ mod tests {
                 baseline_seconds: Some(0.0123),
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
-                curve: Vec::new(),
+                curve: [(1, 20.0), (4, 80.0)]
+                    .map(|(in_flight, throughput)| CurvePoint {
+                        in_flight,
+                        stretch: 1.0,
+                        throughput,
+                        weight: 9.0,
+                    })
+                    .into(),
             }],
             queued: [0, 0, 7, 0, 0],
             queue_capacity: 40,
@@ -238,11 +330,22 @@ mod tests {
             ready: true,
             draining: false,
             dry_run: false,
-            traffic: None,
+            traffic: Some(Rates {
+                answered: 93.25,
+                refused: 80.0,
+                request_seconds: Some(Latency {
+                    p50: 0.041,
+                    p95: 0.06,
+                    p99: 0.0745,
+                    ..Latency::default()
+                }),
+                ..Rates::default()
+            }),
             decisions: &[("127.0.0.1:8000".to_owned(), decision)],
         };
         let metrics = Metrics::new();
         metrics.endpoint("127.0.0.1:8000").set_up(true);
+        metrics.route("api").rejected(Reason::QueueFull);
         let text = screen(&status::document(&metrics, &snapshot, &context));
         let expected = format!(
             "tidegate {}, ready, up 1h 1m 1s\n  \
@@ -253,9 +356,16 @@ mod tests {
              Every worker is busy: more requests at once would only wait inside the backend.\n  \
              demand     11.0 slots\n  \
              saturated  50 % of the last 15 s\n  \
-             requests   0: 0 answered by the backend, 0 by tidegate (0 refused), 0 canceled\n\n  \
+             requests   0: 0 answered by the backend, 0 by tidegate (1 refused), 0 canceled\n  \
+             traffic    93.2 answered, 80.0 refused, 0.0 canceled a second\n  \
+             latency    p50 41.0 ms, p95 60.0 ms, p99 74.5 ms\n  \
+             reasons    queue_full 1\n\n  \
              endpoint                       up in flight  limit  slots   unloaded   stretch  bound by\n  \
              127.0.0.1:8000                yes         4      4      4    12.3 ms         -  workers\n\n  \
+             capacity of 127.0.0.1:8000\n  \
+             in flight   throughput   stretch\n          \
+             1       20.0/s      1.00  ##########\n          \
+             4       80.0/s      1.00  ########################################\n\n  \
              latest decisions\n     \
              0.0 s ago     3 -> 4    room (80 samples, stretch 1.10, 100 % of the window at the limit)",
             env!("CARGO_PKG_VERSION")
