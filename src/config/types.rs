@@ -76,6 +76,8 @@ pub struct Admin {
 pub struct Backend {
     /// The workers' addresses; never empty.
     pub endpoints: Vec<Address>,
+    /// What the backend is; [`Profile::Auto`] = to be found out.
+    pub profile: Profile,
     /// Reuse connections to the backend.
     pub keepalive: bool,
     /// How long an unused connection is kept.
@@ -298,6 +300,31 @@ words! {
         Loopback = "loopback",
         /// Nobody.
         Off = "off",
+    }
+}
+
+words! {
+    /// `backend.profile`: which server the backend is.
+    #[derive(Hash)]
+    Profile {
+        /// Not said: to be found out.
+        Auto = "auto",
+        /// gunicorn with sync workers: one request each.
+        GunicornSync = "gunicorn-sync",
+        /// gunicorn with threads: each worker accepts more than it can run.
+        GunicornGthread = "gunicorn-gthread",
+        /// gunicorn with greenlets.
+        GunicornGevent = "gunicorn-gevent",
+        /// uWSGI.
+        Uwsgi = "uwsgi",
+        /// Apache with mod_wsgi.
+        ModWsgi = "mod_wsgi",
+        /// waitress.
+        Waitress = "waitress",
+        /// Flask's development server.
+        Werkzeug = "werkzeug",
+        /// Any other: nothing is assumed.
+        Generic = "generic",
     }
 }
 

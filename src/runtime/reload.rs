@@ -121,6 +121,7 @@ impl Settings {
         config.server.http2 = running.server.http2;
         config.server.max_header_bytes = running.server.max_header_bytes;
         config.admin.clone_from(&running.admin);
+        config.backend.profile = running.backend.profile;
         config.backend.keepalive = running.backend.keepalive;
         config.backend.keepalive_idle = running.backend.keepalive_idle;
         config.drain.clone_from(&running.drain);
