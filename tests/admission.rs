@@ -336,6 +336,79 @@ fn the_important_go_first_whatever_the_order_of_arrival() {
 }
 
 #[test]
+fn a_client_that_floods_leaves_half_of_the_queue_to_others() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n\
+             [queue]\ncapacity = 4\nmax_wait = \"20s\"\nclient_key = \"header:X-Tenant\"",
+        )
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let ask = |tenant: &str| {
+        let mut client = tidegate.client();
+        client.send(format!(
+            "GET / HTTP/1.1\r\nHost: app\r\nX-Tenant: {tenant}\r\n\r\n"
+        ));
+        client
+    };
+    let mut flood = [ask("a"), ask("a")];
+    tidegate.until_metric(QUEUED, &[], 2.0);
+    let refused = ask("a").response();
+    assert_eq!(
+        (refused.status, refused.reason()),
+        (503, "queue_full".into())
+    );
+    let mut others = [ask("b"), ask("c")];
+    tidegate.until_metric(QUEUED, &[], 4.0);
+    backend.release(5);
+    assert_eq!(held.response().status, 200);
+    for client in flood.iter_mut().chain(&mut others) {
+        assert_eq!(client.response().status, 200);
+    }
+    tidegate.until_idle();
+}
+
+#[test]
+fn a_retry_waits_behind_those_who_ask_for_the_first_time() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let mut waiting = Vec::new();
+    for (n, (path, field)) in [
+        ("/retry", "X-Retry-Count: 1"),
+        ("/attempt", "X-Envoy-Attempt-Count: 2"),
+        ("/first", "X-Envoy-Attempt-Count: 1"),
+        ("/plain", "Accept: */*"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = tidegate.client();
+        client.send(format!(
+            "GET {path} HTTP/1.1\r\nHost: app\r\n{field}\r\n\r\n"
+        ));
+        tidegate.until_metric(QUEUED, &[], n as f64 + 1.0);
+        waiting.push(client);
+    }
+    assert_eq!(tidegate.metric(QUEUED, &[("class", "low")]), 2.0);
+    backend.release(5);
+    held.response();
+    for client in &mut waiting {
+        assert_eq!(client.response().status, 200);
+    }
+    let order: Vec<String> = backend
+        .requests()
+        .iter()
+        .map(|request| request.line().split(' ').nth(1).unwrap_or("").to_owned())
+        .collect();
+    assert_eq!(order, ["/held", "/first", "/plain", "/retry", "/attempt"]);
+}
+
+#[test]
 fn several_endpoints_share_the_load_each_under_its_own_limit() {
     let (one, two) = (Held::start(), Held::start());
     let tidegate = Tidegate::to(one.address())

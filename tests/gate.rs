@@ -18,8 +18,8 @@ use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use tidegate::{
     admission::{
-        Acquire, AdmissionError, AdmissionLayer, Admitted, Ask, Builder, Cap, Class, Discipline,
-        Limiter, Permit, Reason, Refusal,
+        Acquire, AdmissionError, AdmissionLayer, Admitted, Ask, Builder, Cap, Class, ClientKey,
+        Discipline, Limiter, Permit, Reason, Refusal,
     },
     clock,
     control::Outcome,
@@ -300,6 +300,34 @@ async fn the_more_important_go_first_and_the_least_important_make_place() {
     };
     drop(permit);
     assert!(poll(&mut normal).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_client_owns_more_than_its_share_of_the_queue() {
+    let limiter = limiter(fixed(1).capacity(8));
+    let _held = admitted(&limiter).await;
+    let ask = |client| Ask {
+        client: Some(ClientKey(client)),
+        ..Ask::default()
+    };
+    let mut flood: Vec<_> = (0..8).map(|_| limiter.acquire(ask(1))).collect();
+    let refused = flood.iter_mut().filter_map(|acquire| match poll(acquire) {
+        Poll::Ready(Err(refusal)) => Some(refusal.reason),
+        _ => None,
+    });
+    assert_eq!(refused.collect::<Vec<_>>(), [Reason::QueueFull; 4]);
+    // The other half is for others, and for those whom nothing tells apart.
+    let mut others = vec![
+        waiting(&limiter, ask(2)),
+        waiting(&limiter, ask(3)),
+        waiting(&limiter, Ask::default()),
+        waiting(&limiter, Ask::default()),
+    ];
+    assert_eq!(queued(&limiter), 8);
+    assert!(others.iter_mut().all(|acquire| poll(acquire).is_pending()));
+    // Who leaves makes room for its own next.
+    flood.remove(0);
+    assert!(poll(&mut limiter.acquire(ask(1))).is_pending());
 }
 
 // The queue under load.

@@ -87,6 +87,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 Discipline::Fifo
             },
             dry_run,
+            ..Settings::default()
         })
 }
 
@@ -248,6 +249,7 @@ impl Model {
                         id: id as u16,
                         max: CAPS[id],
                     }),
+                    client: None,
                 };
                 arrival = Some(class);
                 decided.extend(self.arrive(class, &ask));

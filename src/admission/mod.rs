@@ -40,7 +40,13 @@ pub struct Ask {
     pub route: u16,
     /// Its route's own cap.
     pub cap: Option<Cap>,
+    /// Who asks, for fairness in the queue; `None` = everybody alike.
+    pub client: Option<ClientKey>,
 }
+
+/// What tells one client from another: a hash, so that keys of any length cost the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientKey(pub u64);
 
 impl Default for Ask {
     fn default() -> Self {
@@ -49,6 +55,7 @@ impl Default for Ask {
             deadline: None,
             route: 0,
             cap: None,
+            client: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
 
 pub use self::snapshot::{LaneSnapshot, LaneUsage, Snapshot};
 use self::{lanes::Lanes, pace::Pace};
-use super::{Ask, Reason, Refusal};
+use super::{Ask, ClientKey, Reason, Refusal};
 use crate::{
     config::{Class, Discipline},
     control::Usage,
@@ -43,6 +43,8 @@ pub struct Settings {
     pub max_wait: Duration,
     /// Who goes next.
     pub discipline: Discipline,
+    /// The share of the places that one client may own, 0 to 1; at least one place.
+    pub client_max_share: f64,
     /// Admit everyone, and say who would have been refused.
     pub dry_run: bool,
 }
@@ -53,6 +55,7 @@ impl Default for Settings {
             capacity: 0,
             max_wait: Duration::from_millis(500),
             discipline: Discipline::AdaptiveLifo,
+            client_max_share: 0.5,
             dry_run: false,
         }
     }
@@ -113,6 +116,7 @@ struct Waiting {
     /// The waiter's slot in the gate.
     key: u32,
     cap: Option<super::Cap>,
+    client: Option<ClientKey>,
     since: Instant,
     expires: Instant,
     /// What is said if time runs out.
@@ -246,6 +250,7 @@ impl State {
             seq,
             key,
             cap: ask.cap,
+            client: ask.client,
             since: now,
             expires,
             reason,
@@ -263,6 +268,10 @@ impl State {
         {
             return Some(Reason::QueueFull);
         }
+        let bound = self.bound(ask.class, now);
+        if self.has_its_share(ask, bound) {
+            return Some(Reason::QueueFull);
+        }
         let wait = self.predicted_wait(ask.class, now);
         if ask
             .deadline
@@ -271,12 +280,29 @@ impl State {
             return Some(Reason::Deadline);
         }
         // Somebody who is next never waits in vain on a guess.
-        let bound = if self.standing(now) && ask.class != Class::Protected {
+        (wait > bound).then_some(Reason::QueueTimeout)
+    }
+
+    /// The longest wait that is offered to an arrival of this class.
+    fn bound(&self, class: Class, now: Instant) -> Duration {
+        if self.standing(now) && class != Class::Protected {
             self.standing_wait()
         } else {
             self.settings.max_wait
+        }
+    }
+
+    /// Whether this client waits in as many places as one may own: a share of those that the bound
+    /// on the wait leaves. Health checks are nobody's flood.
+    fn has_its_share(&self, ask: &Ask, bound: Duration) -> bool {
+        let Some(client) = ask.client.filter(|_| ask.class != Class::Protected) else {
+            return false;
         };
-        (wait > bound).then_some(Reason::QueueTimeout)
+        let places = self.capacity().min(self.pace.places_within(bound));
+        let share = (places as f64 * self.settings.client_max_share) as usize;
+        let waiting = self.queues.iter().flatten();
+        let own = waiting.filter(|waiting| waiting.client == Some(client));
+        own.count() >= share.max(1)
     }
 
     fn refuse_or_note(&mut self, reason: Reason, cap: Option<super::Cap>) -> Entry {

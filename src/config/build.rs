@@ -85,6 +85,14 @@ pub(super) fn build(
             max_wait: s.duration("queue.max_wait"),
             discipline: s.word("queue.discipline", Discipline::from_word),
             deadline_header: s.text("queue.deadline_header").to_owned(),
+            client_key: match s.text("queue.client_key") {
+                "" => ClientKeySource::Off,
+                "ip" => ClientKeySource::Ip,
+                header => {
+                    ClientKeySource::Header(header.trim_start_matches("header:").trim().to_owned())
+                }
+            },
+            client_max_share: s.f64("queue.client_max_share"),
         },
         routes: routes
             .iter()

@@ -104,6 +104,15 @@ pub(super) fn reject_body(text: &str) -> Result<(), String> {
     }
 }
 
+/// `ip`, `header:Name`, or empty.
+pub(super) fn client_key(text: &str) -> Result<(), String> {
+    match text.split_once(':') {
+        None if matches!(text, "" | "ip") => Ok(()),
+        Some(("header", name)) if !name.trim().is_empty() => header_name(name.trim()),
+        _ => fail("is neither \"ip\" nor \"header:Name\"; write one of them, or \"\""),
+    }
+}
+
 /// A level, or a tracing filter.
 pub(super) fn log_filter(text: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

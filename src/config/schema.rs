@@ -277,10 +277,10 @@ pub const KEYS: &[Key] = &[
         "Who is next: adaptive-lifo serves the newest first while the queue doesn't drain.").hot(),
     key("queue.deadline_header", Kind::Text(check::header_name), "X-Request-Timeout-Ms",
         "The request header with the milliseconds that its client still waits; \"\" = off.").hot(),
-    key("queue.client_key", Kind::Text(check::any), "",
-        "What tells clients apart in the queue: ip, or header:Name; \"\" = off.").later().hot(),
+    key("queue.client_key", Kind::Text(check::client_key), "",
+        "What tells clients apart in the queue: ip, or header:Name; \"\" = off.").hot(),
     key("queue.client_max_share", Kind::Float(0.0, 1.0), "0.5",
-        "The share of the queue that one client may own.").later().hot(),
+        "The share of the places in the queue that one client may own.").hot(),
 
     key("route.name", Kind::Text(check::route_name), "",
         "Required, unique: it is a metric label.").hot(),

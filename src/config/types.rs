@@ -140,6 +140,21 @@ pub struct Queue {
     pub discipline: Discipline,
     /// Empty = off.
     pub deadline_header: String,
+    /// What tells clients apart.
+    pub client_key: ClientKeySource,
+    /// The share of the places that one client may own, 0 to 1.
+    pub client_max_share: f64,
+}
+
+/// `queue.client_key`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientKeySource {
+    /// Nothing: all clients alike.
+    Off,
+    /// The client's address; of IPv6, the first 64 bits.
+    Ip,
+    /// The value of a request's field.
+    Header(String),
 }
 
 /// One `[[route]]`.

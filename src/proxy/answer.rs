@@ -19,13 +19,14 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
 
 use super::{
-    Error,
+    Error, client,
     context::{Context, Peer},
     hygiene,
     live::{Live, Phase, Shared},
     reject,
 };
 use crate::{
+    admission::Ask,
     backend::ResponseBody,
     clock,
     observe::{self, Reason, Source, WaitOutcome},
@@ -96,7 +97,8 @@ where
         let id = request_id(&request, &live);
         let deadline = deadline(&request, &live).map(|left| arrived + left);
         let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
-        let context = Arc::new(Context::new(live, arrived, route, deadline, id));
+        let ask = ask(&request, &self.peer, &live, route, deadline);
+        let context = Arc::new(Context::new(live, arrived, route, ask, id));
         let record = Record {
             shared: self.shared.clone(),
             peer: self.peer.clone(),
@@ -152,6 +154,25 @@ fn new_request_id() -> HeaderValue {
         *digit = DIGITS[(bits >> (4 * at)) as usize & 15];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// What a request asks of the gate, by its cleaned head.
+fn ask<B>(
+    request: &Request<B>,
+    peer: &Peer,
+    live: &Live,
+    route: usize,
+    deadline: Option<Instant>,
+) -> Ask {
+    let route = &live.routes[route];
+    let proxies = &live.config.headers.trusted_proxies;
+    Ask {
+        class: client::class(route.class, request.headers()),
+        deadline,
+        route: route.id,
+        cap: route.cap,
+        client: live.client_key.key(request.headers(), peer, proxies),
+    }
 }
 
 /// For how long the client says it waits.

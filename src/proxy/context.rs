@@ -56,8 +56,7 @@ pub struct Context {
     pub arrived: Instant,
     /// Its route's place in `live.routes`.
     pub route: usize,
-    /// When its client stops waiting.
-    pub deadline: Option<Instant>,
+    ask: Ask,
     /// The id it carries, or was given.
     pub request_id: HeaderValue,
     phase: AtomicU8,
@@ -68,19 +67,19 @@ pub struct Context {
 }
 
 impl Context {
-    /// At its arrival.
+    /// At its arrival, with what it will ask of the gate.
     pub fn new(
         live: Arc<Live>,
         arrived: Instant,
         route: usize,
-        deadline: Option<Instant>,
+        ask: Ask,
         request_id: HeaderValue,
     ) -> Self {
         Self {
             live,
             arrived,
             route,
-            deadline,
+            ask,
             request_id,
             phase: AtomicU8::new(observe::Phase::Reading as u8),
             asked_nanos: AtomicU64::new(0),
@@ -95,20 +94,14 @@ impl Context {
         &self.live.routes[self.route]
     }
 
-    /// Its class.
+    /// Its class: its route's, or one below that for a retry.
     pub fn class(&self) -> Class {
-        self.route().class
+        self.ask.class
     }
 
     /// What it asks of the gate.
     pub fn ask(&self) -> Ask {
-        let route = self.route();
-        Ask {
-            class: route.class,
-            deadline: self.deadline,
-            route: route.id,
-            cap: route.cap,
-        }
+        self.ask
     }
 
     /// Notes how far it has come.

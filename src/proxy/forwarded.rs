@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::context::Peer;
 use crate::clock;
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The addresses that a request came by, the nearest last.
+pub const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");

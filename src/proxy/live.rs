@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
+use super::client::KeySource;
 use crate::{
     admission::{
         Cap, Class, Limiter,
@@ -38,6 +39,8 @@ pub struct Live {
     pub request_id: Option<HeaderName>,
     /// The field by which a client says for how long it waits, milliseconds.
     pub deadline: Option<HeaderName>,
+    /// What tells clients apart in the queue.
+    pub client_key: KeySource,
 }
 
 /// A route and its figures.
@@ -72,6 +75,7 @@ impl Live {
         Self {
             request_id: config.headers.request_id.parse().ok(),
             deadline: config.queue.deadline_header.parse().ok(),
+            client_key: KeySource::from(&config.queue.client_key),
             config,
             matcher,
             routes,
@@ -237,6 +241,7 @@ pub fn queue_settings(config: &Config) -> state::Settings {
         capacity: config.queue.capacity,
         max_wait: config.queue.max_wait,
         discipline: config.queue.discipline,
+        client_max_share: config.queue.client_max_share,
         dry_run: config.limit.dry_run,
     }
 }

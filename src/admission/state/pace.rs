@@ -74,6 +74,16 @@ impl Pace {
         Duration::from_secs_f64(ahead as f64 * self.interval)
     }
 
+    /// How many can be worked off within this time, at the pace of late; no bound while that is
+    /// unknown.
+    pub(super) fn places_within(&self, wait: Duration) -> usize {
+        if self.interval > 0.0 {
+            (wait.as_secs_f64() / self.interval) as usize
+        } else {
+            usize::MAX
+        }
+    }
+
     /// Notes when a queue begins and ends. One that is back within a service time never went away:
     /// at twice the load a short queue is empty for a moment several times a second. One that comes
     /// back after a rest is a new burst, about which the old pace says nothing.

@@ -55,6 +55,14 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "[route]\nname = \"a\"",
             "1:1: route is a list of routes; write [[route]], with two brackets",
         ),
+        (
+            "[queue]\nclient_key = \"address\"",
+            "2:14: queue.client_key: \"address\" is neither \"ip\" nor \"header:Name\"; write one of them, or \"\"",
+        ),
+        (
+            "[queue]\nclient_key = \"header:\"",
+            "2:14: queue.client_key: \"header:\" is neither \"ip\" nor \"header:Name\"; write one of them, or \"\"",
+        ),
         // Types.
         (
             "[queue]\nmax_wait = \"500\"",
@@ -313,16 +321,6 @@ fn what_is_not_there_yet_is_never_ignored() {
             "limit.resources.memory_max",
             "0.95",
             "0.95 is not available yet; leave it at 0.92",
-        ),
-        (
-            "queue.client_key",
-            "ip",
-            "\"ip\" is not available yet; leave it at \"\"",
-        ),
-        (
-            "queue.client_max_share",
-            "0.1",
-            "0.1 is not available yet; leave it at 0.5",
         ),
         (
             "trace.file",
