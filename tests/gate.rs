@@ -317,7 +317,7 @@ async fn no_client_owns_more_than_its_share_of_the_queue() {
     });
     assert_eq!(refused.collect::<Vec<_>>(), [Reason::QueueFull; 4]);
     // The other half is for others, and for those whom nothing tells apart.
-    let mut others = vec![
+    let mut others = [
         waiting(&limiter, ask(2)),
         waiting(&limiter, ask(3)),
         waiting(&limiter, Ask::default()),
@@ -326,7 +326,7 @@ async fn no_client_owns_more_than_its_share_of_the_queue() {
     assert_eq!(queued(&limiter), 8);
     assert!(others.iter_mut().all(|acquire| poll(acquire).is_pending()));
     // Who leaves makes room for its own next.
-    flood.remove(0);
+    drop(flood.remove(0));
     assert!(poll(&mut limiter.acquire(ask(1))).is_pending());
 }
 
