@@ -295,6 +295,7 @@ mod tests {
                 baseline_seconds: Some(0.0123),
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
+                capacity: None,
                 curve: [(1, 20.0), (4, 80.0)]
                     .map(|(in_flight, throughput)| CurvePoint {
                         in_flight,

@@ -11,6 +11,7 @@ use super::window::{Summary, Window};
 use super::{
     Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage,
     reason,
+    usl::{self, Usl},
 };
 
 /// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
@@ -306,7 +307,22 @@ impl Controller {
     pub fn curve(&self) -> impl Iterator<Item = CurvePoint> {
         // Without a baseline nothing can be said of stretch: show it as latency per cost.
         let scale = self.baseline.map_or(1.0, |baseline| baseline.scale);
-        self.curve.points(scale)
+        let cost = if self.cost > 0.0 { self.cost } else { 1.0 };
+        self.curve.points(scale, cost)
+    }
+
+    /// The Universal Scalability Law that fits the curve: how many requests in parallel the backend
+    /// is good for. `None` until three concurrencies have been seen.
+    pub fn capacity(&self) -> Option<Usl> {
+        let points: Vec<usl::Point> = self
+            .curve()
+            .map(|point| usl::Point {
+                in_flight: f64::from(point.in_flight),
+                throughput: point.throughput,
+                weight: point.weight,
+            })
+            .collect();
+        usl::fit(&points)
     }
 
     fn typical(&self) -> f64 {

@@ -1,7 +1,5 @@
 //! The learned curve of latency over concurrency (CONTROL §4.1, `s(N)`): capacity "in parallel
 //! requests" is this curve, not a number.
-//!
-//! Seam: a Universal Scalability Law fit belongs beside this file and reads [`Curve::points`].
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +31,7 @@ pub struct CurvePoint {
     pub in_flight: u32,
     /// Latency over the unloaded latency of the same routes; 1 = no queueing.
     pub stretch: f64,
-    /// Requests a second that this concurrency sustains, by Little's law.
+    /// Requests a second of the recent mix of routes that this concurrency sustains, by Little's law.
     pub throughput: f64,
     /// Samples behind the point, discounted; at most 150.
     pub weight: f64,
@@ -169,15 +167,16 @@ impl Curve {
         });
     }
 
-    /// The curve in words of the status page, given the unloaded latency of one unit of cost.
-    pub(super) fn points(&self, scale: f64) -> impl Iterator<Item = CurvePoint> {
+    /// The curve in words of the status page, given the unloaded latency of one unit of cost, and the
+    /// cost of a request.
+    pub(super) fn points(&self, scale: f64, cost: f64) -> impl Iterator<Item = CurvePoint> {
         self.bins
             .iter()
             .filter(|bin| bin.weight >= 1.0 && bin.latency > 0.0 && bin.cost > 0.0)
             .map(move |bin| CurvePoint {
                 in_flight: bin.in_flight.round() as u32,
                 stretch: bin.ratio() / scale,
-                throughput: bin.in_flight / bin.latency,
+                throughput: bin.in_flight / (bin.ratio() * cost),
                 weight: bin.weight,
             })
     }
@@ -224,7 +223,7 @@ mod tests {
         assert!((curve.baseline(4).unwrap().scale - 1.0).abs() < 1e-9);
         assert!(!curve.stale(4, now));
         assert!(curve.stale(4, now + FRESH));
-        let points: Vec<_> = curve.points(1.0).collect();
+        let points: Vec<_> = curve.points(1.0, 0.020).collect();
         assert_eq!(points.len(), 2);
         assert!((points[0].throughput - 100.0).abs() < 1e-6);
         assert!(

@@ -8,7 +8,8 @@
 //! what its route costs, `curve` learns latency over concurrency, `window` gathers. When a
 //! window closes, `aimd` decides, with the paired tests of `elastic`; `controller` holds it all
 //! together. Seams: another law is one more variant beside `Aimd` and `Fixed` with its `decide`;
-//! a resource ceiling joins in `Controller::ceiling`; a capacity fit reads [`Controller::curve`].
+//! a resource ceiling joins in `Controller::ceiling`; [`usl`] fits the
+//! Universal Scalability Law to [`Controller::curve`].
 
 mod aimd;
 mod controller;
@@ -17,6 +18,7 @@ mod elastic;
 mod pause;
 pub mod reason;
 mod routes;
+pub mod usl;
 mod window;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{
     metrics::{EndpointSnapshot, Metrics, REVISION, Snapshot, VERSION},
     traffic::{Latency, Rates},
 };
-use crate::control::{Decision, explain};
+use crate::control::{Decision, explain, usl::Usl};
 
 /// What the document says beyond the metrics' [`Snapshot`].
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +145,21 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
                 })
             })
             .collect::<Vec<_>>(),
+        "capacity": endpoint.capacity.as_ref().map(capacity_document),
+    })
+}
+
+/// The Universal Scalability Law of the curve.
+fn capacity_document(usl: &Usl) -> Value {
+    json!({
+        "lambda": usl.lambda,
+        "sigma": usl.sigma,
+        "kappa": usl.kappa,
+        "peak_in_flight": usl.peak(),
+        "peak_throughput": usl.most(),
+        "knee_in_flight": usl.knee(),
+        "measured_in_flight": usl.measured,
+        "confidence": usl.confidence,
     })
 }
 
@@ -189,6 +204,7 @@ mod tests {
             stretch_ratio: Some(f64::NAN),
             slots: Some((4, "configured")),
             curve: Vec::new(),
+            capacity: None,
         }
     }
 

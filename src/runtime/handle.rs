@@ -48,6 +48,7 @@ impl Running {
                     stretch_ratio: law.stretch(),
                     slots: slots.map(|slots| (slots, "configured")),
                     curve: law.curve().collect(),
+                    capacity: law.capacity(),
                 })
             })
             .collect();

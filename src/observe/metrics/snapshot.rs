@@ -2,7 +2,7 @@
 
 use crate::{
     config::Class,
-    control::{BoundBy, CurvePoint},
+    control::{BoundBy, CurvePoint, usl::Usl},
     observe::labels::{CLASSES, class},
 };
 
@@ -48,6 +48,8 @@ pub struct EndpointSnapshot {
     pub slots: Option<(u32, &'static str)>,
     /// What was learned of latency and throughput by concurrency.
     pub curve: Vec<CurvePoint>,
+    /// The law of scalability that fits the curve.
+    pub capacity: Option<Usl>,
 }
 
 impl Snapshot {

@@ -24,6 +24,7 @@ fn snapshot() -> Snapshot {
             stretch_ratio: Some(1.25),
             slots: Some((4, "configured")),
             curve: Vec::new(),
+            capacity: None,
         }],
         queued: [0, 0, 2, 0, 0],
         queue_capacity: 40,
