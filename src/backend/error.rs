@@ -23,7 +23,7 @@ pub enum Error {
     /// What the backend sent is not HTTP.
     #[error("the backend's answer is not valid HTTP: {0}")]
     Protocol(#[source] hyper::Error),
-    /// It answered 101 to a request that asked for no upgrade.
+    /// It answered 101 to a request that asked for no upgrade, or for another one.
     #[error("the backend switched protocols without being asked")]
     Switched,
     /// The client's own body failed while it was passed on.

@@ -24,6 +24,7 @@ use super::{
     link::{Link, ResponseHead},
     pump::{Pipe, len, pump},
     raised::Raised,
+    upgraded::{Upgraded, switch},
 };
 use crate::{
     buffer::{Budget, Direction},
@@ -119,6 +120,7 @@ pub async fn exchange<L: Lease>(
     let backend = &delivery.config.backend;
     let endpoint = &delivery.endpoint;
     let mut may_reuse = backend.keepalive;
+    let upgrade = request.headers().get(header::UPGRADE).cloned();
     loop {
         let replayable = is_replayable(&request);
         let link = match open(&delivery, replayable, may_reuse).await {
@@ -135,10 +137,8 @@ pub async fn exchange<L: Lease>(
         let again = (reused && replayable).then(|| Box::new(copy_head(&request)));
         let mut flight = Flight::launch(link, *request, lease, &delivery);
         match flight.head(backend.response_timeout).await {
-            // Upgrades are not passed on, so nobody asked for this.
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                flight.finish(Completion::Reset);
-                return Err(Error::Switched.into());
+                return Ok(switch(flight, response, upgrade.as_ref())?);
             }
             Ok(response) => return receive(flight, response, &delivery).await,
             Err(NoHead::Unsent(message, _)) if reused => request = message,
@@ -351,6 +351,23 @@ impl<L: Lease> Flight<L> {
     pub(super) fn give_up(mut self, verdict: Completion) {
         if let Some(inner) = &mut self.inner {
             inner.verdict = verdict;
+        }
+    }
+
+    /// The backend has switched protocols.
+    pub(super) fn into_upgraded(mut self) -> Option<Upgraded> {
+        let InFlight {
+            link,
+            lease,
+            metrics,
+            ..
+        } = *self.inner.take()?;
+        match link.into_raw() {
+            Some((stream, first)) => Some(Upgraded::new(stream, first, lease, &metrics)),
+            None => {
+                lease.complete(Completion::Reset, None);
+                None
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -92,6 +93,14 @@ impl Link {
         // One more turn lets the connection see that the message is over.
         self.drive(&mut Context::from_waker(Waker::noop()));
         !self.closed && self.sender.is_ready()
+    }
+
+    /// After a 101: the socket, and what has been read of the new protocol already. `None` if the
+    /// connection still speaks HTTP, for a server that switches before it has the whole request.
+    pub(super) fn into_raw(mut self) -> Option<(Stream, Bytes)> {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        let parts = self.closed.then(|| self.connection.into_parts())?;
+        Some((parts.io.into_inner().stream, parts.read_buf))
     }
 
     pub(super) fn park(&mut self, now: Instant) {

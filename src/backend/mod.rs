@@ -12,6 +12,7 @@ mod exchange;
 mod link;
 mod pump;
 mod raised;
+mod upgraded;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
@@ -19,4 +20,5 @@ pub use self::{
     endpoint::Endpoint,
     error::Error,
     exchange::{Completion, Delivery, Failed, Lease, exchange},
+    upgraded::Upgraded,
 };

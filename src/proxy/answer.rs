@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -24,10 +24,11 @@ use super::{
     hygiene,
     live::{Live, Phase, Shared},
     reject,
+    upgrade::{self, Tunnel},
 };
 use crate::{
     admission::Ask,
-    backend::ResponseBody,
+    backend::{self, ResponseBody, Upgraded},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
@@ -96,7 +97,11 @@ where
         let route = live.matcher.find(&request);
         let id = request_id(&request, &live);
         let deadline = deadline(&request, &live).map(|left| arrived + left);
+        let upgrade = upgrade::asked(&request);
         let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
+        if let Some(protocols) = upgrade {
+            upgrade::insert(request.headers_mut(), protocols);
+        }
         let ask = ask(&request, &self.peer, &live, route, deadline);
         let context = Arc::new(Context::new(live, arrived, route, ask, id));
         let record = Record {
@@ -219,6 +224,9 @@ where
             Ok(response) if response.extensions().get::<reject::PanicMark>().is_some() => {
                 record.refuse(&Error::Panicked)
             }
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                record.switch(response)
+            }
             Ok(response) => record.pass_on(response),
             Err(error) => record.refuse(&error),
         }))
@@ -226,7 +234,7 @@ where
 }
 
 /// What is known of a request when it is over. Dropped unfinished, its client has left.
-struct Record {
+pub struct Record {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     context: Arc<Context>,
@@ -241,18 +249,49 @@ struct Record {
 
 impl Record {
     fn pass_on(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
+        self.adopt(&mut response);
+        response.map(|body| ClientBody {
+            inner: Either::Left(body),
+            record: Some(self),
+        })
+    }
+
+    /// The backend's 101: the connection becomes a tunnel when it is out.
+    fn switch(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
+        let Some(upgraded) = Upgraded::of(&response) else {
+            return self.refuse(&backend::Error::Switched.into());
+        };
+        let protocols = response.headers().get(header::UPGRADE).cloned();
+        self.adopt(&mut response);
+        let headers = response.headers_mut();
+        // A 101 has no body: RFC 9110 8.6.
+        headers.remove(header::CONTENT_LENGTH);
+        if let Some(protocols) = protocols {
+            upgrade::insert(headers, protocols);
+        }
+        self.peer.clone().state.switch(Tunnel::new(upgraded, self));
+        response.map(|_| ClientBody {
+            inner: Either::Right(ResponseBody::empty()),
+            record: None,
+        })
+    }
+
+    /// Makes the backend's head fit for the client.
+    fn adopt(&mut self, response: &mut Response<InnerBody>) {
         let live = self.context.live.clone();
-        hygiene::outbound(&mut response, &live, &self.context.request_id);
+        hygiene::outbound(response, &live, &self.context.request_id);
         self.source = Source::Backend;
         self.status = response.status().as_u16();
         if live.config.headers.server_timing {
-            self.add_server_timing(&mut response);
+            self.add_server_timing(response);
         }
         self.finish_head(response.headers_mut());
-        response.map(|body| ClientBody {
-            inner: Either::Left(body),
-            record: self,
-        })
+    }
+
+    /// A tunnel has ended, after so many bytes for the client.
+    pub fn end(&mut self, bytes: u64) {
+        self.bytes = bytes;
+        self.finish(true);
     }
 
     fn refuse(mut self, error: &Error) -> Response<ClientBody> {
@@ -266,7 +305,7 @@ impl Record {
             self.finish(false);
             return response.map(|bytes| ClientBody {
                 inner: Either::Right(ResponseBody::full(bytes)),
-                record: self,
+                record: Some(self),
             });
         }
         self.status = rejection.status.as_u16();
@@ -284,7 +323,7 @@ impl Record {
         self.finish_head(response.headers_mut());
         response.map(|bytes| ClientBody {
             inner: Either::Right(ResponseBody::full(bytes)),
-            record: self,
+            record: Some(self),
         })
     }
 
@@ -379,12 +418,17 @@ impl Drop for Record {
 /// An answer's body; tells its record when the client has it all.
 pub struct ClientBody {
     inner: Either<InnerBody, ResponseBody>,
-    record: Record,
+    /// `None` for a 101, whose record goes with its tunnel.
+    record: Option<Record>,
 }
 
 impl std::fmt::Debug for ClientBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ClientBody({})", self.record.status)
+        write!(
+            f,
+            "ClientBody({:?})",
+            self.record.as_ref().map(|r| r.status)
+        )
     }
 }
 
@@ -398,15 +442,17 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                this.record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                if this.inner.is_end_stream() {
-                    this.record.finish(true);
+        if let Some(record) = &mut this.record {
+            match &frame {
+                Some(Ok(frame)) => {
+                    record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                    if this.inner.is_end_stream() {
+                        record.finish(true);
+                    }
                 }
+                Some(Err(_)) => {}
+                None => record.finish(true),
             }
-            Some(Err(_)) => {}
-            None => this.record.finish(true),
         }
         Poll::Ready(frame)
     }
@@ -423,8 +469,10 @@ impl Body for ClientBody {
 impl Drop for ClientBody {
     fn drop(&mut self) {
         // hyper does not ask an empty body for its end.
-        if self.inner.is_end_stream() {
-            self.record.finish(true);
+        if self.inner.is_end_stream()
+            && let Some(record) = &mut self.record
+        {
+            record.finish(true);
         }
     }
 }

@@ -143,10 +143,10 @@ pub async fn serve(
         .serve_connection(TokioIo::new(io), service);
     drop(live);
 
-    let mut registered = None;
     let mut closing = false;
     let mut head_since = None;
     let mut timer = pin!(tokio::time::sleep(timeouts.header));
+    let mut registered = None;
     let end = poll_fn(|cx| {
         registered.get_or_insert_with(|| counted.0.register(cx.waker().clone()));
         if !closing && shared.phase() == Phase::Closing {
@@ -177,7 +177,9 @@ pub async fn serve(
             let due = match activity {
                 Activity::Head => since + timeouts.header,
                 Activity::Idle => since + timeouts.idle,
-                Activity::Served | Activity::Flushing => now + timeouts.idle.min(timeouts.header),
+                Activity::Served | Activity::Flushing | Activity::Tunnel => {
+                    now + timeouts.idle.min(timeouts.header)
+                }
             };
             if due <= now {
                 return Poll::Ready(match activity {
@@ -195,7 +197,15 @@ pub async fn serve(
             let io = connection.into_parts().io.into_inner();
             io.refuse(408).await;
         }
-        End::Idle | End::Done => {}
+        End::Idle | End::Done => {
+            if let Some(tunnel) = state.take_tunnel() {
+                let parts = connection.into_parts();
+                let closing = || shared.phase() == Phase::Closing;
+                let (client, read) = (parts.io.into_inner(), parts.read_buf);
+                // Boxed, since few connections ever need it.
+                Box::pin(tunnel.run(client, read, timeouts.idle, closing)).await;
+            }
+        }
     }
 }
 

@@ -39,13 +39,14 @@ pub enum BadHead {
 
 /// Fields for one connection only, RFC 9110 7.6.1, and those that a server must not take from a
 /// client: `Proxy` becomes the environment's HTTP_PROXY.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::TE,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
     header::PROXY_AUTHORIZATION,
     HeaderName::from_static("proxy"),
 ];

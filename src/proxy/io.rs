@@ -18,7 +18,13 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::{backend::Stream, clock, observe::Metrics};
+use super::upgrade::Tunnel;
+use crate::{
+    backend::Stream,
+    clock,
+    observe::Metrics,
+    sync::{Mutex, lock},
+};
 
 /// What a client's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub enum Activity {
     Served,
     /// The answer is complete, its last bytes are on their way.
     Flushing,
+    /// Bytes of another protocol pass.
+    Tunnel,
 }
 
 /// Shared by a connection's socket, its services and its watchdog, which all run on one thread.
@@ -40,6 +48,8 @@ pub struct State {
     /// Since when, milliseconds after `opened`.
     since: AtomicU64,
     opened: Instant,
+    /// The worker's side, for the one who serves the connection.
+    tunnel: Mutex<Option<Box<Tunnel>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -51,6 +61,7 @@ impl State {
             activity: AtomicU8::new(Activity::Head as u8),
             since: AtomicU64::new(0),
             opened: now,
+            tunnel: Mutex::default(),
             metrics,
         }
     }
@@ -61,7 +72,8 @@ impl State {
             0 => Activity::Idle,
             1 => Activity::Head,
             2 => Activity::Served,
-            _ => Activity::Flushing,
+            3 => Activity::Flushing,
+            _ => Activity::Tunnel,
         };
         let since = Duration::from_millis(self.since.load(Relaxed));
         (activity, self.opened + since)
@@ -74,6 +86,17 @@ impl State {
             self.metrics.connections_idle.decrement();
             self.metrics.connections_active.increment();
         }
+    }
+
+    /// The answer is a 101: once it is out, the connection is this tunnel.
+    pub fn switch(&self, tunnel: Box<Tunnel>) {
+        self.swap(Activity::Tunnel);
+        *lock(&self.tunnel) = Some(tunnel);
+    }
+
+    /// The tunnel that HTTP on this connection ended with.
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        lock(&self.tunnel).take()
     }
 
     /// The answer has been produced. A drain still waits for it to be out.
@@ -107,10 +130,11 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        if self.is(Activity::Served) || self.is(Activity::Flushing) {
-            self.metrics.connections_active.decrement();
-        } else {
-            self.metrics.connections_idle.decrement();
+        match self.activity().0 {
+            Activity::Idle | Activity::Head => self.metrics.connections_idle.decrement(),
+            Activity::Served | Activity::Flushing | Activity::Tunnel => {
+                self.metrics.connections_active.decrement();
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod listener;
 mod live;
 mod reject;
 mod spool;
+mod upgrade;
 
 use std::{convert::Infallible, sync::Arc};
 

@@ -10,8 +10,10 @@ import os
 import time
 
 from flask import Flask, Response, request
+from flask_sock import Sock
 
 app = Flask(__name__)
+sock = Sock(app)
 
 EVENTS = os.path.join(os.environ.get("APP_DIR", "."), "events")
 
@@ -120,6 +122,13 @@ def stream():
             yield f"data: {i}\n\n"
 
     return Response(events(), mimetype="text/event-stream")
+
+
+@sock.route("/ws")
+def socket(ws):
+    """A WebSocket: every message comes back, `close` closes from this side."""
+    while (message := ws.receive()) != "close":
+        ws.send(message)
 
 
 @app.route("/status", methods=["GET", "POST"])

@@ -157,6 +157,11 @@ impl Conn {
         end
     }
 
+    /// How many bytes came after the last request.
+    pub fn early(&self) -> usize {
+        self.read.len()
+    }
+
     /// Closes with a RST instead of a FIN.
     pub fn reset(self) {
         let socket = socket2::SockRef::from(&self.stream);

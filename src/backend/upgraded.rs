@@ -1,0 +1,151 @@
+//! The backend's side of a connection that no longer speaks HTTP.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header};
+use hyper::body::Incoming;
+
+use super::{
+    Error, ResponseBody, Stream,
+    exchange::{Completion, Flight, Lease},
+    raised::Raised,
+};
+use crate::{
+    observe::Metrics,
+    sync::{Mutex, lock},
+};
+
+/// A worker's connection after a 101. Its fields go in their order: the socket is closed before the
+/// worker counts as free.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// The connection.
+    pub stream: Stream,
+    /// What came together with the 101.
+    pub first: Bytes,
+    /// For as long as the connection lasts.
+    pub busy: Busy,
+}
+
+/// The lease of an exchange that ended with a 101: completed when dropped.
+pub struct Busy {
+    complete: Option<Box<dyn FnOnce() + Send>>,
+    _counted: Raised,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(complete) = self.complete.take() {
+            complete();
+        }
+    }
+}
+
+impl fmt::Debug for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Busy")
+    }
+}
+
+impl Upgraded {
+    pub(super) fn new<L: Lease>(
+        stream: Stream,
+        first: Bytes,
+        lease: L,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let complete = move || {
+            let status = http::StatusCode::SWITCHING_PROTOCOLS;
+            lease.complete(Completion::Streamed, Some(status));
+        };
+        Self {
+            stream,
+            first,
+            busy: Busy {
+                complete: Some(Box::new(complete)),
+                _counted: Raised::new(metrics, |metrics| &metrics.streaming),
+            },
+        }
+    }
+
+    /// Sends it along with its response.
+    fn attach<B>(self, response: &mut Response<B>) {
+        let handover = Handover(Arc::new(Mutex::new(Some(self))));
+        response.extensions_mut().insert(handover);
+    }
+
+    /// The one that came with this response, for the first who asks.
+    pub fn of<B>(response: &Response<B>) -> Option<Self> {
+        let handover = response.extensions().get::<Handover>()?;
+        lock(&handover.0).take()
+    }
+}
+
+/// Extensions are cloned, connections are not.
+#[derive(Clone, Debug)]
+struct Handover(Arc<Mutex<Option<Upgraded>>>);
+
+/// Takes a 101 over, if it is the one that was asked for.
+pub(super) fn switch<L: Lease>(
+    flight: Flight<L>,
+    response: Response<Incoming>,
+    asked: Option<&HeaderValue>,
+) -> Result<Response<ResponseBody>, Error> {
+    if !switches_to(asked, response.headers()) {
+        flight.finish(Completion::Reset);
+        return Err(Error::Switched);
+    }
+    let mut response = response.map(|_| ResponseBody::empty());
+    match flight.into_upgraded() {
+        Some(upgraded) => upgraded.attach(&mut response),
+        None => return Err(Error::Switched),
+    }
+    Ok(response)
+}
+
+/// Whether a 101 with these fields switches to nothing but what was asked for.
+fn switches_to(asked: Option<&HeaderValue>, answer: &HeaderMap) -> bool {
+    let Some(asked) = asked.and_then(|asked| asked.to_str().ok()) else {
+        return false;
+    };
+    let mut switched = false;
+    for line in answer.get_all(header::UPGRADE) {
+        let Ok(line) = line.to_str() else {
+            return false;
+        };
+        for token in line.split(',').map(str::trim) {
+            let known = |asked: &str| asked.trim().eq_ignore_ascii_case(token);
+            if token.is_empty() || !asked.split(',').any(known) {
+                return false;
+            }
+            switched = true;
+        }
+    }
+    switched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_asked_for_is_switched_to() {
+        let switches = |asked: Option<&'static str>, answered: &[&'static str]| {
+            let asked = asked.map(HeaderValue::from_static);
+            let mut answer = HeaderMap::new();
+            for value in answered {
+                answer.append(header::UPGRADE, HeaderValue::from_static(value));
+            }
+            switches_to(asked.as_ref(), &answer)
+        };
+        assert!(switches(Some("websocket"), &["WebSocket"]));
+        assert!(switches(Some("chat, websocket"), &["chat"]));
+        assert!(!switches(None, &["websocket"]));
+        assert!(!switches(Some("websocket"), &[]));
+        assert!(!switches(Some("websocket"), &["chat"]));
+        assert!(!switches(Some("websocket"), &["websocket", "chat"]));
+        assert!(!switches(Some("websocket"), &["websocket,"]));
+        assert!(!switches(Some("websocket"), &[""]));
+    }
+}

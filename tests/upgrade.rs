@@ -1,0 +1,546 @@
+//! Upgrades: WebSockets between a real client and a real Flask application, and tunnels byte by byte.
+
+mod common;
+mod peers;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use common::{Client, Gunicorn, Raw, Setup, Tidegate, children, request, since, until, venv::venv};
+use peers::Peer;
+use rustix::process::{Pid, Signal, kill_process};
+use tidegate::clock;
+
+const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+const ASK: &str = "GET /ws HTTP/1.1\r\nHost: app\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AQIDBAUGBwgJCgsMDQ4PEA==\r\n\r\n";
+
+/// `tests/apps/ws_client.py`, which is a real client.
+struct WebSocket {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl WebSocket {
+    /// Connected and accepted.
+    #[track_caller]
+    fn open(gate: &Tidegate, scenario: &str) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps/ws_client.py");
+        let mut child = Command::new(venv().join("python"))
+            .args([script, gate.address(), scenario])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python starts");
+        let mut client = Self {
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
+            child,
+        };
+        assert_eq!(client.says(), "open");
+        client
+    }
+
+    /// Its next line; empty at its end.
+    fn says(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("text");
+        line.trim().to_owned()
+    }
+
+    /// What it sends comes back.
+    #[track_caller]
+    fn echoes(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("it is open");
+        writeln!(stdin, "{text}").expect("it reads");
+        assert_eq!(self.says(), text);
+    }
+}
+
+impl Drop for WebSocket {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What must hold when no tunnel is left.
+#[track_caller]
+fn nothing_is_left(gate: &Tidegate) {
+    gate.until_idle();
+    gate.until_metric("tidegate_orphaned_requests", &[], 0.0);
+    gate.until_metric("tidegate_streaming_requests", &[], 0.0);
+    gate.until_metric("tidegate_client_connections", &[("state", "active")], 0.0);
+    assert!(!gate.log().contains("panic"), "{}", gate.log());
+}
+
+#[track_caller]
+fn is_streaming(gate: &Tidegate, count: f64) {
+    gate.until_metric("tidegate_streaming_requests", &[], count);
+    gate.until_metric("tidegate_in_flight_requests", &[], count);
+}
+
+fn kill(pid: u32) {
+    let pid = Pid::from_raw(pid.cast_signed()).expect("a pid");
+    let _ = kill_process(pid, Signal::KILL);
+}
+
+// --- a Flask application ---
+
+#[test]
+fn a_websocket_echoes_and_either_side_closes_it() {
+    let app = Gunicorn::gthread(4);
+    let gate = Tidegate::to(app.address()).set("log.access=all").start();
+    let mut client = WebSocket::open(&gate, "echo");
+    assert_eq!(client.says(), "closed 1000", "the client closes");
+    let mut client = WebSocket::open(&gate, "closed_by_app");
+    assert_eq!(client.says(), "closed 1000", "the application closes");
+    nothing_is_left(&gate);
+    let code = [("code", "101"), ("source", "backend")];
+    assert_eq!(gate.metric("tidegate_requests_total", &code), 2.0);
+    assert_eq!(gate.metric("tidegate_canceled_requests_total", &[]), 0.0);
+    let logged = &gate.events("\"/ws\"")[0];
+    assert_eq!(logged["status"], 101, "{logged}");
+    assert!(logged["bytes"].as_u64() > Some(5_000), "{logged}");
+}
+
+#[test]
+fn a_tunnel_holds_its_permit_and_gives_no_sample() {
+    let app = Gunicorn::gthread(4);
+    let gate = Tidegate::to(app.address())
+        .toml("[limit]\ninitial = 1\nmax = 1\n[queue]\nmax_wait = \"50ms\"")
+        .start();
+    let mut client = WebSocket::open(&gate, "stay");
+    is_streaming(&gate, 1.0);
+    client.echoes("one");
+    let refused = gate.get("/");
+    assert_eq!((refused.status, &*refused.reason()), (503, "queue_timeout"));
+    client.echoes("two");
+    drop(client.stdin.take());
+    assert!(client.child.wait().expect("it ends").success());
+    nothing_is_left(&gate);
+    assert_eq!(gate.get("/").status, 200, "the permit is back");
+}
+
+#[test]
+fn a_client_that_is_killed_frees_the_worker_and_its_permit() {
+    let app = Gunicorn::gthread(1);
+    let gate = Tidegate::to(app.address()).limit(1).start();
+    let mut client = WebSocket::open(&gate, "stay");
+    client.echoes("hello");
+    drop(client);
+    nothing_is_left(&gate);
+    assert_eq!(gate.get("/").status, 200, "and the only thread is free");
+}
+
+#[test]
+fn a_worker_that_is_killed_ends_its_tunnels() {
+    let app = Gunicorn::gthread(4);
+    let gate = Tidegate::to(app.address()).start();
+    let mut clients: Vec<_> = (0..3).map(|_| WebSocket::open(&gate, "wait")).collect();
+    is_streaming(&gate, 3.0);
+    for worker in children(app.process.pid()) {
+        kill(worker);
+    }
+    for client in &mut clients {
+        assert_eq!(client.says(), "broken");
+    }
+    nothing_is_left(&gate);
+    until("the next worker serves", || gate.get("/").status == 200);
+}
+
+#[test]
+fn tunnels_outlive_reloads() {
+    let app = Gunicorn::gthread(4);
+    let mut gate = Tidegate::run()
+        .toml(&format!("[backend]\nendpoints = [\"{}\"]", app.address()))
+        .start();
+    let mut clients: Vec<_> = (0..2).map(|_| WebSocket::open(&gate, "stay")).collect();
+    let reloads = [("result", "ok")];
+    for reload in 1..=20 {
+        gate.process.signal(Signal::HUP);
+        gate.until_metric("tidegate_config_reloads_total", &reloads, f64::from(reload));
+        for client in &mut clients {
+            client.echoes(&format!("after {reload}"));
+        }
+    }
+    is_streaming(&gate, 2.0);
+    drop(clients);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_drain_waits_for_tunnels_and_no_longer_than_its_timeout() {
+    let app = Gunicorn::gthread(4);
+    let start = |timeout: &str| {
+        Tidegate::to(app.address())
+            .set(format!("drain.timeout={timeout}"))
+            .start()
+    };
+    let mut gate = start("20s");
+    let mut client = WebSocket::open(&gate, "stay");
+    gate.process.signal(Signal::TERM);
+    gate.until_metric("tidegate_draining", &[], 1.0);
+    client.echoes("still here");
+    drop(client);
+    let began = clock::now();
+    assert_eq!(gate.process.exit_code(), 0);
+    assert!(
+        since(began) < Duration::from_secs(10),
+        "it waits for nobody"
+    );
+
+    let mut gate = start("700ms");
+    let mut client = WebSocket::open(&gate, "wait");
+    let began = clock::now();
+    gate.process.signal(Signal::TERM);
+    assert_eq!(client.says(), "broken", "the client is told by the end");
+    assert!(
+        since(began) >= Duration::from_millis(650),
+        "{:?}",
+        since(began)
+    );
+    assert_eq!(gate.process.exit_code(), 0);
+}
+
+#[test]
+fn server_sent_events_hold_their_permit_and_give_no_sample() {
+    let app = Gunicorn::gthread(4);
+    let gate = Tidegate::to(app.address())
+        .toml("[limit]\ninitial = 1\nmax = 1\n[queue]\nmax_wait = \"50ms\"")
+        .start();
+    let mut client = gate.client();
+    client.ask("/stream?n=3&ms=700");
+    client.try_head().expect("a head");
+    assert_eq!(client.take_chunk().expect("a chunk"), b"data: 0\n\n");
+    is_streaming(&gate, 1.0);
+    assert_eq!(gate.get("/").reason(), "queue_timeout");
+    assert_eq!(client.take_chunk().expect("a chunk"), b"data: 1\n\n");
+    assert_eq!(client.take_chunk().expect("a chunk"), b"data: 2\n\n");
+    assert!(client.take_chunk().expect("the end").is_empty());
+    nothing_is_left(&gate);
+    assert_eq!(gate.get("/").status, 200);
+}
+
+// --- byte by byte ---
+
+/// A backend that switches at once and then echoes what it reads.
+fn echoing() -> Raw {
+    Raw::start(|mut conn| {
+        if conn.request().is_some() && conn.send(SWITCHED) {
+            let mut reader = conn.stream.try_clone().expect("a handle");
+            let _ = std::io::copy(&mut reader, &mut conn.stream);
+        }
+    })
+}
+
+/// A tunnel through `gate`, after its 101.
+#[track_caller]
+fn tunnel(gate: &Tidegate) -> Client {
+    let mut client = gate.client();
+    client.send(ASK);
+    let head = client.try_head().expect("a head");
+    assert_eq!(head.status, 101, "{head:?}");
+    client
+}
+
+#[track_caller]
+fn expects(client: &mut Client, text: &str) {
+    let got = client.take_through(text.as_bytes()).expect(text);
+    assert_eq!(String::from_utf8_lossy(&got), text);
+}
+
+#[test]
+fn both_heads_keep_what_the_upgrade_needs() {
+    let backend = echoing();
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = gate.client();
+    client.send(ASK);
+    let answer = client.try_head().expect("a head");
+    assert_eq!(answer.status, 101);
+    assert_eq!(answer.header("connection").as_deref(), Some("upgrade"));
+    assert_eq!(answer.header("upgrade").as_deref(), Some("websocket"));
+    assert_eq!(answer.header("content-length"), None);
+    assert_eq!(answer.header("transfer-encoding"), None);
+    let request = &backend.requests()[0];
+    assert_eq!(request.header("connection").as_deref(), Some("upgrade"));
+    assert_eq!(request.header("upgrade").as_deref(), Some("websocket"));
+    assert_eq!(
+        request.header("sec-websocket-version").as_deref(),
+        Some("13")
+    );
+    assert!(request.header("x-forwarded-for").is_some());
+}
+
+#[test]
+fn what_is_no_proper_upgrade_is_not_passed_on() {
+    let backend = Raw::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec());
+    let gate = Tidegate::to(backend.address()).start();
+    for fields in [
+        "Upgrade: websocket\r\n",
+        "Connection: upgrade\r\n",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        "Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",
+        "Connection: Upgrade\r\nUpgrade:\r\n",
+    ] {
+        let mut client = gate.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: app\r\n{fields}\r\n"));
+        assert_eq!(client.response().status, 200, "{fields}");
+        assert_eq!(
+            client.get("/").status,
+            200,
+            "{fields}: the connection stays"
+        );
+    }
+    let mut client = gate.client();
+    client.send("GET / HTTP/1.0\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.response().status, 200);
+    for request in backend.requests() {
+        assert_eq!(request.header("upgrade"), None, "{}", request.head);
+        assert_eq!(request.header("http2-settings"), None, "{}", request.head);
+    }
+}
+
+#[test]
+fn a_refused_upgrade_is_an_ordinary_answer() {
+    let backend = Raw::answering(|request| match request.header("upgrade") {
+        Some(_) => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno".to_vec(),
+        None => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(),
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = gate.client();
+    client.send(ASK);
+    let refused = client.response();
+    assert_eq!((refused.status, &*refused.text()), (403, "no"));
+    let next = client.get("/");
+    assert_eq!(
+        (next.status, &*next.text()),
+        (200, "ok"),
+        "the connection stays"
+    );
+    let posted = ASK
+        .replace("GET", "POST")
+        .replace("\r\n\r\n", "\r\nContent-Length: 4\r\n\r\nbody");
+    client.send(posted);
+    assert_eq!(client.response().status, 403);
+    assert_eq!(backend.requests()[2].body, b"body");
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn only_the_protocol_that_was_asked_for_is_switched_to() {
+    type Fault = Box<dyn Fn(&mut peers::Conn) -> std::io::Result<()> + Send + Sync>;
+    let faults: [(&str, Fault); 4] = [
+        ("another", Box::new(peers::switches::to("chat"))),
+        ("one more", Box::new(peers::switches::to("websocket, chat"))),
+        ("HTTP/2", Box::new(peers::switches::to("h2c"))),
+        ("none", Box::new(peers::switches::to_nothing)),
+    ];
+    for (name, fault) in faults {
+        let peer = Peer::start(fault);
+        let gate = Tidegate::to(&peer.address()).start();
+        let mut client = gate.client();
+        client.send(ASK);
+        let answer = client.response();
+        assert_eq!(
+            (answer.status, &*answer.reason()),
+            (502, "backend_protocol"),
+            "{name}"
+        );
+        assert!(!answer.text().contains("poison"), "{name}");
+        peer.heal();
+        nothing_is_left(&gate);
+        assert_eq!(client.get("/").text(), "good\n", "after {name}");
+    }
+}
+
+#[test]
+fn a_101_that_comes_too_late_is_504() {
+    let peer = Peer::start(peers::switches::late(Duration::from_secs(60)));
+    let gate = Tidegate::to(&peer.address())
+        .set("backend.response_timeout=200ms")
+        .set("backend.orphan_max=100ms")
+        .start();
+    let mut client = gate.client();
+    client.send(ASK);
+    assert_eq!(client.response().reason(), "backend_timeout");
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_backend_that_breaks_off_breaks_the_tunnel_off() {
+    let peer = Peer::start(peers::switches::cut);
+    let gate = Tidegate::to(&peer.address()).start();
+    let mut client = gate.client();
+    client.send(ASK);
+    // With the RST the kernel may drop what was not read yet.
+    if client.try_head().is_ok() {
+        while client.read_some().is_ok_and(|count| count > 0) {}
+    }
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn not_a_byte_goes_to_the_backend_before_its_101() {
+    let (switch, switched) = std::sync::mpsc::channel::<()>();
+    let switched = std::sync::Mutex::new(switched);
+    let backend = Raw::start(move |mut conn| {
+        if conn.request().is_none() {
+            return;
+        }
+        // Its end would be seen within this time, and so would a byte.
+        let quiet = !conn.sees_end_within(Duration::from_millis(300));
+        let early = conn.early();
+        let _ = switched.lock().expect("one at a time").recv();
+        assert!(conn.send(format!("{SWITCHED}{quiet} {early};")));
+        let mut reader = conn.stream.try_clone().expect("a handle");
+        let _ = std::io::copy(&mut reader, &mut conn.stream);
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = gate.client();
+    client.send(format!("{ASK}too early"));
+    until("the backend has the request", || {
+        backend.requests().len() == 1
+    });
+    switch.send(()).expect("it waits");
+    assert_eq!(client.try_head().expect("a head").status, 101);
+    expects(&mut client, "true 0;");
+    expects(&mut client, "too early");
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn each_side_may_end_first_and_the_other_learns_it() {
+    // The client has nothing more to send, and still gets what comes.
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() && conn.send(SWITCHED) {
+            let mut text = String::new();
+            let mut reader = conn.stream.try_clone().expect("a handle");
+            let _ = std::io::Read::read_to_string(&mut reader, &mut text);
+            conn.send(format!("read {text}, and the end"));
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = tunnel(&gate);
+    client.send("all").shutdown_write();
+    expects(&mut client, "read all, and the end");
+    assert!(client.is_closed());
+    nothing_is_left(&gate);
+
+    // The backend has nothing more to send, and still gets what comes.
+    let (got, gets) = std::sync::mpsc::channel();
+    let backend = Raw::start(move |mut conn| {
+        if conn.request().is_some() && conn.send(format!("{SWITCHED}bye")) {
+            let _ = conn.stream.shutdown(std::net::Shutdown::Write);
+            let mut text = String::new();
+            let mut reader = conn.stream.try_clone().expect("a handle");
+            let _ = std::io::Read::read_to_string(&mut reader, &mut text);
+            let _ = got.send(text);
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = tunnel(&gate);
+    expects(&mut client, "bye");
+    assert!(client.is_closed());
+    client.send("until then");
+    drop(client);
+    let text = gets.recv_timeout(common::PATIENCE).expect("it reads");
+    assert_eq!(text, "until then");
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_backend_that_has_ended_is_not_held_by_its_client() {
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() {
+            conn.send(SWITCHED);
+            conn.close();
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = tunnel(&gate);
+    assert!(client.is_closed());
+    // The client keeps its side open all the while.
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_tunnel_has_a_time_limit_of_its_own() {
+    let impatient = |gate: Setup| {
+        gate.set("backend.response_timeout=200ms")
+            .set("backend.read_timeout=200ms")
+            .set("server.header_timeout=200ms")
+    };
+    let backend = echoing();
+    let gate = impatient(Tidegate::to(backend.address())).start();
+    let mut client = tunnel(&gate);
+    std::thread::sleep(Duration::from_millis(700));
+    client.send("still here");
+    expects(&mut client, "still here");
+    drop(client);
+    nothing_is_left(&gate);
+
+    let gate = impatient(Tidegate::to(backend.address()))
+        .set("server.idle_timeout=400ms")
+        .start();
+    let mut client = tunnel(&gate);
+    let began = clock::now();
+    while since(began) < Duration::from_millis(900) {
+        client.send("tick");
+        expects(&mut client, "tick");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let quiet = clock::now();
+    assert!(client.is_closed(), "when nothing moves");
+    assert!(
+        since(quiet) >= Duration::from_millis(300),
+        "{:?}",
+        since(quiet)
+    );
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn megabytes_pass_both_ways_at_once() {
+    let backend = echoing();
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = tunnel(&gate);
+    let mut writer = client.writer();
+    let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let expected = sent.clone();
+    let upload = std::thread::spawn(move || {
+        writer.send(&sent);
+        writer.shutdown_write();
+    });
+    while client.read_some().expect("it goes on") > 0 {}
+    assert!(client.taken() == expected, "in order and whole");
+    upload.join().expect("no panic");
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn an_upgrade_is_refused_like_any_request_when_there_is_no_room() {
+    let backend = echoing();
+    let gate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=0s")
+        .start();
+    let held = tunnel(&gate);
+    let refused = request(
+        gate.address(),
+        "GET",
+        "/ws",
+        &[("Connection", "upgrade"), ("Upgrade", "websocket")],
+        &[],
+    );
+    assert_eq!(refused.status, 503);
+    assert_eq!(backend.connections(), 1);
+    drop(held);
+    nothing_is_left(&gate);
+}
