@@ -409,6 +409,59 @@ fn a_retry_waits_behind_those_who_ask_for_the_first_time() {
 }
 
 #[test]
+fn a_health_check_of_a_busy_backend_gets_the_last_real_answer_but_not_for_ever() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"20s\"\n\
+             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
+        )
+        .start();
+    let mut prober = tidegate.client();
+    prober.ask("/health");
+    backend.release(1);
+    let fresh = prober.response();
+    assert_eq!((fresh.status, fresh.header("age")), (200, None));
+
+    let mut slow = tidegate.client();
+    slow.ask("/slow");
+    until("the backend has it", || backend.requests().len() == 2);
+    for _ in 0..2 {
+        let recalled = tidegate.get("/health");
+        assert_eq!(recalled.status, 200, "a busy backend is not a dead one");
+        assert_eq!(recalled.body, fresh.body);
+        assert!(recalled.header("age").is_some());
+    }
+    assert_eq!(
+        tidegate.metric(QUEUED, &[("class", "protected")]),
+        1.0,
+        "one real check is in line"
+    );
+    let missed = tidegate.get("/health");
+    assert_eq!(
+        (missed.status, missed.reason()),
+        (503, "queue_timeout".into())
+    );
+    assert_eq!(
+        tidegate.metric(
+            "tidegate_requests_total",
+            &[("route", "health"), ("source", "tidegate")]
+        ),
+        3.0
+    );
+
+    backend.release(2);
+    assert_eq!(slow.response().status, 200);
+    until("the check in line is answered", || {
+        backend.requests().len() == 3
+    });
+    tidegate.until_idle();
+    backend.release(1);
+    let fresh = tidegate.get("/health");
+    assert_eq!((fresh.status, fresh.header("age")), (200, None));
+}
+
+#[test]
 fn several_endpoints_share_the_load_each_under_its_own_limit() {
     let (one, two) = (Held::start(), Held::start());
     let tidegate = Tidegate::to(one.address())

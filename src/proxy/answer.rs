@@ -23,6 +23,7 @@ use super::{
     context::{Context, Peer},
     hygiene,
     live::{Live, Phase, Shared},
+    probes::Recalled,
     reject,
     upgrade::{self, Tunnel},
 };
@@ -280,7 +281,10 @@ impl Record {
     fn adopt(&mut self, response: &mut Response<InnerBody>) {
         let live = self.context.live.clone();
         hygiene::outbound(response, &live, &self.context.request_id);
-        self.source = Source::Backend;
+        self.source = match response.extensions().get::<Recalled>() {
+            Some(Recalled) => Source::Tidegate,
+            None => Source::Backend,
+        };
         self.status = response.status().as_u16();
         if live.config.headers.server_timing {
             self.add_server_timing(response);

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
-use super::client::KeySource;
+use super::{client::KeySource, probes::Probes};
 use crate::{
     admission::{
         Cap, Class, Limiter,
@@ -109,6 +109,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// For what is buffered.
     pub budget: Arc<Budget>,
+    /// The last answers to health checks.
+    pub probes: Probes,
 }
 
 impl Shared {
@@ -122,6 +124,7 @@ impl Shared {
             phase: AtomicU8::new(Phase::Serving as u8),
             limiter: Arc::new(limiter),
             budget: Budget::new(config.buffers.total),
+            probes: Probes::default(),
             metrics,
         });
         shared.set_endpoints(&config);

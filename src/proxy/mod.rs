@@ -17,6 +17,7 @@ mod hygiene;
 mod io;
 mod listener;
 mod live;
+mod probes;
 mod reject;
 mod spool;
 mod upgrade;
@@ -28,7 +29,7 @@ use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward};
+use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward, probes::ProbesLayer};
 pub use self::{
     answer::ClientBody,
     connection::{Connections, serve},
@@ -51,6 +52,7 @@ pub fn stack(
     ServiceBuilder::new()
         .layer(AnswerLayer::new(shared.clone(), peer))
         .layer(CatchPanicLayer::custom(reject::panicked))
+        .layer(ProbesLayer::new(shared.clone()))
         .layer(ReadBodyLayer::new(shared.clone()))
         .layer(
             AdmissionLayer::new(shared.limiter.clone())
