@@ -1,0 +1,14 @@
+//! A deterministic discrete-event simulator around the product's own gate, queue and control law.
+//!
+//! [`scenario`] reads a file, [`traffic`] draws its requests, [`engine`] leads them through the gate
+//! to the [`backend`], and [`outcome`] holds what came of them. [`oracle`] runs a scenario over its
+//! seeds and finds the best fixed limits; [`report`] says it.
+
+pub mod backend;
+pub mod engine;
+pub mod law;
+pub mod oracle;
+pub mod outcome;
+pub mod report;
+pub mod scenario;
+pub mod traffic;
