@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, ToSocketAddrs},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +28,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 const SPARE_MIN: u64 = 24;
 const SPARE_MAX: u64 = 1024;
 
+/// The sockets that systemd passed. They are looked up once: the environment forgets them.
+static PASSED: LazyLock<Mutex<listenfd::ListenFd>> =
+    LazyLock::new(|| Mutex::new(listenfd::ListenFd::from_env()));
+
 /// A bound socket.
 #[derive(Debug)]
 pub enum Listener {
@@ -35,8 +39,10 @@ pub enum Listener {
     Tcp(TcpListener),
     /// A Unix socket; its file is removed at the end.
     Unix(UnixListener, SocketFile),
-    /// A Unix socket that somebody else made.
-    Inherited(UnixListener),
+    /// TCP, by systemd.
+    InheritedTcp(TcpListener),
+    /// A Unix socket, by systemd.
+    InheritedUnix(UnixListener),
 }
 
 /// The file of a Unix socket, removed when dropped.
@@ -71,14 +77,19 @@ impl Listener {
         }
     }
 
+    /// Whether the socket was given to us, and outlives us.
+    pub fn is_inherited(&self) -> bool {
+        matches!(self, Self::InheritedTcp(_) | Self::InheritedUnix(_))
+    }
+
     /// The address it is bound to, as one would write it to connect.
     pub fn local_address(&self) -> String {
         match self {
-            Self::Tcp(listener) => listener
+            Self::Tcp(listener) | Self::InheritedTcp(listener) => listener
                 .local_addr()
                 .map_or_else(|_| "?".to_owned(), |address| address.to_string()),
             Self::Unix(_, file) => format!("unix:{}", file.0.display()),
-            Self::Inherited(listener) => listener
+            Self::InheritedUnix(listener) => listener
                 .local_addr()
                 .ok()
                 .and_then(|address| Some(format!("unix:{}", address.as_pathname()?.display())))
@@ -132,15 +143,15 @@ fn inherited(name: &str) -> io::Result<Listener> {
         .split(':')
         .position(|known| known == name)
         .ok_or_else(missing)?;
-    let mut passed = listenfd::ListenFd::from_env();
+    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Which of the two it is, only a try tells; one that fails leaves the socket in its place.
     if let Ok(Some(listener)) = passed.take_tcp_listener(at) {
         listener.set_nonblocking(true)?;
-        return Ok(Listener::Tcp(listener));
+        return Ok(Listener::InheritedTcp(listener));
     }
-    let mut passed = listenfd::ListenFd::from_env();
     let listener = passed.take_unix_listener(at)?.ok_or_else(missing)?;
     listener.set_nonblocking(true)?;
-    Ok(Listener::Inherited(listener))
+    Ok(Listener::InheritedUnix(listener))
 }
 
 /// How many clients may come in so that each finds a descriptor for its backend, and the admin
@@ -195,7 +206,7 @@ impl Acceptor {
     /// If the socket cannot be used with the runtime.
     pub async fn run(&self, listener: &Listener) -> io::Result<()> {
         match listener {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener) | Listener::InheritedTcp(listener) => {
                 let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
                 let mut pauses = Pauses::default();
                 loop {
@@ -211,7 +222,7 @@ impl Acceptor {
                     }
                 }
             }
-            Listener::Unix(listener, _) | Listener::Inherited(listener) => {
+            Listener::Unix(listener, _) | Listener::InheritedUnix(listener) => {
                 let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
                 let mut pauses = Pauses::default();
                 loop {

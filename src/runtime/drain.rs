@@ -12,6 +12,9 @@ use crate::{
 
 /// Between two looks at whether everything is finished.
 const LOOK: Duration = Duration::from_millis(10);
+/// When a successor takes the new connections: how long everything must have been finished. A client
+/// that has just been let in gets this long to send its request.
+const QUIET: Duration = Duration::from_millis(100);
 /// After a preStop hook's drain, the time in which a shutdown must follow: an application that is
 /// only restarted runs its preStop hook too.
 const UNDRAIN_AFTER: Duration = Duration::from_secs(5);
@@ -20,6 +23,17 @@ const UNDRAIN_AFTER: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Drain {
     inner: Arc<Inner>,
+}
+
+/// How to drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// New requests are refused.
+    Refusing,
+    /// New requests are refused, but if no shutdown follows, all is as before.
+    Passing,
+    /// New connections go to a successor; the requests of those we have are served.
+    HandedOver,
 }
 
 #[derive(Debug)]
@@ -47,16 +61,20 @@ impl Drain {
 
     /// Starts, unless it is under way: keep serving for `drain.delay`, then refuse new requests and
     /// let the others finish, for at most `drain.timeout`.
-    pub fn start(&self, passing: bool) {
+    pub fn start(&self, way: Way) {
         let mut task = lock(&self.inner.task);
         if task.is_some() {
             return;
         }
         let inner = self.inner.clone();
         *task = Some(tokio::spawn(async move {
-            inner.go().await;
-            if passing {
-                inner.undrain_unless_last().await;
+            match way {
+                Way::Refusing => inner.go().await,
+                Way::HandedOver => inner.serve_the_last().await,
+                Way::Passing => {
+                    inner.go().await;
+                    inner.undrain_unless_last().await;
+                }
             }
         }));
     }
@@ -86,10 +104,15 @@ impl Drain {
         let _ = self.inner.done.subscribe().wait_for(|done| *done).await;
     }
 
-    /// Drains for good, then closes what is idle.
-    pub async fn finish(&self) {
+    /// Drains for good, then closes what is idle. With `handed_over` new connections go to somebody
+    /// else already.
+    pub async fn finish(&self, handed_over: bool) {
         self.inner.last.send_replace(true);
-        self.start(false);
+        self.start(if handed_over {
+            Way::HandedOver
+        } else {
+            Way::Refusing
+        });
         self.done().await;
         self.inner.shared.set_phase(Phase::Closing);
     }
@@ -104,11 +127,31 @@ impl Inner {
             tokio::time::sleep(config.drain.delay).await;
         }
         self.shared.set_phase(Phase::Draining);
-        let until = clock::now() + config.drain.timeout;
-        while !self.is_empty() {
-            if clock::now() >= until {
+        self.wait(config.drain.timeout, Duration::ZERO).await;
+    }
+
+    /// Nobody is refused: no new connections come, and each answer is the last on its own.
+    async fn serve_the_last(&self) {
+        self.shared.metrics.set_ready(false);
+        self.shared.set_phase(Phase::Leaving);
+        let timeout = self.shared.live().config.drain.timeout;
+        self.wait(timeout, QUIET).await;
+    }
+
+    /// Waits until everything has been finished for as long as `quiet`, or the time is over.
+    async fn wait(&self, timeout: Duration, quiet: Duration) {
+        let until = clock::now() + timeout;
+        let mut busy = clock::now();
+        loop {
+            let now = clock::now();
+            if !self.is_empty() {
+                busy = now;
+            } else if now.saturating_duration_since(busy) >= quiet {
+                break;
+            }
+            if now >= until {
                 tracing::warn!(
-                    in_flight = self.shared.limiter.snapshot(clock::now()).in_flight(),
+                    in_flight = self.shared.limiter.snapshot(now).in_flight(),
                     "drain.timeout is over, the rest is cut off"
                 );
                 break;

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use super::{drain::Drain, reload::Settings};
+use super::{
+    drain::{Drain, Way},
+    reload::Settings,
+};
 use crate::{
     admin::{Answer, Format, Handle, Readiness},
     buffer::Direction,
@@ -165,7 +168,8 @@ impl Handle for Running {
     }
 
     fn drain(&self, passing: bool) {
-        self.drain.start(passing);
+        self.drain
+            .start(if passing { Way::Passing } else { Way::Refusing });
     }
 
     fn undrain(&self) -> Result<(), String> {

@@ -5,6 +5,7 @@ mod backend;
 pub mod child;
 mod drain;
 mod handle;
+mod notify;
 mod process;
 mod reload;
 mod threads;
@@ -153,6 +154,7 @@ async fn serve(
 
     let data_plane = DataPlane::start(&shared, listeners)
         .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
+    tokio::spawn(notify::watchdog(data_plane.handles().to_vec()));
     backend.start().await.map_err(Failure::Runtime)?;
     let mut serving = false;
     let mut ready = std::pin::pin!(backend.readiness().wait(&shared));
@@ -164,16 +166,19 @@ async fn serve(
                 announce(&shared, &data_plane, &admin_address);
             }
             code = backend.exited(&shared) => {
+                notify::stopping();
                 break code;
             }
             signal = signals.next() => match signal {
                 Signal::Stop => {
                     tracing::info!("draining; a second signal ends this at once");
+                    notify::stopping();
                     if !serving {
                         break backend.stop().await;
                     }
+                    let handed_over = data_plane.hand_over();
                     let stopped = tokio::select! {
-                        () = drain.finish() => true,
+                        () = drain.finish(handed_over) => true,
                         () = signals.stop() => false,
                     };
                     data_plane.close();
@@ -187,15 +192,20 @@ async fn serve(
                         backend.kill().await
                     };
                 }
-                Signal::Reload => { settings.reload("HUP").await; }
+                Signal::Reload => reload(&settings, "HUP").await,
                 Signal::ReopenLogs => tracing::info!("the log goes to standard error: there is no file to reopen"),
                 Signal::DumpState => running.log_state(),
             },
-            Some(()) = changed.recv() => { settings.reload("the file changed").await; }
+            Some(()) = changed.recv() => reload(&settings, "the file changed").await,
         }
     };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     Ok(code)
+}
+
+async fn reload(settings: &Settings, cause: &str) {
+    notify::reloading();
+    let result = settings.try_reload(cause).await;
+    notify::reloaded(result.is_ok());
 }
 
 fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
@@ -273,7 +283,7 @@ fn announce(shared: &Shared, data_plane: &DataPlane, admin: &str) {
         "tidegate is ready"
     );
     shared.metrics.set_ready(true);
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    notify::ready();
 }
 
 /// What a signal asks for.

@@ -107,11 +107,6 @@ impl Settings {
         Ok(summary)
     }
 
-    /// [`Settings::try_reload`], told to the log alone.
-    pub async fn reload(&self, cause: &str) {
-        let _ = self.try_reload(cause).await;
-    }
-
     /// What a reload cannot change stays as it is.
     fn settle(&self, new: &Loaded, before: &Config) -> Arc<Config> {
         let mut config = (*new.config).clone();

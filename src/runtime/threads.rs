@@ -2,7 +2,10 @@
 
 use std::{io, sync::Arc, thread::JoinHandle, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 
 use crate::proxy::{Acceptor, Connections, Listener, Shared, Worker, serve_accepted};
 
@@ -15,6 +18,8 @@ enum Stage {
     /// Bound; the kernel holds the clients.
     Waiting,
     Accepting,
+    /// Whoever comes through a socket that we were given is left to our successor.
+    HandedOver,
     Closed,
 }
 
@@ -22,8 +27,11 @@ enum Stage {
 #[derive(Debug)]
 pub struct DataPlane {
     addresses: Vec<String>,
+    /// Every listener was given to us, and stays when we are gone.
+    inherited: bool,
     stage: watch::Sender<Stage>,
     connections: Vec<Arc<Connections>>,
+    handles: Vec<Handle>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -34,13 +42,14 @@ impl DataPlane {
     /// If a thread or a runtime cannot be made.
     pub fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> io::Result<Self> {
         let addresses = listeners.iter().map(Listener::local_address).collect();
+        let inherited = listeners.iter().all(Listener::is_inherited);
         let (stage, stages) = watch::channel(Stage::Waiting);
         let count = shared.live().config.server.threads.max(1);
         let mut workers = vec![Worker {
             connections: Arc::default(),
             sender: None,
         }];
-        let mut threads = Vec::new();
+        let (mut handles, mut threads) = (Vec::new(), Vec::new());
         for number in 1..count {
             let (sender, accepted) = mpsc::unbounded_channel();
             let worker = Worker {
@@ -50,24 +59,35 @@ impl DataPlane {
             let connections = worker.connections.clone();
             workers.push(worker);
             let (shared, stages) = (shared.clone(), stages.clone());
-            threads.push(spawn(number, async move {
+            let (handle, thread) = spawn(number, async move {
                 tokio::spawn(serve_accepted(accepted, shared));
                 finish(stages, &connections).await;
-            })?);
+            })?;
+            handles.push(handle);
+            threads.push(thread);
         }
         let connections: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
         let acceptor = Arc::new(Acceptor::new(shared.clone(), workers));
         let own = connections[0].clone();
-        threads.push(spawn(0, async move {
+        let (handle, thread) = spawn(0, async move {
             accept(&acceptor, listeners, stages.clone()).await;
             finish(stages, &own).await;
-        })?);
+        })?;
+        handles.push(handle);
+        threads.push(thread);
         Ok(Self {
             addresses,
+            inherited,
             stage,
             connections,
+            handles,
             threads,
         })
+    }
+
+    /// The runtimes of its threads.
+    pub fn handles(&self) -> &[Handle] {
+        &self.handles
     }
 
     /// The addresses that are listened on.
@@ -78,6 +98,13 @@ impl DataPlane {
     /// Lets the clients in.
     pub fn accept(&self) {
         self.stage.send_replace(Stage::Accepting);
+    }
+
+    /// Stops accepting from sockets that we were given: who comes from now on waits in their backlog
+    /// for our successor. Whether that is everybody, so that nobody has to be refused.
+    pub fn hand_over(&self) -> bool {
+        self.stage.send_replace(Stage::HandedOver);
+        self.inherited
     }
 
     /// Stops accepting, lets idle connections close, and ends the threads.
@@ -95,16 +122,18 @@ impl DataPlane {
 fn spawn(
     number: usize,
     work: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<(Handle, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    std::thread::Builder::new()
+    let handle = runtime.handle().clone();
+    let thread = std::thread::Builder::new()
         .name(format!("data-{number}"))
         .spawn(move || {
             runtime.block_on(work);
             runtime.shutdown_timeout(Duration::from_millis(50));
-        })
+        })?;
+    Ok((handle, thread))
 }
 
 async fn accept(
@@ -118,9 +147,14 @@ async fn accept(
     }
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
-        let acceptor = acceptor.clone();
+        let (acceptor, mut stages) = (acceptor.clone(), stages.clone());
         tasks.spawn(async move {
-            if let Err(error) = acceptor.run(&listener).await {
+            let accepted = tokio::select! {
+                biased;
+                _ = stages.wait_for(|stage| *stage == Stage::HandedOver), if listener.is_inherited() => Ok(()),
+                ended = acceptor.run(&listener) => ended,
+            };
+            if let Err(error) = accepted {
                 tracing::error!(%error, "cannot accept connections");
             }
         });
