@@ -998,13 +998,16 @@ fn out_of_descriptors_it_waits_and_recovers() {
     let used = (cpu_time(process.pid()) - used).as_secs_f64() / since(started).as_secs_f64();
     assert!(used < 0.2, "{used} of a core while there is nothing to do");
 
-    // Those that were let in are served.
-    let mut first = &clients[0];
-    first.write_all(GET.as_bytes()).expect("it reads");
-    first.set_read_timeout(Some(PROMPT)).expect("a timeout");
+    // The oldest have made room for the last.
+    let mut last = &clients[199];
+    last.write_all(GET.as_bytes()).expect("it reads");
+    last.set_read_timeout(Some(PROMPT)).expect("a timeout");
     let mut answer = [0; 15];
-    first.read_exact(&mut answer).expect("an answer");
+    last.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut first = &clients[0];
+    first.set_read_timeout(Some(PROMPT)).expect("a timeout");
+    assert_eq!(first.read(&mut answer).expect("an end"), 0);
 
     drop(clients);
     until("it serves as before", || {

@@ -569,24 +569,25 @@ fn the_pause_within_an_answer() {
 
 #[test]
 fn the_number_of_connections() {
-    let peer = good_peer();
+    let peer = Peer::start(peers::slow::when_healed);
     let (gate, base) = gate(&peer);
-    let mut first = gate.client();
-    assert_eq!(first.get("/").status, 200);
     change(&gate, &format!("{base}[server]\nmax_connections = 2\n"));
-    let mut second = gate.client();
-    assert_eq!(second.get("/").status, 200);
-    // One is accepted before the acceptor looks again; whoever comes after that waits.
-    let mut late: Vec<Client> = (0..3).map(|_| gate.client()).collect();
-    for client in &mut late {
+    let mut clients: Vec<Client> = (0..3).map(|_| gate.client()).collect();
+    for client in &mut clients {
         client.ask("/");
     }
-    let last = late.last_mut().expect("three");
+    gate.until_metric("tidegate_in_flight_requests", &[], 2.0);
+    let last = clients.last_mut().expect("three");
     last.set_timeout(Duration::from_millis(300));
     assert!(last.read_some().is_err(), "there is no room");
+    assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 2.0);
     change(&gate, &base);
-    last.set_timeout(common::PATIENCE);
-    assert_eq!(last.response().status, 200);
+    gate.until_metric("tidegate_in_flight_requests", &[], 3.0);
+    peer.heal();
+    for mut client in clients {
+        client.set_timeout(common::PATIENCE);
+        assert_eq!(client.response().status, 200);
+    }
 }
 
 #[test]

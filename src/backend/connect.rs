@@ -27,6 +27,27 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Ready when there is something to read, or an end or an error to be found by reading.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    /// The error that the kernel has noted, if there is one.
+    ///
+    /// # Errors
+    /// If the socket cannot be asked.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match self {
+            Self::Tcp(stream) => stream.take_error(),
+            Self::Unix(stream) => stream.take_error(),
+        }
+    }
+}
+
 /// Connects within `timeout`. A full Unix backlog is waited for: the workers are busy, not gone.
 ///
 /// # Errors

@@ -152,7 +152,7 @@ fn request_id<B>(request: &Request<B>, live: &Live) -> HeaderValue {
 }
 
 /// 128 random bits in hexadecimal.
-fn new_request_id() -> HeaderValue {
+pub fn new_request_id() -> HeaderValue {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let bits = fastrand::u128(..);
     let mut text = [0; 32];

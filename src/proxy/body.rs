@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{BoxError, Layer, Service};
 
-use super::{Error, context, live::Shared, spool};
+use super::{Error, context, hygiene::ExpectsContinue, live::Shared, spool};
 use crate::{
     backend::RequestBody,
     buffer::{Direction, Reservation},
@@ -115,10 +115,7 @@ where
     }
 }
 
-async fn read(
-    mut request: Request<Incoming>,
-    shared: &Shared,
-) -> Result<Request<RequestBody>, Error> {
+async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Request<RequestBody>, Error> {
     let context = context::of(&request).clone();
     let config = context.live.config.clone();
     let declared = request.body().size_hint().exact();
@@ -126,7 +123,7 @@ async fn read(
     if max > 0 && declared.is_some_and(|length| length > max) {
         return Err(Error::BodyTooLarge(max));
     }
-    if request.headers_mut().remove(header::EXPECT).is_some() {
+    if request.extensions().get::<ExpectsContinue>().is_some() {
         // The client waits for our 100, which the first read sends: an upload that would be shed
         // costs nobody anything.
         let ask = context.ask();

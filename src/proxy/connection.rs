@@ -2,25 +2,29 @@
 
 use std::{
     future::{Future, poll_fn},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{sync::Notify, time::Instant as TokioInstant};
+use tokio::{
+    sync::Notify,
+    time::{Instant as TokioInstant, Sleep},
+};
 use tower::Service;
 
 use super::{
-    Error,
+    Error, answer,
     context::Peer,
-    hygiene::BadHead,
+    guard::Limits,
     io::{Activity, ClientIo, State},
     live::{ClientTimeouts, Phase, Shared},
     reject, stack,
@@ -28,20 +32,29 @@ use super::{
 use crate::{
     backend::Stream,
     clock,
-    observe::{Reason, Source},
+    observe::{self, Source},
     sync::{Mutex, lock},
 };
 
 /// The most hyper reads ahead of who consumes a request, and buffers of a response, bytes.
 const BUFFER: usize = 64 * 1024;
+/// A connection that has been idle for so long gives its parser and buffers back, some 20 kB.
+const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// The open connections of one data-plane thread.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: AtomicUsize,
     /// To tell them that something has changed, a drain for example.
-    wakers: Mutex<Vec<Option<Waker>>>,
+    places: Mutex<Vec<Option<Place>>>,
     closed: Notify,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct Place {
+    waker: Waker,
+    state: Arc<State>,
 }
 
 impl Connections {
@@ -52,7 +65,9 @@ impl Connections {
 
     /// Makes every connection look at the phase again.
     pub fn wake_all(&self) {
-        let wakers: Vec<Waker> = lock(&self.wakers).iter().flatten().cloned().collect();
+        let places = lock(&self.places);
+        let wakers: Vec<Waker> = places.iter().flatten().map(|p| p.waker.clone()).collect();
+        drop(places);
         for waker in wakers {
             waker.wake();
         }
@@ -63,13 +78,39 @@ impl Connections {
         self.closed.notified().await;
     }
 
-    fn register(self: &Arc<Self>, waker: Waker) -> Registered {
-        let mut wakers = lock(&self.wakers);
-        let at = wakers.iter().position(Option::is_none).unwrap_or_else(|| {
-            wakers.push(None);
-            wakers.len() - 1
+    /// Since when the connection has been idle that has been so for the longest; if none is, the one
+    /// that has taken the longest for a head.
+    pub fn oldest(&self) -> Option<(bool, Instant)> {
+        let places = lock(&self.places);
+        places.iter().flatten().filter_map(Place::rank).min()
+    }
+
+    /// Closes the one that [`Connections::oldest`] speaks of.
+    pub fn close_oldest(&self) {
+        let places = lock(&self.places);
+        let oldest = places
+            .iter()
+            .flatten()
+            .filter_map(|place| Some((place.rank()?, place)))
+            .min_by_key(|&(rank, _)| rank);
+        let waker = oldest.map(|(_, place)| {
+            place.state.evict();
+            place.waker.clone()
         });
-        wakers[at] = Some(waker);
+        drop(places);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn register(self: &Arc<Self>, waker: Waker, state: Arc<State>) -> Registered {
+        let place = Place { waker, state };
+        let mut places = lock(&self.places);
+        let at = places.iter().position(Option::is_none).unwrap_or_else(|| {
+            places.push(None);
+            places.len() - 1
+        });
+        places[at] = Some(place);
         Registered {
             connections: self.clone(),
             at,
@@ -102,7 +143,17 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        lock(&self.connections.wakers)[self.at] = None;
+        let place = lock(&self.connections.places)[self.at].take();
+        drop(place);
+    }
+}
+
+impl Place {
+    /// Who goes first, if it may go at all.
+    fn rank(&self) -> Option<(bool, Instant)> {
+        let (activity, since) = self.state.activity();
+        let may_go = matches!(activity, Activity::Idle | Activity::Head);
+        (may_go && !self.state.is_evicted()).then_some((activity == Activity::Head, since))
     }
 }
 
@@ -112,8 +163,12 @@ enum End {
     Done,
     /// The client took too long for a head.
     SlowHead,
-    /// It had been idle for long enough.
+    /// What it sent is not HTTP.
+    Refused,
+    /// It has been idle for long enough, or its place is needed.
     Idle,
+    /// It has been idle for a moment.
+    Park,
 }
 
 /// Serves one connection to its end.
@@ -127,85 +182,183 @@ pub async fn serve(
     let live = shared.live();
     let server = &live.config.server;
     let timeouts = ClientTimeouts::from(server);
-    let opened = clock::now();
-    let state = Arc::new(State::new(shared.metrics.clone(), opened));
+    let limits = Limits::new(server.max_header_bytes);
+    // Room for a head, and for a read behind it.
+    let buffer = BUFFER.max(server.max_header_bytes + 1);
+    drop(live);
+    let state = Arc::new(State::new(shared.metrics.clone(), clock::now()));
     let peer = Peer::new(peer, local, state.clone());
     let refuse_head = {
-        let shared = shared.clone();
-        Box::new(move |status| refuse_head(&shared, status))
+        let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
+        Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
     };
-    let io = ClientIo::new(stream, state.clone(), timeouts.write, refuse_head);
-    let service = AlwaysReady(stack(&shared, peer));
-    let mut connection = http1::Builder::new()
-        .half_close(false)
-        .max_buf_size(BUFFER.max(server.max_header_bytes))
-        .max_header_size(server.max_header_bytes)
-        .serve_connection(TokioIo::new(io), service);
-    drop(live);
+    let mut io = ClientIo::new(stream, state.clone(), limits, timeouts.write, refuse_head);
+    let mut service = AlwaysReady(stack(&shared, peer));
+    let mut watch = Watch {
+        counted: &counted,
+        state: &state,
+        timeouts,
+        timer: pin!(tokio::time::sleep(timeouts.header)),
+        head_since: None,
+        parked: true,
+        _registered: None,
+    };
+    loop {
+        // A client that sends nothing needs no parser.
+        watch.start(true);
+        let waited = poll_fn(|cx| {
+            watch.register(cx);
+            if shared.phase() == Phase::Closing {
+                return Poll::Ready(Some(End::Idle));
+            }
+            if io.poll_readable(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            watch.poll(cx).map(Some)
+        });
+        match waited.await {
+            None | Some(End::Park) => {}
+            Some(End::SlowHead) => {
+                io.refuse(&Error::HeadTimeout).await;
+                return;
+            }
+            Some(End::Idle | End::Done | End::Refused) => return,
+        }
 
-    let mut closing = false;
-    let mut head_since = None;
-    let mut timer = pin!(tokio::time::sleep(timeouts.header));
-    let mut registered = None;
-    let end = poll_fn(|cx| {
-        registered.get_or_insert_with(|| counted.0.register(cx.waker().clone()));
-        if !closing && shared.phase() == Phase::Closing {
-            closing = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        }
-        if let Poll::Ready(_result) = Pin::new(&mut connection).poll(cx) {
-            // Broken connections are the clients' business, and counted as cancelled requests.
-            return Poll::Ready(End::Done);
-        }
-        let (activity, since) = state.activity();
-        if activity == Activity::Head && head_since != Some(since) {
-            // Only a head that did not arrive in one piece gets here.
-            head_since = Some(since);
-            timer
-                .as_mut()
-                .reset(TokioInstant::from_std(since + timeouts.header));
-        } else if activity == Activity::Idle {
-            // Not with the defaults: there the timer of the head fires first, and is set again.
-            let due = TokioInstant::from_std(since + timeouts.idle);
-            if timer.deadline() > due {
-                timer.as_mut().reset(due);
+        watch.start(false);
+        let mut connection = Box::new(
+            http1::Builder::new()
+                .half_close(false)
+                .max_buf_size(buffer)
+                .serve_connection(TokioIo::new(io), service),
+        );
+        let mut closing = false;
+        let end = poll_fn(|cx| {
+            if !closing && shared.phase() == Phase::Closing {
+                closing = true;
+                Pin::new(&mut *connection).graceful_shutdown();
             }
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            let (activity, since) = state.activity();
-            let now = clock::now();
-            let due = match activity {
-                Activity::Head => since + timeouts.header,
-                Activity::Idle => since + timeouts.idle,
-                Activity::Served | Activity::Flushing | Activity::Tunnel => {
-                    now + timeouts.idle.min(timeouts.header)
+            loop {
+                if let Poll::Ready(_result) = Pin::new(&mut *connection).poll(cx) {
+                    // Broken connections are the clients' business, and counted as cancelled
+                    // requests.
+                    return Poll::Ready(End::Done);
                 }
-            };
-            if due <= now {
-                return Poll::Ready(match activity {
-                    Activity::Head => End::SlowHead,
-                    _ => End::Idle,
-                });
+                if state.is_refused() {
+                    return Poll::Ready(End::Refused);
+                }
+                if !state.has_next() {
+                    break;
+                }
             }
-            timer.as_mut().reset(TokioInstant::from_std(due));
+            watch.poll(cx)
+        })
+        .await;
+        let parts = connection.into_parts();
+        io = parts.io.into_inner();
+        if let Some(tunnel) = state.take_tunnel() {
+            let closing = || shared.phase() == Phase::Closing;
+            // Boxed, since few connections ever need it.
+            Box::pin(tunnel.run(io, parts.read_buf, timeouts.idle, closing)).await;
+            return;
+        }
+        match end {
+            End::Park => service = parts.service,
+            End::SlowHead => {
+                io.refuse(&Error::HeadTimeout).await;
+                return;
+            }
+            End::Refused => {
+                if let Some(bad) = io.verdict() {
+                    io.refuse(&bad.into()).await;
+                }
+                io.linger().await;
+                return;
+            }
+            End::Done => {
+                io.linger().await;
+                return;
+            }
+            End::Idle => return,
+        }
+    }
+}
+
+/// The timeouts of one connection, and what others ask of it.
+struct Watch<'a> {
+    counted: &'a Counted,
+    state: &'a Arc<State>,
+    timeouts: ClientTimeouts,
+    timer: Pin<&'a mut Sleep>,
+    head_since: Option<Instant>,
+    parked: bool,
+    _registered: Option<Registered>,
+}
+
+impl Watch<'_> {
+    /// From now on it is parked, or it is not.
+    fn start(&mut self, parked: bool) {
+        self.parked = parked;
+        let now = clock::now();
+        let due = if parked {
+            self.due(now)
+        } else {
+            Some(now + PARK_AFTER)
+        };
+        let due = TokioInstant::from_std(due.unwrap_or(now));
+        self.timer.as_mut().reset(due);
+    }
+
+    fn register(&mut self, cx: &Context<'_>) {
+        self._registered.get_or_insert_with(|| {
+            let connections = &self.counted.0;
+            connections.register(cx.waker().clone(), self.state.clone())
+        });
+    }
+
+    /// When something is to be done about it, if nothing happens; `None` for at once.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let (activity, since) = self.state.activity();
+        let due = match activity {
+            Activity::Head => since + self.timeouts.header,
+            Activity::Idle if self.parked => since + self.timeouts.idle,
+            Activity::Idle => since + self.timeouts.idle.min(PARK_AFTER),
+            Activity::Served | Activity::Flushing | Activity::Tunnel => now + PARK_AFTER,
+        };
+        (due > now).then_some(due)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let (activity, since) = self.state.activity();
+        if self.state.is_evicted() && matches!(activity, Activity::Idle | Activity::Head) {
+            return Poll::Ready(End::Idle);
+        }
+        if activity == Activity::Head && self.head_since != Some(since) {
+            // Only a head that did not arrive in one piece gets here.
+            self.head_since = Some(since);
+            let due = TokioInstant::from_std(since + self.timeouts.header);
+            self.timer.as_mut().reset(due);
+        } else if activity == Activity::Idle {
+            // Not with the defaults: there the timer fires first, and is set again.
+            let due = TokioInstant::from_std(since + self.timeouts.idle);
+            if self.timer.deadline() > due {
+                self.timer.as_mut().reset(due);
+            }
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = clock::now();
+            if let Some(due) = self.due(now) {
+                self.timer.as_mut().reset(TokioInstant::from_std(due));
+                continue;
+            }
+            let (activity, since) = self.state.activity();
+            return Poll::Ready(match activity {
+                Activity::Head => End::SlowHead,
+                _ if now < since + self.timeouts.idle => End::Park,
+                _ => End::Idle,
+            });
         }
         Poll::Pending
-    })
-    .await;
-    match end {
-        End::SlowHead => {
-            let io = connection.into_parts().io.into_inner();
-            io.refuse(408).await;
-        }
-        End::Idle | End::Done => {
-            if let Some(tunnel) = state.take_tunnel() {
-                let parts = connection.into_parts();
-                let closing = || shared.phase() == Phase::Closing;
-                let (client, read) = (parts.io.into_inner(), parts.read_buf);
-                // Boxed, since few connections ever need it.
-                Box::pin(tunnel.run(client, read, timeouts.idle, closing)).await;
-            }
-        }
     }
 }
 
@@ -223,23 +376,46 @@ impl<S: Service<R> + Clone, R> hyper::service::Service<R> for AlwaysReady<S> {
     }
 }
 
-/// The answer to a head that never became a request.
-fn refuse_head(shared: &Shared, status: u16) -> Bytes {
+/// Accounts for a head that never became a request, and writes the answer.
+fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &Error) -> Bytes {
     let live = shared.live();
-    let (error, reason) = match status {
-        408 => (Error::BodyTimeout, Reason::RequestTimeout),
-        414 => (Error::Head(BadHead::TargetTooLong), Reason::TargetTooLong),
-        431 => (
-            Error::Head(BadHead::FieldsTooLarge),
-            Reason::HeadersTooLarge,
-        ),
-        _ => (Error::Head(BadHead::Syntax), Reason::BadRequest),
-    };
-    let route = &live.routes[live.routes.len() - 1].metrics;
-    route.rejected(reason);
+    let route = &live.routes[live.routes.len() - 1];
     let settings = &live.config.reject;
-    let rejection = reject::rejection(&error, settings);
-    route.request(rejection.status.as_u16(), Source::Tidegate);
-    let response = reject::response(&error, &rejection, settings, "");
+    let rejection = reject::rejection(error, settings);
+    let status = rejection.status.as_u16();
+    if let Some(reason) = rejection.reason {
+        route.metrics.rejected(reason);
+    }
+    route.metrics.request(status, Source::Tidegate);
+    let id = answer::new_request_id();
+    let request_id = id.to_str().unwrap_or_default();
+    let mut response = reject::response(error, &rejection, settings, request_id);
+    if let Some(name) = &live.request_id {
+        response.headers_mut().insert(name, id.clone());
+    }
+    let mode = live.config.log.access;
+    if observe::log::wants_access(mode, status, rejection.reason) {
+        let (_, since) = state.activity();
+        let took = clock::now().saturating_duration_since(since);
+        observe::log::access(
+            mode,
+            &observe::log::AccessRecord {
+                method: "-",
+                path: "-",
+                status,
+                source: Source::Tidegate,
+                reason: rejection.reason,
+                route: &route.name,
+                request_id,
+                client,
+                queue_ms: 0.0,
+                backend_ms: None,
+                total_ms: observe::log::millis(took),
+                bytes: response.body().len() as u64,
+                endpoint: None,
+                attempt: 0,
+            },
+        );
+    }
     reject::to_wire(&response)
 }

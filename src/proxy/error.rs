@@ -9,6 +9,9 @@ pub enum Error {
     /// The head is wrong.
     #[error(transparent)]
     Head(#[from] hygiene::BadHead),
+    /// The head came too slowly.
+    #[error("the request's head did not arrive in time")]
+    HeadTimeout,
     /// The body is malformed.
     #[error("the request's body is malformed")]
     Body,

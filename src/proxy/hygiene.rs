@@ -35,21 +35,38 @@ pub enum BadHead {
     /// Content-Length and Transfer-Encoding leave doubt about where the body ends.
     #[error("the message's length is ambiguous")]
     Framing,
+    /// It expects something other than 100-continue.
+    #[error("the expectation cannot be met")]
+    Expectation,
+    /// It has been passed on as often as it may be. Not an error: it ends here.
+    #[error("the request was not to be passed on")]
+    LastHop,
 }
+
+/// The client waits for a 100 before it sends the body.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectsContinue;
 
 /// Fields for one connection only, RFC 9110 7.6.1, and those that a server must not take from a
 /// client: `Proxy` becomes the environment's HTTP_PROXY.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy"),
-];
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::TE
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+    ) || matches!(
+        name.as_str(),
+        "keep-alive"
+            | "proxy"
+            | "proxy-connection"
+            | "proxy-authentication-info"
+            | "http2-settings"
+    )
+}
 
 /// Fields that are added to a request: room for them is made at once.
 const ADDED: usize = 8;
@@ -64,6 +81,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
             | header::COOKIE
             | header::FORWARDED
             | header::CACHE_CONTROL
+            | header::VIA
     ) || name.as_str().starts_with("x-forwarded-")
 }
 
@@ -87,8 +105,15 @@ pub fn inbound<B>(
     }
     framing(request.headers())?;
     let host = host(request, version)?;
+    let expects = expects_continue(request.headers())?;
+    if *request.method() == Method::OPTIONS {
+        take_one_hop(request.headers_mut())?;
+    }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
     clean(request.headers_mut(), trusted);
+    if expects && version == Version::HTTP_11 {
+        request.extensions_mut().insert(ExpectsContinue);
+    }
 
     let fields = request.headers_mut();
     fields.reserve(ADDED);
@@ -110,7 +135,7 @@ pub fn inbound<B>(
 /// Cleans a response's head for the client.
 pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderValue) {
     let version = response.version();
-    remove(response.headers_mut(), |_| false);
+    remove(response.headers_mut(), is_hop_by_hop);
     let fields = response.headers_mut();
     if live.config.headers.via {
         fields.append(header::VIA, via(version));
@@ -148,6 +173,30 @@ fn framing(headers: &HeaderMap) -> Result<(), BadHead> {
     } else {
         Err(BadHead::Framing)
     }
+}
+
+/// Whether the client waits for a 100. There is no other expectation, RFC 9110 10.1.1.
+fn expects_continue(headers: &HeaderMap) -> Result<bool, BadHead> {
+    let mut expectations = headers.get_all(header::EXPECT).iter();
+    match (expectations.next(), expectations.next()) {
+        (None, _) => Ok(false),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        _ => Err(BadHead::Expectation),
+    }
+}
+
+/// Counts this hop, RFC 9110 7.6.2.
+fn take_one_hop(headers: &mut HeaderMap) -> Result<(), BadHead> {
+    let Some(value) = headers.get_mut(header::MAX_FORWARDS) else {
+        return Ok(());
+    };
+    let left: Option<u64> = value.to_str().ok().and_then(|value| value.parse().ok());
+    match left {
+        Some(0) => return Err(BadHead::LastHop),
+        Some(left) => *value = HeaderValue::from(left - 1),
+        None => {}
+    }
+    Ok(())
 }
 
 /// The host the client asked for; the target becomes a path.
@@ -202,14 +251,23 @@ fn is_authority(host: &HeaderValue) -> bool {
     valid && digits && port_is_fine
 }
 
-/// Removes hop-by-hop fields, and from untrusted peers also what only a proxy may say.
+/// Removes hop-by-hop fields, and from untrusted peers also what only a proxy may say. `Expect` is
+/// ours to answer, trailers end here, and nobody may say how long a body is in other words.
 fn clean(headers: &mut HeaderMap, trusted: bool) {
-    remove(headers, |name| !trusted && forwarded::is_spoofable(name));
+    remove(headers, |name| {
+        is_hop_by_hop(name)
+            || matches!(*name, header::EXPECT | header::TRAILER)
+            || matches!(name.as_str(), "content_length" | "transfer_encoding")
+            || (!trusted && forwarded::is_spoofable(name))
+    });
 }
 
-/// Removes hop-by-hop fields, those that `Connection` names, and those that `also` names. The others
-/// keep their order.
-fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+/// Removes the fields that `drops` and `Connection` name. The others keep their order.
+fn remove(headers: &mut HeaderMap, drops: impl Fn(&HeaderName) -> bool) {
+    // `Connection` is dropped itself, so that one that names something gets past this.
+    if !headers.keys().any(&drops) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -217,19 +275,17 @@ fn remove(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
         .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
         .filter(|name| !is_end_to_end(name))
         .collect();
-    let drops = |name: &HeaderName| HOP_BY_HOP.contains(name) || named.contains(name) || also(name);
-    if !headers.keys().any(drops) {
-        return;
-    }
     // `HeaderMap::remove` moves the last field into the gap; a new map keeps the order.
-    let mut kept = HeaderMap::with_capacity(headers.len() + 8);
-    let mut current: Option<HeaderName> = None;
+    let mut kept = HeaderMap::with_capacity(headers.len() + ADDED);
+    let mut keep = false;
+    let mut current = header::CONNECTION;
     for (name, value) in headers.drain() {
         if let Some(name) = name {
-            current = (!drops(&name)).then_some(name);
+            keep = !(drops(&name) || named.contains(&name));
+            current = name;
         }
-        if let Some(name) = &current {
-            kept.append(name.clone(), value);
+        if keep {
+            kept.append(current.clone(), value);
         }
     }
     *headers = kept;

@@ -1,4 +1,5 @@
-//! A client's socket, watched: what it is doing, since when, and whether a write makes progress.
+//! A client's socket, watched: what it is doing, since when, whether a write makes progress, and
+//! whether what it sends is HTTP. The parser gets one message at a time, and heads whole.
 
 use std::{
     future::Future,
@@ -6,25 +7,39 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Sleep,
 };
 
-use super::upgrade::Tunnel;
+use super::{
+    departure::Departure,
+    error::Error,
+    guard::{Bad, Guard, Limits},
+    hygiene::BadHead,
+    upgrade::Tunnel,
+};
 use crate::{
     backend::Stream,
     clock,
     observe::Metrics,
     sync::{Mutex, lock},
 };
+
+/// What a client may send ahead of the answer to its last request, bytes; then its next bytes wait
+/// in the socket.
+const AHEAD_MAX: usize = 16 * 1024;
+/// How long, and for how many bytes, the rest of what a client sends is read after the last answer:
+/// closing a socket with unread bytes makes the kernel throw that answer away.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_MAX: usize = 1024 * 1024;
 
 /// What a client's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +63,12 @@ pub struct State {
     /// Since when, milliseconds after `opened`.
     since: AtomicU64,
     opened: Instant,
+    /// What it sent is not HTTP.
+    refused: AtomicBool,
+    /// There is more to read once the answer is out.
+    more: AtomicBool,
+    /// Another client needs its place.
+    evicted: AtomicBool,
     /// The worker's side, for the one who serves the connection.
     tunnel: Mutex<Option<Box<Tunnel>>>,
     metrics: Arc<Metrics>,
@@ -61,9 +82,32 @@ impl State {
             activity: AtomicU8::new(Activity::Head as u8),
             since: AtomicU64::new(0),
             opened: now,
+            refused: AtomicBool::new(false),
+            more: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
             tunnel: Mutex::default(),
             metrics,
         }
+    }
+
+    /// Whether what it sent is not HTTP, so that nothing is left but to say so.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    /// Whether its next request is here already, now that the last one has been answered.
+    pub fn has_next(&self) -> bool {
+        self.more.load(Relaxed) && self.is(Activity::Idle) && self.more.swap(false, Relaxed)
+    }
+
+    /// Asks it to close, if it is still not being served when it sees this.
+    pub fn evict(&self) {
+        self.evicted.store(true, Relaxed);
+    }
+
+    /// Whether it has to close.
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.load(Relaxed)
     }
 
     /// What it is doing, and since when.
@@ -139,13 +183,25 @@ impl Drop for State {
     }
 }
 
-/// Writes the answer to a head that hyper itself refuses, given hyper's status.
-pub type RefuseHead = Box<dyn Fn(u16) -> Bytes + Send>;
+/// Accounts for a head that is refused, and writes the answer.
+pub type RefuseHead = Box<dyn Fn(&Error) -> Bytes + Send + Sync>;
 
 /// See the module's documentation.
 pub struct ClientIo {
     stream: Stream,
     state: Arc<State>,
+    guard: Guard,
+    /// What was read and not passed on: an incomplete head, or the requests after this one.
+    held: BytesMut,
+    /// So much of it may pass.
+    passed: usize,
+    /// The client will send no more.
+    ended: bool,
+    departure: Option<Box<Departure>>,
+    /// Some of the answer has been written.
+    answering: bool,
+    /// What is wrong with the head.
+    verdict: Option<BadHead>,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     refuse_head: RefuseHead,
@@ -157,12 +213,20 @@ impl ClientIo {
     pub fn new(
         stream: Stream,
         state: Arc<State>,
+        limits: Limits,
         write_timeout: Duration,
         refuse_head: RefuseHead,
     ) -> Self {
         Self {
             stream,
             state,
+            guard: Guard::new(limits),
+            held: BytesMut::new(),
+            passed: 0,
+            ended: false,
+            departure: None,
+            answering: false,
+            verdict: None,
             write_timeout,
             stalled: None,
             refuse_head,
@@ -170,10 +234,23 @@ impl ClientIo {
         }
     }
 
-    /// Says why the connection ends, as far as the socket takes it without waiting.
-    pub async fn refuse(mut self, status: u16) {
+    /// Ready when there is something to read, or nothing more.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.held.is_empty() {
+            return Poll::Ready(());
+        }
+        self.stream.poll_read_ready(cx).map(drop)
+    }
+
+    /// Why the head was refused, if it was.
+    pub fn verdict(&self) -> Option<BadHead> {
+        self.verdict
+    }
+
+    /// Says why the connection ends.
+    pub async fn refuse(&mut self, error: &Error) {
         use tokio::io::AsyncWriteExt;
-        let answer = (self.refuse_head)(status);
+        let answer = (self.refuse_head)(error);
         let _ = tokio::time::timeout(Duration::from_millis(100), async {
             self.stream.write_all(&answer).await?;
             self.stream.shutdown().await
@@ -181,6 +258,82 @@ impl ClientIo {
         .await;
     }
 
+    /// Lets a client that is still sending read the answer before the socket is closed.
+    pub async fn linger(mut self) {
+        use tokio::io::AsyncReadExt;
+        let between = self.guard.is_done() || self.guard.in_head();
+        if self.ended || (between && self.held.is_empty() && self.verdict.is_none()) {
+            return;
+        }
+        self.held.clear();
+        let _ = tokio::time::timeout(LINGER, async {
+            let mut read = 0;
+            while read < LINGER_MAX && self.stream.read_buf(&mut self.held).await? > 0 {
+                read += self.held.len();
+                self.held.clear();
+            }
+            io::Result::Ok(())
+        })
+        .await;
+    }
+
+    /// Passes on what may pass of what is held.
+    fn pass(&mut self, buf: &mut ReadBuf<'_>) {
+        let size = self.passed.min(buf.remaining());
+        buf.put_slice(&self.held[..size]);
+        self.held.advance(size);
+        self.passed -= size;
+        if self.held.is_empty() {
+            // An idle connection keeps no buffer.
+            self.held = BytesMut::new();
+        }
+    }
+
+    /// How many of the bytes may pass, after all that have. `None` when there is nothing to be done
+    /// but to refuse.
+    fn judge(guard: &mut Guard, bytes: &[u8], verdict: &mut Option<BadHead>) -> io::Result<usize> {
+        match guard.advance(bytes) {
+            Ok(passed) => Ok(passed),
+            Err(Bad::Body) => Err(malformed()),
+            Err(Bad::Head(bad)) => {
+                *verdict = Some(bad);
+                Ok(0)
+            }
+        }
+    }
+
+    /// Looks at what is held. Whether some of it may pass.
+    fn judge_held(&mut self) -> io::Result<bool> {
+        if self.state.is(Activity::Idle) {
+            self.state.start(Activity::Head);
+        }
+        self.passed = Self::judge(&mut self.guard, &self.held, &mut self.verdict)?;
+        Ok(self.passed > 0)
+    }
+
+    /// While a request is being served: what comes now belongs to the next, and an end may mean that
+    /// the client has left.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        while !self.ended && self.held.len() < AHEAD_MAX {
+            if !self.held.is_empty() {
+                self.state.more.store(true, Relaxed);
+            }
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            self.held.extend_from_slice(&buf.filled()[before..]);
+            self.ended = buf.filled().len() == before;
+            buf.set_filled(before);
+        }
+        self.state.more.store(true, Relaxed);
+        if !self.ended {
+            return Poll::Pending;
+        }
+        let answering = self.answering;
+        let departure = self
+            .departure
+            .get_or_insert_with(|| Box::new(Departure::new(answering)));
+        departure.poll(cx, &mut self.stream).map(Ok)
+    }
     /// Passes a write's result on; one that waits for too long becomes an error.
     fn watch<T>(
         &mut self,
@@ -201,6 +354,13 @@ impl ClientIo {
         }
     }
 
+    /// What of an answer's beginning the client has already.
+    fn sent_before(&mut self, answer: &[u8]) -> Option<usize> {
+        self.answering |= !answer.starts_with(b"HTTP/1.1 1");
+        let sent = self.departure.as_mut()?.write(answer);
+        (sent > 0).then_some(sent)
+    }
+
     /// hyper answers a head that it cannot read without asking anyone, and briefly. It does so only
     /// when nothing else is being answered, which is how such a write is known.
     fn replace(&mut self, written: &[u8]) {
@@ -209,7 +369,12 @@ impl ClientIo {
             && self.instead.is_none()
             && let Some(status) = status_of(written)
         {
-            self.instead = Some((self.refuse_head)(status));
+            let bad = match status {
+                414 => BadHead::TargetTooLong,
+                431 => BadHead::FieldsTooLarge,
+                _ => BadHead::Syntax,
+            };
+            self.instead = Some((self.refuse_head)(&bad.into()));
         }
     }
 
@@ -239,13 +404,67 @@ impl AsyncRead for ClientIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
-        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if buf.filled().len() > before && this.state.is(Activity::Idle) {
-            this.state.start(Activity::Head);
+        if this.passed > 0 {
+            this.pass(buf);
+            return Poll::Ready(Ok(()));
         }
-        result
+        if this.guard.is_broken() {
+            return Poll::Ready(Err(malformed()));
+        }
+        if this.guard.is_done() {
+            if this.state.is(Activity::Tunnel) {
+                this.guard.open();
+            } else if this.state.is(Activity::Idle) {
+                this.departure = None;
+                this.answering = false;
+                this.guard.next_message();
+            } else {
+                return this.poll_ahead(cx, buf);
+            }
+            if !this.held.is_empty() && this.judge_held()? {
+                this.pass(buf);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        while !this.ended {
+            if this.verdict.is_some() {
+                // Whoever polls this connection sees it, and takes the socket back.
+                this.state.refused.store(true, Relaxed);
+                return Poll::Pending;
+            }
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            let new = &buf.filled()[before..];
+            if new.is_empty() {
+                this.ended = true;
+            } else if this.held.is_empty() {
+                if this.state.is(Activity::Idle) {
+                    this.state.start(Activity::Head);
+                }
+                let passed = Self::judge(&mut this.guard, new, &mut this.verdict)?;
+                if passed < new.len() {
+                    this.held.extend_from_slice(&new[passed..]);
+                    buf.set_filled(before + passed);
+                }
+                if passed > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                this.held.extend_from_slice(new);
+                buf.set_filled(before);
+                if this.judge_held()? {
+                    this.pass(buf);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
+}
+
+/// A body that is not what its head says.
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the body is malformed")
 }
 
 impl AsyncWrite for ClientIo {
@@ -259,6 +478,9 @@ impl AsyncWrite for ClientIo {
         if this.instead.is_some() {
             return this.poll_instead(cx).map_ok(|()| buf.len());
         }
+        if let Some(sent) = this.sent_before(buf) {
+            return Poll::Ready(Ok(sent));
+        }
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
         this.watch(cx, result)
     }
@@ -269,12 +491,16 @@ impl AsyncWrite for ClientIo {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty()) {
+        let first = bufs.iter().find(|buf| !buf.is_empty());
+        if let Some(first) = first {
             this.replace(first);
         }
         if this.instead.is_some() {
             let all = bufs.iter().map(|buf| buf.len()).sum();
             return this.poll_instead(cx).map_ok(|()| all);
+        }
+        if let Some(sent) = first.and_then(|first| this.sent_before(first)) {
+            return Poll::Ready(Ok(sent));
         }
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
         this.watch(cx, result)

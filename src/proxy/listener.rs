@@ -210,10 +210,10 @@ impl Acceptor {
                 let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
                 let mut pauses = Pauses::default();
                 loop {
-                    self.wait_for_room().await;
                     match listener.accept().await {
                         Ok((stream, peer)) => {
                             pauses.reset();
+                            self.make_room().await;
                             let _ = stream.set_nodelay(true);
                             let local = stream.local_addr().ok();
                             self.hand_over_tcp(stream, peer, local);
@@ -226,10 +226,10 @@ impl Acceptor {
                 let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
                 let mut pauses = Pauses::default();
                 loop {
-                    self.wait_for_room().await;
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             pauses.reset();
+                            self.make_room().await;
                             self.hand_over_unix(stream);
                         }
                         Err(error) => pauses.after(&error).await,
@@ -239,19 +239,22 @@ impl Acceptor {
         }
     }
 
-    /// Above `max_connections`, or what the descriptors allow, clients wait in the kernel's backlog.
-    async fn wait_for_room(&self) {
+    /// At `max_connections`, or at what the descriptors allow, the client that has been idle for the
+    /// longest goes. When none is idle, the others wait in the kernel's backlog.
+    async fn make_room(&self) {
         loop {
             let open: usize = self.workers.iter().map(|w| w.connections.open()).sum();
-            let max = self
-                .shared
-                .live()
-                .config
-                .server
-                .max_connections
-                .min(self.room);
-            if open < max || self.shared.phase() == Phase::Closing {
+            let max = self.shared.live().config.server.max_connections;
+            if open < max.min(self.room) || self.shared.phase() == Phase::Closing {
                 return;
+            }
+            let oldest = self
+                .workers
+                .iter()
+                .filter_map(|worker| Some((worker.connections.oldest()?, worker)))
+                .min_by_key(|&(rank, _)| rank);
+            if let Some((_, worker)) = oldest {
+                worker.connections.close_oldest();
             }
             // Another thread's connections do not wake us: look again now and then.
             let closed = self.workers[0].connections.one_closed();

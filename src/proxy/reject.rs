@@ -56,9 +56,23 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             BadHead::Host | BadHead::Target | BadHead::Framing | BadHead::Syntax => {
                 (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
             }
+            BadHead::Expectation => (
+                StatusCode::EXPECTATION_FAILED,
+                Reason::BadRequest,
+                None,
+                true,
+            ),
+            BadHead::LastHop => {
+                return Rejection {
+                    status: StatusCode::OK,
+                    reason: None,
+                    retry_after: None,
+                    close: false,
+                };
+            }
         },
         Error::Body | Error::BodyCut => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
-        Error::BodyTimeout => (
+        Error::HeadTimeout | Error::BodyTimeout => (
             StatusCode::REQUEST_TIMEOUT,
             Reason::RequestTimeout,
             None,
@@ -157,6 +171,9 @@ pub fn response(
     reject: &Reject,
     request_id: &str,
 ) -> Response<Bytes> {
+    if rejection.status.is_success() {
+        return Response::new(Bytes::new());
+    }
     let (body, media_type) = match &reject.body {
         RejectBody::ProblemJson => problem(error, rejection, request_id),
         RejectBody::Text => (

@@ -1,0 +1,246 @@
+//! Where a request's head ends, where its body will, and whether both are beyond doubt.
+
+use memchr::memchr;
+
+use super::Limits;
+use crate::proxy::hygiene::BadHead;
+
+/// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
+const METHOD_MAX: usize = 32;
+/// The longest target that the URI type behind us takes, bytes.
+const TARGET_MAX: usize = 65_534;
+
+/// A complete head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its bytes, with the empty line at the end.
+    pub length: usize,
+    /// What follows it.
+    pub body: Framing,
+}
+
+/// How long a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// There is none.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// As the chunks say.
+    Chunked,
+}
+
+/// Reads a head, in as many pieces as it comes.
+#[derive(Debug, Default)]
+pub struct HeadScanner {
+    /// Where the first line begins that is not complete.
+    line: usize,
+    /// Up to where no end of that line was found.
+    searched: usize,
+    blank: bool,
+    /// The request line is there, and says whether this is HTTP/1.0.
+    is_http10: Option<bool>,
+    fields: usize,
+    hosts: usize,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl HeadScanner {
+    /// Looks at all that has come of the head; `None` if it is not complete.
+    ///
+    /// # Errors
+    /// As soon as it is certain that no other bytes could mend it.
+    pub fn scan(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Head>, BadHead> {
+        while let Some(found) = memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()) {
+            let end = self.searched + found;
+            let line = bytes.get(self.line..end).unwrap_or_default();
+            if end >= limits.head {
+                return Err(self.too_large());
+            }
+            self.line = end + 1;
+            self.searched = end + 1;
+            // A bare LF ends a line for some and not for others.
+            let line = line.strip_suffix(b"\r").ok_or(BadHead::Syntax)?;
+            let Some(is_http10) = self.is_http10 else {
+                if line.is_empty() && !self.blank {
+                    // Old clients send one too many after a body: RFC 9112 2.2.
+                    self.blank = true;
+                } else {
+                    self.is_http10 = Some(request_line(line)?);
+                }
+                continue;
+            };
+            if line.is_empty() {
+                let body = self.framing(is_http10)?;
+                let length = end + 1;
+                return Ok(Some(Head { length, body }));
+            }
+            self.fields += 1;
+            if self.fields > limits.fields {
+                return Err(BadHead::FieldsTooLarge);
+            }
+            self.field(line)?;
+        }
+        self.searched = bytes.len();
+        if bytes.len() >= limits.head {
+            return Err(self.too_large());
+        }
+        // What begins like this will not become HTTP; TLS does, for example.
+        match bytes.get(self.line) {
+            Some(&first) if self.is_http10.is_none() && !is_token(first) && first != b'\r' => {
+                Err(BadHead::Syntax)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn too_large(&self) -> BadHead {
+        match self.is_http10 {
+            None => BadHead::TargetTooLong,
+            Some(_) => BadHead::FieldsTooLarge,
+        }
+    }
+
+    fn field(&mut self, line: &[u8]) -> Result<(), BadHead> {
+        // A folded line begins with a space, which is no token either; so does one without a name.
+        let colon = line.iter().position(|&byte| !is_token(byte));
+        let colon = colon.filter(|&at| at > 0 && line[at] == b':');
+        let (name, rest) = line.split_at(colon.ok_or(BadHead::Syntax)?);
+        let value = &rest[1..];
+        if has_control(value) {
+            return Err(BadHead::Syntax);
+        }
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                self.hosts += 1;
+                if self.hosts > 1 {
+                    return Err(BadHead::Host);
+                }
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let length = decimal(trim(value)).ok_or(BadHead::Framing)?;
+                if self.length.replace(length).is_some() {
+                    return Err(BadHead::Framing);
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                // No other coding is known, and two of the same are one too many.
+                if self.chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
+                    return Err(BadHead::Framing);
+                }
+                self.chunked = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn framing(&self, is_http10: bool) -> Result<Framing, BadHead> {
+        match (self.chunked, self.length) {
+            (true, Some(_)) => Err(BadHead::Framing),
+            // HTTP/1.0 has no chunks, and whoever stands before us may not know them: RFC 9112 6.1.
+            (true, None) if is_http10 => Err(BadHead::Framing),
+            (true, None) => Ok(Framing::Chunked),
+            (false, Some(length)) if length > 0 => Ok(Framing::Length(length)),
+            (false, _) => Ok(Framing::None),
+        }
+    }
+}
+
+/// `METHOD SP target SP HTTP/1.x`, with single spaces; says whether it is HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<bool, BadHead> {
+    let method_end = line.iter().position(|&byte| !is_token(byte));
+    let method_end = method_end.filter(|&at| at > 0 && line[at] == b' ');
+    let (method, rest) = line.split_at(method_end.ok_or(BadHead::Syntax)?);
+    let rest = &rest[1..];
+    let (target, version) = rest.split_at(memchr(b' ', rest).ok_or(BadHead::Syntax)?);
+    let is_http10 = match &version[1..] {
+        b"HTTP/1.1" => false,
+        b"HTTP/1.0" => true,
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            return Err(BadHead::Version);
+        }
+        _ => return Err(BadHead::Syntax),
+    };
+    if method.len() > METHOD_MAX {
+        return Err(BadHead::Method);
+    }
+    if target.len() > TARGET_MAX {
+        return Err(BadHead::TargetTooLong);
+    }
+    if target.is_empty() || !is_target(target) {
+        return Err(BadHead::Target);
+    }
+    Ok(is_http10)
+}
+
+/// Visible ASCII without a fragment. (What kind of target it is, hygiene looks at.)
+fn is_target(target: &[u8]) -> bool {
+    // Without a branch, for the compiler to take sixteen at a time.
+    target.iter().fold(true, |fine, &byte| {
+        fine & (byte > b' ') & (byte < 0x7f) & (byte != b'#')
+    })
+}
+
+/// Whether there is a control character other than the tab: RFC 9110 5.5.
+pub(super) fn has_control(value: &[u8]) -> bool {
+    value.iter().fold(false, |bad, &byte| {
+        bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f)
+    })
+}
+
+/// Without the space and tabs around it. (`trim_ascii` would take more than those.)
+pub(super) fn trim(value: &[u8]) -> &[u8] {
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t');
+    let start = value.iter().take_while(is_space).count();
+    let value = &value[start..];
+    let end = value.iter().rev().take_while(is_space).count();
+    &value[..value.len() - end]
+}
+
+/// Digits only, and below 2^63: more is a number that somebody else may read as negative.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |value, &digit| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        let value = value.checked_mul(10)?.checked_add(digit)?;
+        (value <= i64::MAX as u64).then_some(value)
+    })
+}
+
+/// RFC 9110 5.6.2.
+pub(super) fn is_token(byte: u8) -> bool {
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let b = byte as u8;
+            table[byte] = b.is_ascii_alphanumeric()
+                || matches!(
+                    b,
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
+                );
+            byte += 1;
+        }
+        table
+    };
+    TOKEN[usize::from(byte)]
+}
