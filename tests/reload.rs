@@ -572,11 +572,13 @@ fn the_number_of_connections() {
     let peer = Peer::start(peers::slow::when_healed);
     let (gate, base) = gate(&peer);
     change(&gate, &format!("{base}[server]\nmax_connections = 2\n"));
-    let mut clients: Vec<Client> = (0..3).map(|_| gate.client()).collect();
-    for client in &mut clients {
+    let mut clients = Vec::new();
+    for busy in [1.0, 2.0, 2.0] {
+        let mut client = gate.client();
         client.ask("/");
+        clients.push(client);
+        gate.until_metric("tidegate_in_flight_requests", &[], busy);
     }
-    gate.until_metric("tidegate_in_flight_requests", &[], 2.0);
     let last = clients.last_mut().expect("three");
     last.set_timeout(Duration::from_millis(300));
     assert!(last.read_some().is_err(), "there is no room");
