@@ -19,6 +19,7 @@
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |
 //! | [`admin`] | the admin server and its page |
+//! | [`probe`] | how many parallel requests a backend sustains, measured |
 //! | [`observe`] | metrics, the access log, the status document |
 //! | [`config`] | TOML, environment and flags become one validated configuration |
 //! | [`control`] | the laws, pure |
@@ -41,6 +42,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod observe;
+pub mod probe;
 pub mod proxy;
 pub mod runtime;
 mod sync;

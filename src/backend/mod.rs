@@ -5,7 +5,7 @@
 //! head arrives: an exchange that nobody waits for any more goes on in the background.
 
 mod body;
-mod connect;
+pub(crate) mod connect;
 mod endpoint;
 mod error;
 mod exchange;

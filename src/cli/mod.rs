@@ -9,7 +9,10 @@ pub mod config;
 pub mod drain;
 pub mod healthcheck;
 mod options;
+pub mod probe;
 pub mod status;
+
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -63,6 +66,13 @@ pub enum Command {
     /// Print the effective configuration, with where each value came from
     #[command(after_help = PRECEDENCE)]
     Config(ConfigArgs),
+    /// Measure how many parallel requests the backend sustains
+    ///
+    /// Sends requests to URL with 1, 2, 3, 4, 6, 8, 12, ... clients at once, each of which waits for its
+    /// answer before it asks again, until more clients bring no more. It is a load test: the URL should be
+    /// one that may be asked often. Ctrl-C ends it, with what was measured so far.
+    #[command(after_help = PRECEDENCE)]
+    Probe(ProbeArgs),
     /// Show what a running tidegate does: its limit, its queue, and what holds the limit
     Status(StatusArgs),
     /// Tell a running tidegate to finish its requests and take no new ones
@@ -133,6 +143,52 @@ pub enum ConfigFormat {
     Toml,
     /// Each key as `{"value": ..., "origin": ...}`.
     Json,
+}
+
+/// `tidegate probe`
+#[derive(Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+    /// What to ask for: http://host:port/path, or unix:/socket:/path. With --backend the processes that
+    /// listen there are watched, else those that listen at the URL
+    #[arg(long, value_name = "URL")]
+    pub url: String,
+    /// Never more requests at once than this
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_concurrency: u32,
+    /// How long each step is measured; longer when single requests take longer
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = step)]
+    pub step: Duration,
+    /// For people, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ProbeFormat,
+    /// Draw the curve into this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Measure a server that is neither on this machine nor in a private network
+    #[arg(long)]
+    pub yes_remote: bool,
+}
+
+/// How `tidegate probe` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProbeFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// Every figure.
+    Json,
+}
+
+fn step(text: &str) -> Result<Duration, String> {
+    let step = crate::config::parse_duration(text).unwrap_or_default();
+    if (Duration::from_millis(50)..=Duration::from_secs(600)).contains(&step) {
+        Ok(step)
+    } else {
+        Err("write a duration from 50ms to 10m".to_owned())
+    }
 }
 
 /// Where a running tidegate's admin server is.

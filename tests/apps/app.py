@@ -72,6 +72,24 @@ def sleep():
     return "slept\n"
 
 
+@app.route("/cpu")
+def cpu():
+    """Burns CPU, by the thread's own clock: on a busy machine it takes longer, but costs the same."""
+    until = time.thread_time() + float(request.args.get("ms", "10")) / 1000
+    rounds = 0
+    while time.thread_time() < until:
+        rounds += sum(range(100)) > 0
+    return f"{rounds > 0}\n"
+
+
+@app.route("/memory")
+def memory():
+    """Holds `mb` of touched memory for `ms`."""
+    held = bytearray(os.urandom(4096)) * (256 * int(request.args.get("mb", "10")))
+    time.sleep(int(request.args.get("ms", "100")) / 1000)
+    return f"{len(held)}\n"
+
+
 @app.route("/slow-body")
 def slow_body():
     """A declared length, in ten pieces."""

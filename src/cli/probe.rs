@@ -1,0 +1,217 @@
+//! `tidegate probe`: how many parallel requests does the backend sustain?
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::{runtime, signal, task::LocalSet};
+
+use super::{
+    ProbeArgs, ProbeFormat,
+    admin_client::{FAILURE, complain},
+};
+use crate::{
+    config::{self, Address, Origin},
+    probe::{self, Plan, Report, Settings, Step, Target},
+};
+
+/// The exit code of a command line or a configuration that cannot be used.
+const USAGE: u8 = 2;
+
+/// Measures and prints. Exits with 0 also when it was interrupted after a step or more: what there is
+/// by then is printed.
+pub fn run(args: &ProbeArgs) -> ExitCode {
+    let settings = match settings(args) {
+        Ok(settings) => settings,
+        Err(problem) => {
+            complain(&problem);
+            return ExitCode::from(USAGE);
+        }
+    };
+    match measure(&settings) {
+        Ok(report) => {
+            let mut failed = false;
+            if let Some(file) = &args.svg
+                && let Err(error) = write(file, &probe::svg(&report))
+            {
+                complain(&format!("{}: {error}", file.display()));
+                failed = true;
+            }
+            let text = match args.format {
+                ProbeFormat::Text => probe::text(&report),
+                ProbeFormat::Json => format!("{:#}\n", probe::json(&report)),
+            };
+            let _ = io::stdout().lock().write_all(text.as_bytes());
+            if failed || report.steps.is_empty() {
+                FAILURE
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+        Err(problem) => {
+            complain(&problem);
+            FAILURE
+        }
+    }
+}
+
+fn settings(args: &ProbeArgs) -> Result<Settings, String> {
+    let loaded = config::load(&args.options.sources()).map_err(|problems| problems.to_string())?;
+    let config = &loaded.config;
+    let target = Target::resolve(&args.url, args.yes_remote).map_err(|e| e.to_string())?;
+    // What stands between is measured, what stands behind it is watched.
+    let named = loaded.origins.get("backend.endpoints") != &Origin::Default;
+    let watch = match config.backend.endpoints.first() {
+        Some(endpoint) if named => endpoint.clone(),
+        _ => target.address.clone(),
+    };
+    Ok(Settings {
+        watch: resolved(watch),
+        plan: Plan {
+            target,
+            keepalive: config.backend.keepalive,
+            timeout: config.backend.response_timeout + config.backend.read_timeout,
+        },
+        max_clients: args.max_concurrency,
+        step: args.step,
+        memory_limit: None,
+    })
+}
+
+/// The kernel's tables know numbers only.
+fn resolved(address: Address) -> Address {
+    use std::net::ToSocketAddrs;
+    let Address::Tcp { host, port } = &address else {
+        return address;
+    };
+    let found = (host.as_str(), *port).to_socket_addrs().ok();
+    let ip = found.and_then(|mut all| all.find(std::net::SocketAddr::is_ipv4));
+    match ip {
+        Some(ip) => Address::Tcp {
+            host: ip.ip().to_string(),
+            port: *port,
+        },
+        None => address,
+    }
+}
+
+fn measure(settings: &Settings) -> Result<Report, String> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let interrupted = async {
+        if signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let mut progress = Progress::new(settings);
+    let measured = LocalSet::new().block_on(
+        &runtime,
+        probe::run(settings, |n, step| progress.show(n, step), interrupted),
+    );
+    progress.clear();
+    measured.map_err(|error| format!("{}: {error}", settings.plan.target))
+}
+
+/// One line on a terminal, drawn over; elsewhere nothing.
+struct Progress {
+    shown: bool,
+    most: u32,
+    step: Duration,
+    last: String,
+}
+
+impl Progress {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            shown: io::stderr().is_terminal(),
+            most: settings.max_clients,
+            step: settings.step,
+            last: String::new(),
+        }
+    }
+
+    fn show(&mut self, clients: u32, step: Option<&Step>) {
+        if !self.shown {
+            return;
+        }
+        if let Some(step) = step {
+            self.last = format!(
+                "; {clients}: {:.1}/s{}",
+                step.throughput(),
+                step.tally
+                    .latency
+                    .map_or(String::new(), |l| format!(", p50 {:.1} ms", l.p50 * 1000.0)),
+            );
+            return;
+        }
+        let _ = write!(
+            io::stderr(),
+            "\r\u{1b}[K{} {clients} of at most {} clients for {}{}",
+            bar(clients, self.most),
+            self.most,
+            humantime::format_duration(self.step),
+            self.last
+        );
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            let _ = write!(io::stderr(), "\r\u{1b}[K");
+        }
+    }
+}
+
+/// Steps are two an octave, so the bar grows by octaves too.
+fn bar(clients: u32, most: u32) -> String {
+    const WIDTH: usize = 20;
+    let octaves = |n: u32| f64::from(n.max(1)).log2() + 1.0;
+    let full = (octaves(clients) / octaves(most) * WIDTH as f64).round() as usize;
+    let full = full.min(WIDTH);
+    format!("[{}{}]", "#".repeat(full), " ".repeat(WIDTH - full))
+}
+
+/// Whole or not at all: a picture that is looked at while it is written is not half a picture.
+fn write(file: &Path, content: &str) -> io::Result<()> {
+    let dir = match file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut new = tempfile::NamedTempFile::new_in(dir)?;
+    new.write_all(content.as_bytes())?;
+    // Readable as any file that is made in the usual way.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o644);
+        new.as_file().set_permissions(mode)?;
+    }
+    new.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_is_full_at_the_bound() {
+        assert_eq!(bar(1, 1), format!("[{}]", "#".repeat(20)));
+        assert_eq!(bar(1, 256).matches('#').count(), 2);
+        assert_eq!(bar(256, 256).matches('#').count(), 20);
+    }
+
+    #[test]
+    fn a_picture_replaces_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.svg");
+        write(&file, "one").unwrap();
+        write(&file, "two").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
+        assert!(write(&dir.path().join("none/a.svg"), "x").is_err());
+    }
+}

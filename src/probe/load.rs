@@ -1,0 +1,227 @@
+//! Closed-loop load: so many clients, each of which sends its next request when the last is answered.
+//!
+//! A request goes over a connection of its own, closed at once when the response is complete, as
+//! tidegate does it; with `keepalive` each client keeps its connection.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::{task::spawn_local, time::timeout};
+
+use super::{
+    Target,
+    tally::{Outcome, Record},
+};
+use crate::{backend::connect::connect, clock};
+
+/// After a request that failed, so that a server that refuses is not hammered.
+const PAUSE: Duration = Duration::from_millis(20);
+/// For a connection. SYNs that a full backlog drops are sent again after 1 s and 3 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How requests are sent.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// To whom.
+    pub target: Target,
+    /// One connection for each client, instead of one for each request.
+    pub keepalive: bool,
+    /// For a whole response.
+    pub timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: Plan,
+    stopped: Cell<bool>,
+    records: RefCell<Vec<Record>>,
+    /// When each client's present request began.
+    running: RefCell<Vec<Option<Instant>>>,
+}
+
+/// The clients. They run on the `LocalSet` that created them, until [`Load::stop`].
+#[derive(Debug)]
+pub struct Load {
+    shared: Rc<Shared>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    /// No client yet.
+    pub fn new(plan: Plan) -> Self {
+        let shared = Shared {
+            plan,
+            stopped: Cell::new(false),
+            records: RefCell::default(),
+            running: RefCell::default(),
+        };
+        Self {
+            shared: Rc::new(shared),
+            clients: Vec::new(),
+        }
+    }
+
+    /// Clients now.
+    pub fn clients(&self) -> u32 {
+        self.clients.len() as u32
+    }
+
+    /// Adds clients until there are so many.
+    pub fn grow(&mut self, clients: u32) {
+        for _ in self.clients()..clients {
+            let number = self.clients.len();
+            self.shared.running.borrow_mut().push(None);
+            self.clients
+                .push(spawn_local(client(self.shared.clone(), number)));
+        }
+    }
+
+    /// The requests that have ended since the last call, and since when each of the others runs.
+    pub fn take(&self) -> (Vec<Record>, Vec<Instant>) {
+        let running = self.shared.running.borrow();
+        let running = running.iter().flatten().copied().collect();
+        (self.shared.records.take(), running)
+    }
+
+    /// No new requests; waits for those that run, at most for `patience`.
+    pub async fn stop(self, patience: Duration) {
+        self.shared.stopped.set(true);
+        let all = async {
+            for client in self.clients {
+                let _ = client.await;
+            }
+        };
+        let _ = timeout(patience, all).await;
+    }
+}
+
+/// One request, as it is sent by a client.
+///
+/// # Errors
+/// What kept it from being answered.
+pub async fn once(plan: &Plan) -> (Outcome, Option<http::response::Parts>) {
+    exchange(plan, &mut None).await
+}
+
+async fn client(shared: Rc<Shared>, number: usize) {
+    let mut kept = None;
+    while !shared.stopped.get() {
+        let started = clock::now();
+        shared.running.borrow_mut()[number] = Some(started);
+        let (outcome, _) = exchange(&shared.plan, &mut kept).await;
+        shared.running.borrow_mut()[number] = None;
+        shared.records.borrow_mut().push(Record {
+            started,
+            ended: clock::now(),
+            outcome,
+        });
+        if !outcome.answered() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+/// A connection whose driver ends with it.
+#[derive(Debug)]
+struct Link {
+    sender: Sender,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+async fn exchange(
+    plan: &Plan,
+    kept: &mut Option<Link>,
+) -> (Outcome, Option<http::response::Parts>) {
+    // A kept connection may have been closed meanwhile: that is no failure of the server's.
+    if let Some(mut link) = kept.take()
+        && link.sender.ready().await.is_ok()
+    {
+        match timeout(plan.timeout, respond(plan, &mut link)).await {
+            Ok((Outcome::Broken, _)) => {}
+            Ok(done) => {
+                keep(plan, kept, link);
+                return done;
+            }
+            Err(_) => return (Outcome::Timeout, None),
+        }
+    }
+    let stream = match connect(&plan.target.address, CONNECT_TIMEOUT).await {
+        Ok(stream) => stream,
+        Err(_) => return (Outcome::Unreachable, None),
+    };
+    let Ok((sender, connection)) = handshake(TokioIo::new(stream)).await else {
+        return (Outcome::Broken, None);
+    };
+    let mut link = Link {
+        sender,
+        driver: spawn_local(async move {
+            let _ = connection.await;
+        }),
+    };
+    match timeout(plan.timeout, respond(plan, &mut link)).await {
+        Ok(done) => {
+            keep(plan, kept, link);
+            done
+        }
+        Err(_) => (Outcome::Timeout, None),
+    }
+}
+
+fn keep(plan: &Plan, kept: &mut Option<Link>, link: Link) {
+    if plan.keepalive && !link.sender.is_closed() {
+        *kept = Some(link);
+    }
+}
+
+async fn respond(plan: &Plan, link: &mut Link) -> (Outcome, Option<http::response::Parts>) {
+    let Some(request) = request(plan) else {
+        return (Outcome::Broken, None);
+    };
+    let Ok(response) = link.sender.send_request(request).await else {
+        return (Outcome::Broken, None);
+    };
+    let (parts, mut body) = response.into_parts();
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return (Outcome::Broken, Some(parts));
+        }
+    }
+    let outcome = match parts.status.as_u16() {
+        429 | 503 => Outcome::Refused,
+        500.. => Outcome::ServerError,
+        400.. => Outcome::ClientError,
+        _ => Outcome::Success,
+    };
+    (outcome, Some(parts))
+}
+
+/// None only for a target that [`Target`] would not have let pass.
+fn request(plan: &Plan) -> Option<Request<Empty<Bytes>>> {
+    let mut request = Request::get(plan.target.path.as_str())
+        .header(header::HOST, plan.target.authority.as_str())
+        .header(
+            header::USER_AGENT,
+            concat!("tidegate-probe/", env!("CARGO_PKG_VERSION")),
+        )
+        .header(header::ACCEPT, "*/*");
+    if !plan.keepalive {
+        request = request.header(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    request.body(Empty::new()).ok()
+}

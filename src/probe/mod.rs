@@ -1,0 +1,242 @@
+//! How many parallel requests does this backend sustain? The probe measures it: steps of rising
+//! concurrency against the real thing, until more clients bring no more.
+//!
+//! `target` says what may be measured, `load` makes the load, `watch` looks at the backend's
+//! processes, `tally` and `step` turn both into figures. `sweep` decides how it goes on; `knee`,
+//! `binds` and `advice` draw the conclusions; `report`, `plot` and `svg` show them. All but the first
+//! three are pure.
+
+mod advice;
+mod binds;
+mod knee;
+mod load;
+mod plot;
+mod report;
+mod step;
+mod svg;
+mod sweep;
+mod tally;
+mod target;
+mod watch;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::sleep;
+
+pub use advice::recommended;
+pub use binds::{Binds, Evidence, OneMore};
+pub use knee::Knee;
+pub use load::Plan;
+pub use report::{Report, json, text};
+pub use step::{Step, Usage};
+pub use svg::svg;
+pub use sweep::End;
+pub use tally::{Errors, Latency, Outcome, Tally};
+pub use target::{Target, TargetError};
+use watch::{Snapshot, Watch};
+
+use crate::{clock, config::Address};
+
+/// The share of a step that passes before it is measured.
+const WARM_UP: f64 = 0.25;
+/// Steps are this much longer at most, when single requests take longer than a step.
+const STRETCHED: f64 = 5.0;
+/// Pauses between looks at memory and accept queue.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the last requests may take after the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What to measure, and how far to go.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How requests are sent.
+    pub plan: Plan,
+    /// Whose processes to watch; the target's own address, unless something stands between.
+    pub watch: Address,
+    /// Clients at most, at least 1.
+    pub max_clients: u32,
+    /// How long each step is measured.
+    pub step: Duration,
+    /// What the backend may use, in bytes, when it cannot be seen.
+    pub memory_limit: Option<u64>,
+}
+
+/// Why nothing was measured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// The first request was not answered.
+    #[error("the first request was not answered: {0}")]
+    Unanswered(&'static str),
+}
+
+/// Measures. `progress` is told of each step that begins, and of each that has ended. When
+/// `interrupted` completes, what there is by then is the result. Runs within a `LocalSet`.
+///
+/// # Errors
+/// When the first request is not answered.
+pub async fn run(
+    settings: &Settings,
+    mut progress: impl FnMut(u32, Option<&Step>),
+    interrupted: impl Future<Output = ()>,
+) -> Result<Report, ProbeError> {
+    let (outcome, head) = load::once(&settings.plan).await;
+    match outcome {
+        Outcome::Unreachable => return Err(ProbeError::Unanswered("nothing listens there")),
+        Outcome::Broken => return Err(ProbeError::Unanswered("the connection broke")),
+        Outcome::Timeout => return Err(ProbeError::Unanswered("it took too long")),
+        _ => {}
+    }
+    let head = head.as_ref();
+    let address = settings.watch.clone();
+    let declared = settings.memory_limit;
+    let watch = Arc::new(off_thread(move || Watch::new(&address, declared)).await);
+    let memory_limit = watch.memory_limit();
+    let mut sweep = Sweep {
+        settings,
+        watch: watch.clone(),
+        load: load::Load::new(settings.plan.clone()),
+        steps: Vec::new(),
+    };
+    let measured = async {
+        sweep.warm_up().await;
+        loop {
+            let clients = match sweep::next(&sweep.steps, settings.max_clients, memory_limit) {
+                sweep::Next::Step(clients) => clients,
+                sweep::Next::Done(end) => return end,
+            };
+            progress(clients, None);
+            let step = sweep.measure(clients).await;
+            progress(clients, Some(&step));
+            sweep.steps.push(step);
+        }
+    };
+    let end = tokio::select! {
+        end = measured => end,
+        () = interrupted => End::Interrupted,
+    };
+    let Sweep {
+        load, mut steps, ..
+    } = sweep;
+    load.stop(FAREWELL).await;
+    let between = sweep::refine(&steps).filter(|_| end != End::Interrupted);
+    if let Some(clients) = between {
+        let load = load::Load::new(settings.plan.clone());
+        let mut again = Sweep {
+            settings,
+            watch: watch.clone(),
+            load,
+            steps: Vec::new(),
+        };
+        progress(clients, None);
+        let step = again.measure(clients).await;
+        progress(clients, Some(&step));
+        again.load.stop(FAREWELL).await;
+        let at = steps.partition_point(|known| known.clients < clients);
+        steps.insert(at, step);
+    }
+    Ok(report::conclude(report::Measured {
+        target: settings.plan.target.to_string(),
+        keepalive: settings.plan.keepalive,
+        server: head
+            .and_then(|head| head.headers.get(http::header::SERVER))
+            .and_then(|server| server.to_str().ok())
+            .map(str::to_owned),
+        first_status: head.map_or(0, |head| head.status.as_u16()),
+        step: settings.step,
+        steps,
+        end,
+        cores: watch.sees_processes().then(|| watch.cores()),
+        memory_limit,
+    }))
+}
+
+struct Sweep<'a> {
+    settings: &'a Settings,
+    watch: Arc<Watch>,
+    load: load::Load,
+    steps: Vec<Step>,
+}
+
+impl Sweep<'_> {
+    /// Lets every worker import what it imports at its first request.
+    async fn warm_up(&mut self) {
+        self.load.grow(1);
+        sleep(self.settings.step.mul_f64(WARM_UP)).await;
+    }
+
+    /// How long requests will take with so many clients, by what is known so far.
+    fn expected_latency(&self, clients: u32) -> Duration {
+        let seconds = self.steps.last().map_or(0.0, |last| {
+            let mean = last.tally.latency.map_or(0.0, |latency| latency.mean);
+            mean * f64::from(clients) / f64::from(last.clients.max(1))
+        });
+        Duration::from_secs_f64(seconds).min(self.settings.step.mul_f64(STRETCHED / 2.0))
+    }
+
+    async fn measure(&mut self, clients: u32) -> Step {
+        self.load.grow(clients);
+        let latency = self.expected_latency(clients);
+        sleep(self.settings.step.mul_f64(WARM_UP).max(latency)).await;
+        self.load.take();
+
+        let window = self.settings.step.max(latency * 2);
+        let own = own_cpu();
+        let before = self.look().await;
+        let from = clock::now();
+        let (mut queues, mut memory) = (Vec::new(), before.memory);
+        let processes: Arc<[u32]> = before.processes.keys().copied().collect();
+        loop {
+            let left = window.saturating_sub(since(from));
+            if left.is_zero() {
+                break;
+            }
+            sleep(left.min(LOOK)).await;
+            let (watch, processes) = (self.watch.clone(), processes.clone());
+            let glance = off_thread(move || watch.glance(&processes)).await;
+            queues.extend(glance.accept_queue);
+            memory = memory.max(glance.memory);
+        }
+        let to = clock::now();
+        let (records, running) = self.load.take();
+        let after = self.look().await;
+        memory = memory.max(after.memory);
+        let own_cores = (own_cpu() - own) / since(from).as_secs_f64().max(1e-9);
+        Step {
+            clients,
+            seconds: to.saturating_duration_since(from).as_secs_f64(),
+            tally: tally::tally(&records, &running, from, to),
+            usage: step::usage(&before, &after),
+            accept_queue: (!queues.is_empty())
+                .then(|| queues.iter().copied().map(f64::from).sum::<f64>() / queues.len() as f64),
+            memory,
+            own_cores,
+        }
+    }
+
+    async fn look(&self) -> Snapshot {
+        let watch = self.watch.clone();
+        off_thread(move || watch.snapshot()).await
+    }
+}
+
+/// Reading `/proc` takes milliseconds in which no request would be sent.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn since(start: Instant) -> Duration {
+    clock::now().saturating_duration_since(start)
+}
+
+/// CPU that this process has used, seconds.
+fn own_cpu() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}

@@ -1,0 +1,130 @@
+//! One step of the sweep, and what the backend's processes did in it. Pure.
+
+use super::{
+    tally::Tally,
+    watch::{ProcessSample, Snapshot},
+};
+
+/// Of the CPU of the busiest process: less than this and a process is not one of those that work.
+const WORKS: f64 = 0.05;
+
+/// So many clients, for so long, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// Requests in flight all the time.
+    pub clients: u32,
+    /// Seconds that were measured.
+    pub seconds: f64,
+    /// What the clients saw.
+    pub tally: Tally,
+    /// What the backend's processes did, when they can be seen.
+    pub usage: Option<Usage>,
+    /// Connections that no worker had accepted, on the average; None when it cannot be seen.
+    pub accept_queue: Option<f64>,
+    /// The most memory that was in use, bytes.
+    pub memory: Option<u64>,
+    /// Cores that the probe itself used.
+    pub own_cores: f64,
+}
+
+impl Step {
+    /// Answered requests a second.
+    pub fn throughput(&self) -> f64 {
+        self.tally.throughput
+    }
+}
+
+/// The backend's processes during one step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Cores used by all of them.
+    pub cores: f64,
+    /// Cores that they used or waited for.
+    pub wanted: f64,
+    /// Processes that did the work: masters and helpers are idle.
+    pub workers: u32,
+    /// Cores that the busiest half of those used or waited for, each.
+    pub per_worker: f64,
+    /// The most threads that one of them had.
+    pub threads: u32,
+}
+
+/// What happened between two looks; None when the processes cannot be seen.
+pub fn usage(before: &Snapshot, after: &Snapshot) -> Option<Usage> {
+    let seconds = after.at.saturating_duration_since(before.at).as_secs_f64();
+    if seconds <= 0.0 || after.processes.is_empty() {
+        return None;
+    }
+    let mut each: Vec<(f64, f64, u32)> = after
+        .processes
+        .iter()
+        .map(|(pid, now)| {
+            // A process that is new began with nothing.
+            let was = before.processes.get(pid).copied().unwrap_or_default();
+            let ProcessSample { cpu, delay, .. } = was;
+            let cpu = (now.cpu - cpu).max(0.0) / seconds;
+            // Threads that have ended took their share with them.
+            let delay = (now.delay - delay).max(0.0) / seconds;
+            (cpu, cpu + delay, now.threads)
+        })
+        .collect();
+    each.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let most = each.first()?.0;
+    let working = each
+        .iter()
+        .take_while(|one| one.0 >= WORKS * most && one.0 > 0.0);
+    let workers = working.clone().count();
+    let half = workers.div_ceil(2);
+    let busiest: f64 = each.iter().take(half).map(|one| one.1).sum();
+    Some(Usage {
+        cores: each.iter().map(|one| one.0).sum(),
+        wanted: each.iter().map(|one| one.1).sum(),
+        workers: workers as u32,
+        per_worker: if half > 0 { busiest / half as f64 } else { 0.0 },
+        threads: working.map(|one| one.2).max().unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn masters_are_not_workers_and_waiting_for_a_core_counts_as_wanting_one() {
+        let at = clock::now();
+        let sample = |cpu, delay, threads| ProcessSample {
+            cpu,
+            delay,
+            threads,
+        };
+        let snapshot = |after: f64, processes: [(u32, ProcessSample); 3]| Snapshot {
+            at: at + Duration::from_secs_f64(after),
+            processes: processes.into(),
+            memory: None,
+        };
+        let before = snapshot(
+            0.0,
+            [
+                (1, sample(5.0, 1.0, 1)),
+                (2, sample(7.0, 3.0, 5)),
+                (3, sample(9.0, 0.0, 5)),
+            ],
+        );
+        let after = snapshot(
+            2.0,
+            [
+                (1, sample(5.0, 1.0, 1)),
+                (2, sample(8.0, 4.0, 5)),
+                (4, sample(1.0, 0.5, 4)),
+            ],
+        );
+        let usage = usage(&before, &after).unwrap();
+        assert_eq!((usage.workers, usage.threads), (2, 5));
+        assert!((usage.cores - 1.0).abs() < 1e-9 && (usage.wanted - 1.75).abs() < 1e-9);
+        assert!((usage.per_worker - 1.0).abs() < 1e-9);
+        assert_eq!(super::usage(&after, &after), None);
+    }
+}

@@ -1,0 +1,249 @@
+//! `tidegate probe` against real servers whose answer is known: how many requests in parallel, and
+//! what binds. Views that sleep give the same answer on a slow machine; a machine that is busy with
+//! other things spoils a measurement now and then, so a wrong answer is measured again, and only
+//! one that stays wrong is a failure.
+
+mod common;
+
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use common::{Gunicorn, Process, Tidegate, tidegate, tidegate_command, until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Attempts until a measurement counts as wrong.
+const ATTEMPTS: u32 = 4;
+
+/// Measurements that run side by side would measure one another.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn probe(address: &str, path: &str, more: &[&str]) -> Value {
+    let url = match address.strip_prefix("unix:") {
+        Some(socket) => format!("unix:{socket}:{path}"),
+        None => format!("http://{address}{path}"),
+    };
+    let mut args = vec![
+        "probe", "--url", &url, "--step", "400ms", "--format", "json",
+    ];
+    args.extend(more);
+    let (code, out, err) = tidegate(&args);
+    assert_eq!(code, 0, "{err}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+}
+
+/// Measures until `right`, but not for ever.
+#[track_caller]
+fn measured(address: &str, path: &str, more: &[&str], right: impl Fn(&Value) -> bool) -> Value {
+    let _turn = alone();
+    let mut seen = String::new();
+    for _ in 0..ATTEMPTS {
+        let report = probe(address, path, more);
+        if right(&report) {
+            return report;
+        }
+        seen += &format!("{report}\n");
+    }
+    panic!("wrong {ATTEMPTS} times:\n{seen}");
+}
+
+/// The workers or threads that it has, found by a view that sleeps.
+#[track_caller]
+fn finds(address: &str, slots: std::ops::RangeInclusive<u64>) -> Value {
+    measured(address, "/sleep?ms=50", &[], |report| {
+        report["knee"]["concurrency"]
+            .as_u64()
+            .is_some_and(|knee| slots.contains(&knee))
+            && report["bound_by"] == "workers"
+            && report["end"] == "knee_past"
+    })
+}
+
+fn figure(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("not a number: {value}"))
+}
+
+#[test]
+fn one_sync_worker_is_one_request() {
+    finds(Gunicorn::sync(1).address(), 1..=1);
+}
+
+#[test]
+fn two_sync_workers_are_two_and_the_third_waits_in_the_backlog() {
+    let app = Gunicorn::sync(2);
+    let report = finds(app.address(), 2..=2);
+    let steps = report["steps"].as_array().unwrap();
+    let last = steps.last().unwrap();
+    if cfg!(target_os = "linux") {
+        let waiting = figure(&last["concurrency"]) - 2.0;
+        assert!(
+            (figure(&last["accept_queue"]) - waiting).abs() < 0.6,
+            "{last}"
+        );
+        assert!(
+            figure(&last["memory_bytes"]) > 10e6 && last["backend_workers"] == 2,
+            "{last}"
+        );
+    }
+    assert!(
+        report["recommended_toml"]
+            .as_str()
+            .unwrap()
+            .contains("slots = 2")
+    );
+    // Another worker brings as much as each of the two.
+    let more = figure(&report["one_more"]["worker"]);
+    let half = figure(&report["knee"]["max_throughput"]) / 2.0;
+    assert!((more / half - 1.0).abs() < 0.1 || more < half, "{report}");
+    assert_eq!(report["one_more"]["core"], 0.0);
+}
+
+#[test]
+fn four_sync_workers_are_four_also_on_a_unix_socket() {
+    finds(Gunicorn::unix(&["--workers", "4"]).address(), 4..=4);
+}
+
+#[test]
+fn four_threads_are_four_while_they_wait() {
+    finds(Gunicorn::gthread(4).address(), 4..=4);
+}
+
+/// They are eight only while each worker gets four: a worker also takes connections that it has no
+/// thread for.
+#[test]
+fn two_workers_of_four_threads_are_nearly_eight() {
+    let app = Gunicorn::start(&[
+        "--workers",
+        "2",
+        "--worker-class",
+        "gthread",
+        "--threads",
+        "4",
+    ]);
+    finds(app.address(), 6..=9);
+}
+
+#[test]
+fn four_threads_that_compute_are_one_because_of_the_gil() {
+    let app = Gunicorn::gthread(4);
+    let report = measured(app.address(), "/cpu?ms=10", &[], |report| {
+        report["knee"]["concurrency"]
+            .as_u64()
+            .is_some_and(|knee| knee <= 2)
+            && report["bound_by"] == "gil"
+    });
+    assert_eq!(report["one_more"]["thread"], 0.0);
+    assert_eq!(report["one_more"]["core"], 0.0);
+}
+
+#[test]
+fn through_tidegate_its_limit_is_the_answer_and_the_backend_is_watched() {
+    let app = Gunicorn::sync(4);
+    let gate = Tidegate::to(app.address()).limit(2).start();
+    let report = measured(
+        gate.address(),
+        "/sleep?ms=50",
+        &["--backend", app.address(), "--max-concurrency", "8"],
+        |report| report["knee"]["concurrency"] == 2,
+    );
+    if cfg!(target_os = "linux") {
+        assert!(figure(&report["steps"][0]["backend_cores"]) < 0.5);
+        assert_eq!(
+            report["steps"][3]["accept_queue"], 0.0,
+            "tidegate holds the rest"
+        );
+    }
+}
+
+#[test]
+fn it_says_what_it_found_in_words_and_draws_it() {
+    let _turn = alone();
+    let app = Gunicorn::sync(1);
+    let dir = tempfile::tempdir().unwrap();
+    let svg = dir.path().join("curve.svg");
+    let url = format!("http://{}/sleep?ms=20", app.address());
+    let (code, out, err) = tidegate(&[
+        "probe",
+        "--url",
+        &url,
+        "--step",
+        "200ms",
+        "--max-concurrency",
+        "4",
+        "--svg",
+        svg.to_str().unwrap(),
+    ]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.starts_with(&format!("{url} (gunicorn)")), "{out}");
+    for part in [
+        "throughput",
+        "requests in parallel: * measured",
+        "bound by",
+        "tidegate probe",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let picture = fs::read_to_string(svg).unwrap();
+    assert!(
+        picture.starts_with("<svg ") && picture.contains("<polyline"),
+        "{picture}"
+    );
+    // The recommendation is at the end, and can be used as it is.
+    let file = dir.path().join("tidegate.toml");
+    let at = out.find("# Measured with").expect("a recommendation");
+    fs::write(&file, &out[at..]).unwrap();
+    let (code, _, err) = tidegate(&["check", "-c", file.to_str().unwrap()]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+}
+
+#[test]
+fn an_interrupt_ends_it_with_what_there_is() {
+    let _turn = alone();
+    let app = Gunicorn::sync(1);
+    let url = format!("http://{}/sleep?ms=20", app.address());
+    let mut probe = Process::start(
+        "probe",
+        tidegate_command().args([
+            "probe", "--url", &url, "--step", "300ms", "--format", "json",
+        ]),
+    );
+    // The first step is over when a second client is there.
+    until("the second step runs", || {
+        app.most_at_once("/sleep") >= 1 && app.started("/sleep") > 25
+    });
+    probe.signal(Signal::INT);
+    let code = probe.exit_code();
+    let report: Value = serde_json::from_str(&probe.log()).unwrap();
+    if report["end"] != "knee_past" {
+        assert_eq!(report["end"], "interrupted");
+        let warnings = report["warnings"].to_string();
+        assert!(warnings.contains("interrupted"), "{warnings}");
+    }
+    assert_eq!(
+        code,
+        i32::from(report["steps"].as_array().unwrap().is_empty())
+    );
+}
+
+#[test]
+fn strangers_and_the_absent_are_not_measured() {
+    let (code, _, err) = tidegate(&["probe", "--url", "http://192.0.2.1:8000/"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("--yes-remote"), "{err}");
+    let (code, _, err) = tidegate(&["probe", "--url", "https://127.0.0.1/"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("plain HTTP"), "{err}");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = listener.local_addr().unwrap();
+    drop(listener);
+    let (code, out, err) = tidegate(&["probe", "--url", &format!("http://{free}/")]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("nothing listens there"), "{err}");
+}
