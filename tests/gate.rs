@@ -389,12 +389,12 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
         percentile(refusals(), 90),
     );
     assert!(
-        passed >= 60 * 93,
-        "93 of the 98 a second it could do: {figures}"
+        passed >= 60 * 95,
+        "95 of the 98 a second it could do: {figures}"
     );
-    // 2.5 service times are 50 ms.
-    assert!(percentile(waits(), 50) <= 60 * MS, "{figures}");
-    assert!(percentile(waits(), 99) <= 80 * MS, "{figures}");
+    // One who works and two who wait are 30 ms.
+    assert!(percentile(waits(), 50) <= 35 * MS, "{figures}");
+    assert!(percentile(waits(), 99) <= 75 * MS, "{figures}");
     assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");
 }
 

@@ -141,7 +141,7 @@ impl Wake for Woken {
 }
 
 /// The shortest wait that a standing queue offers; see `STANDING_WAIT_MIN`.
-const SHORTEST_OFFER: Duration = Duration::from_millis(50);
+const SHORTEST_OFFER: Duration = Duration::from_millis(20);
 
 struct Waiter {
     ticket: Ticket,
@@ -420,12 +420,7 @@ impl Model {
                     || self.settings.discipline == Discipline::AdaptiveLifo
                         && self.service_time > Duration::ZERO;
                 let bound = if standing {
-                    let open = before.lanes.iter();
-                    let open = open.filter(|l| self.lanes.iter().any(|open| open.id == l.id));
-                    let limit: f64 = open.map(|lane| f64::from(lane.limit)).sum();
-                    (self.service_time.mul_f64(3.5 / limit.max(1.0).sqrt()))
-                        .max(50 * MS)
-                        .min(self.settings.max_wait)
+                    SHORTEST_OFFER.min(self.settings.max_wait)
                 } else {
                     self.settings.max_wait
                 };

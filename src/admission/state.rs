@@ -340,7 +340,8 @@ impl State {
         out: &mut Verdicts,
     ) {
         self.advance(now);
-        self.pace.note_release(self.excess() > 0, now);
+        let limit = self.lanes.limit();
+        self.pace.note_release(self.excess() > 0, limit, now);
         self.put_back(lane, cap, now, out);
     }
 

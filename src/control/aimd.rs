@@ -28,8 +28,8 @@ const DEEPEST_FAR: f64 = 0.50;
 const KEPT_WORK: f64 = 0.85;
 /// What a lost up-probe leaves of the recent high.
 const LOST: f64 = 0.8;
-/// Growth a window in slow start. CONTROL §4.3.
-const SLOW_START: f64 = 1.5;
+/// Growth a window in slow start, as TCP's.
+const SLOW_START: f64 = 2.0;
 /// Slow start ends when throughput follows less than this part of the growth. CONTROL §4.3.
 const SLOW_START_GAIN: f64 = 0.25;
 /// Where slow start steps back to, of the limit before. CONTROL §4.3.
@@ -52,20 +52,35 @@ const DROP_SHARE: f64 = 0.10;
 const DROPS: u32 = 2;
 /// Least time between dips. CONTROL §4.3, F1.
 const DIP_EVERY: Duration = Duration::from_secs(15);
+/// Each dip that finds what was known doubles it, so many times at most.
+const DIP_PATIENCE: u32 = 2;
+/// The same while the baseline is known to be too high: it may be anything below.
+const DIP_SUSPECT: Duration = Duration::from_secs(2);
 /// The same in mean latencies. CONTROL §4.3.
 const DIP_EVERY_LATENCIES: f64 = 100.0;
+/// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
+/// finds its next request waiting: the hand-over costs as much as a short request.
+const SPARE: f64 = 1.0;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
 /// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
 const PROBE: f64 = 1.25;
-/// Only below this part of the recent high. CONTROL F8.
+/// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
 const PROBE_BELOW: f64 = 0.6;
 /// It wins when throughput follows more than this part of the rise. CONTROL F8.
-const PROBE_GAIN: f64 = 0.6;
-/// Windows in a row that it has to win. CONTROL F8.
-const PROBE_WINS: u32 = 2;
-/// Least time between up-probes.
+const PROBE_GAIN: f64 = 0.5;
+/// The standard error by which it must be more or less than that...
+const PROBE_ERRORS: f64 = 1.0;
+/// ... until so many windows have been seen.
+const PROBE_WINDOWS: f64 = 6.0;
+/// Windows that it takes at least. CONTROL F8.
+const PROBE_WINDOWS_LEAST: f64 = 2.0;
+/// Least time between up-probes below the recent high.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// The same elsewhere; it doubles with each lost one...
+const PROBE_SELDOM: Duration = Duration::from_secs(10);
+/// ... so many times at most.
+const PROBE_PATIENCE: u32 = 3;
 /// Latencies below this many seconds are flat, whatever their stretch: such a wait inside the backend
 /// harms nobody, is mostly the scheduler's, and handing every request over one by one would cost more
 /// than it saves. (Seen: a backend that answers in 0.1 ms, where any limit low enough for a stretch of
@@ -103,7 +118,11 @@ enum Trial {
     /// The limit is low to measure the baseline; then back to this.
     Dip { before: Option<Point>, back: f64 },
     /// The limit is high to look for capacity.
-    Probe { before: Point, back: f64, wins: u32 },
+    Probe {
+        before: Steady,
+        back: f64,
+        during: Option<Steady>,
+    },
 }
 
 /// The state of the law.
@@ -116,13 +135,22 @@ pub(super) struct Aimd {
     high: f64,
     refused: Option<(u32, Instant)>,
     growths: u32,
+    last_growth: Option<Instant>,
     decreases: Decreases,
     last: Option<Point>,
+    /// The windows at the limit in force.
+    steady: Option<Steady>,
     /// Whether the last window was one in which the backend changed.
     surprised: bool,
     trial: Option<Trial>,
     last_dip: Option<Instant>,
+    /// Dips in a row that found what was known.
+    dips_alike: u32,
+    /// A busy backend was faster than the baseline: there may be a lower one yet.
+    suspect: bool,
     last_probe: Option<Instant>,
+    /// Up-probes in a row that found nothing.
+    probes_lost: u32,
     /// Share of drops that no limit prevents, and what it was when found.
     failing: f64,
     failing_most: f64,
@@ -139,12 +167,17 @@ impl Aimd {
             high: limit,
             refused: None,
             growths: 0,
+            last_growth: None,
             decreases: Decreases::default(),
             last: None,
+            steady: None,
             surprised: false,
             trial: None,
             last_dip: None,
+            dips_alike: 0,
+            suspect: false,
             last_probe: None,
+            probes_lost: 0,
             failing: 0.0,
             failing_most: 0.0,
             cause: BoundBy::Latency,
@@ -189,6 +222,7 @@ impl Aimd {
             .last
             .map_or(Duration::ZERO, |last| m.point.at.duration_since(last.at));
         self.high *= 0.5_f64.powf(passed.as_secs_f64() / HIGH_HALF_LIFE.as_secs_f64());
+        self.steady = Some(Steady::with(self.steady, &m.point));
         let reason = self.judge(&mut m, curve, settings);
         self.high = self.high.max(self.limit);
         self.clamp(settings.min.max(1), settings.max.max(settings.min.max(1)));
@@ -202,10 +236,19 @@ impl Aimd {
             Some(Trial::Dip { before, back }) => {
                 self.limit = back;
                 self.last_dip = Some(now);
+                let known = before.is_some_and(|_| m.known && !self.suspect);
+                let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
+                self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
+                self.suspect = false;
                 return dipped(m, before, curve);
             }
-            Some(Trial::Probe { before, back, wins }) => {
-                return self.probed(m, before, back, wins, curve);
+            Some(Trial::Probe {
+                before,
+                back,
+                during,
+            }) => {
+                let during = Steady::with(during, &m.point);
+                return self.probed(m, before, back, during, curve);
             }
             None => {}
         }
@@ -218,14 +261,14 @@ impl Aimd {
         if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
             let factor = (m.point.stretch + m.sigma).min(1.0);
             rebase(m, factor, curve);
+            self.doubt(m, curve);
         }
         let dropping = self.dropping(m);
         let negligible = m.latency < NEGLIGIBLE;
         let stretched =
             m.known && !negligible && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
         if limited
-            && !m.known
-            && !self.slow_start
+            && (self.suspect || !(m.known || self.slow_start))
             && let Some(reason) = self.look_around(m, curve)
         {
             return reason;
@@ -253,7 +296,7 @@ impl Aimd {
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // Little: of the requests in flight, this many were really worked on, the others
             // waited. A lower limit would idle a worker.
-            let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil();
+            let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil() + SPARE;
             if working < f64::from(m.point.limit) {
                 self.decrease(m, factor, working, limited);
                 return reason::LATENCY;
@@ -300,12 +343,22 @@ impl Aimd {
     ) -> Option<&'static str> {
         // Alone at the backend, a request waits for nobody.
         let alone = m.point.limit == 1;
-        let verdict = self.decreases.judge(&m.point);
+        // All windows at this limit together: one may be chance.
+        let mut now = m.point;
+        if let Some(steady) = self.steady {
+            (now.in_flight, now.work) = (steady.in_flight, steady.work);
+            (now.stretch, now.noise) = (steady.stretch, steady.noise());
+        }
+        let verdict = self.decreases.judge(&now);
         if dropping && (alone || verdict == Verdict::Failing) {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
         } else if stretched && (alone || verdict == Verdict::Slower) {
             rebase(m, m.point.stretch, curve);
+            let back = self.decreases.highest().unwrap_or(1);
+            if curve.unmeasured(back) {
+                self.doubt(m, curve);
+            }
         } else {
             return None;
         }
@@ -316,6 +369,12 @@ impl Aimd {
         self.decreases.clear();
         self.refused = None;
         Some(reason::REBASE)
+    }
+
+    /// The baseline has just been inferred from a busy backend: a dip is to measure it.
+    fn doubt(&mut self, m: &Measured, curve: &mut Curve) {
+        curve.doubt(m.point.limit);
+        self.suspect = m.point.limit > 1;
     }
 
     fn decrease(&mut self, m: &Measured, factor: f64, least: f64, limited: bool) {
@@ -385,7 +444,10 @@ impl Aimd {
             self.cause = BoundBy::Latency;
         }
         self.growths += 1;
-        self.limit = self.limit.max(target);
+        if target > self.limit {
+            self.last_growth = Some(m.point.at);
+            self.limit = target;
+        }
         reason
     }
 
@@ -393,9 +455,15 @@ impl Aimd {
     fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
         let now = m.point.at;
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let pause = DIP_EVERY.as_secs_f64().max(DIP_EVERY_LATENCIES * m.latency);
+        let patience = DIP_EVERY * (1 << self.dips_alike.min(DIP_PATIENCE));
+        let suspect = self.suspect || curve.unmeasured(m.point.limit);
+        let pause = if suspect {
+            DIP_SUSPECT.as_secs_f64()
+        } else {
+            (patience.as_secs_f64()).max(DIP_EVERY_LATENCIES * m.latency)
+        };
         if m.point.limit > 1
-            && curve.stale(m.point.limit, now)
+            && (suspect || curve.stale(m.point.limit, now))
             && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
         {
             self.trial = Some(Trial::Dip {
@@ -406,14 +474,20 @@ impl Aimd {
             self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
             return Some(reason::PROBE_DOWN);
         }
-        if self.limit < PROBE_BELOW * self.high
+        let every = if self.limit < PROBE_BELOW * self.high {
+            PROBE_EVERY
+        } else {
+            PROBE_SELDOM * (1 << self.probes_lost.min(PROBE_PATIENCE))
+        };
+        if let Some(before) = self.steady
+            && before.windows >= PROBE_WINDOWS_LEAST
             && m.point.limit < m.ceiling
-            && since(self.last_probe).is_none_or(|passed| passed > PROBE_EVERY)
+            && since(self.last_probe.or(self.last_growth)).is_none_or(|passed| passed > every)
         {
             self.trial = Some(Trial::Probe {
-                before: m.point,
+                before,
                 back: self.limit,
-                wins: 0,
+                during: None,
             });
             self.last_probe = Some(now);
             let in_force = f64::from(m.point.limit);
@@ -425,33 +499,87 @@ impl Aimd {
         None
     }
 
+    /// A window of an up-probe: did throughput follow?
     fn probed(
         &mut self,
         m: &mut Measured,
-        before: Point,
+        before: Steady,
         back: f64,
-        wins: u32,
+        during: Steady,
         curve: &mut Curve,
     ) -> &'static str {
         self.last_probe = Some(m.point.at);
-        let grew = m.point.in_flight > 1.05 * before.in_flight;
-        if !grew || m.point.gain(&before) < PROBE_GAIN {
-            self.limit = back;
-            self.high *= LOST;
-            return reason::RESTORE;
-        }
-        if wins + 1 < PROBE_WINS {
+        let load = during.in_flight / before.in_flight - 1.0;
+        let gain = (during.work / before.work - 1.0) / load;
+        let error = PROBE_ERRORS * during.noise().hypot(before.noise()) / load;
+        let undecided = during.windows < PROBE_WINDOWS
+            && (during.windows < PROBE_WINDOWS_LEAST || (gain - PROBE_GAIN).abs() < error);
+        if load > 0.05 && undecided {
             self.trial = Some(Trial::Probe {
                 before,
                 back,
-                wins: wins + 1,
+                during: Some(during),
             });
             return reason::PROBE_UP;
         }
-        // Twice more throughput for more load: it was not queueing that stretched latency.
-        rebase(m, before.stretch.max(1.0), curve);
-        self.decreases.clear();
-        reason::REBASE
+        if load > 0.05 && gain >= PROBE_GAIN {
+            // More throughput for more load: it was not queueing that stretched latency.
+            rebase(m, before.stretch.max(1.0), curve);
+            self.doubt(m, curve);
+            self.decreases.clear();
+            self.probes_lost = 0;
+            return reason::REBASE;
+        }
+        self.limit = back;
+        self.high *= LOST;
+        self.probes_lost += 1;
+        reason::RESTORE
+    }
+}
+
+/// Windows at the same limit, taken together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Steady {
+    limit: u32,
+    windows: f64,
+    in_flight: f64,
+    work: f64,
+    stretch: f64,
+    /// Sum of the windows' squared relative errors.
+    squares: f64,
+}
+
+impl Steady {
+    /// Windows remembered.
+    const MEMORY: f64 = 8.0;
+
+    fn with(known: Option<Steady>, point: &Point) -> Steady {
+        let mut all = known
+            .filter(|known| known.limit == point.limit)
+            .unwrap_or(Steady {
+                limit: point.limit,
+                windows: 0.0,
+                in_flight: 0.0,
+                work: 0.0,
+                stretch: 0.0,
+                squares: 0.0,
+            });
+        if all.windows >= Self::MEMORY {
+            all.squares *= (Self::MEMORY - 1.0) / all.windows;
+            all.windows = Self::MEMORY - 1.0;
+        }
+        all.windows += 1.0;
+        all.squares += point.noise * point.noise;
+        let gain = 1.0 / all.windows;
+        all.in_flight += gain * (point.in_flight - all.in_flight);
+        all.work += gain * (point.work - all.work);
+        all.stretch += gain * (point.stretch - all.stretch);
+        all
+    }
+
+    /// The relative standard error of the means.
+    fn noise(&self) -> f64 {
+        self.squares.sqrt() / self.windows
     }
 }
 

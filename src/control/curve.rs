@@ -8,7 +8,7 @@ const BINS: usize = 64;
 /// Memory of a bin, in samples. CONTROL §4.1 (`n_eff`).
 const MEMORY: f64 = 150.0;
 /// Time in which the weight of a silent bin halves.
-const HALF_LIFE: Duration = Duration::from_secs(15);
+const HALF_LIFE: Duration = Duration::from_secs(60);
 /// The baseline comes from bins at or below this share of the limit. CONTROL §4.3, F2.
 pub(super) const LOW_SHARE: f64 = 0.55;
 /// The lowest bins are pooled until they hold this many samples, of equal cost.
@@ -165,6 +165,20 @@ impl Curve {
             scale,
             weight: KEPT,
         });
+    }
+
+    /// Whether low load has never been measured under such a limit: what counts as the baseline was
+    /// measured at a higher load, and is a bound from above.
+    pub(super) fn unmeasured(&self, limit: u32) -> bool {
+        let low = &self.bins[..=index(Self::low(limit))];
+        low.iter().map(|bin| bin.weight).sum::<f64>() < LEAST
+    }
+
+    /// What is known of low load is only a bound from above: the next samples count for more.
+    pub(super) fn doubt(&mut self, limit: u32) {
+        for bin in &mut self.bins[..=index(Self::low(limit))] {
+            bin.weight = bin.weight.min(1.0);
+        }
     }
 
     /// The curve in words of the status page, given the unloaded latency of one unit of cost, and the

@@ -13,7 +13,7 @@ const FELL: f64 = 0.20;
 const LATENCY_PART: f64 = 0.65;
 /// And by more than this many standard errors: past the knee it would have stayed. Far from the
 /// baseline haste pays; near it a wrong verdict costs more than a late one.
-const ERRORS_FAR: f64 = 2.0;
+const ERRORS_FAR: f64 = 2.5;
 /// The same near the baseline.
 const ERRORS_NEAR: f64 = 3.0;
 /// The stretch that is far.

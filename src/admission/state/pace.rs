@@ -4,20 +4,30 @@
 
 use std::time::{Duration, Instant};
 
-/// How many wait under a standing queue, in square roots of the limit. What a queue is for is to have
-/// somebody at hand when a worker comes free early, and the fluctuation of that grows with the root.
-/// Everything longer is latency for nothing. (Measured with 2 sync workers at 2x overload: 5 places, a
-/// wait of 2.5 service times, lose 0.4 % of goodput against 12 service times.)
-const STANDING_PLACES: f64 = 3.5;
-/// A queue that has not been empty for this many service times is standing, not a burst.
-const STANDING_AFTER: u32 = 5;
-/// ... and at least this long, so that a fast backend's ordinary bursts are not cut.
-const STANDING_AFTER_MIN: Duration = Duration::from_millis(200);
-/// ... and only once more have come than went, by so many standard deviations of the number that came:
-/// a backend with room to spare sees bursts of every length, and refuses nobody for them.
-const STANDING_PROOF: f64 = 2.0;
+/// How many wait under a standing queue to begin with, in square roots of the limit. What a queue is
+/// for is to have somebody at hand when a worker comes free, and the fluctuation of that grows with the
+/// root. Everything longer is latency for nothing.
+const STANDING_PLACES: f64 = 1.5;
+/// The most that it grows to, in the same unit.
+const STANDING_PLACES_MOST: f64 = 6.0;
+/// A worker that came free and found nobody waiting: so many places more.
+const STANDING_UP: f64 = 0.5;
+/// ... and so many fewer for each that found somebody. Together they let one in fifty wait for work,
+/// and that one only until the next arrival: about 1 % of the throughput.
+const STANDING_DOWN: f64 = 0.01;
+/// A queue that has not been empty for this many service times may be a standing one...
+const STANDING_AFTER: f64 = 2.5;
+/// ... and at least this long...
+const STANDING_AFTER_MIN: Duration = Duration::from_millis(50);
+/// ... if more have come than went, by so many standard deviations of the number that came: a backend
+/// with room to spare sees bursts of every length, and refuses nobody for them.
+const STANDING_PROOF_EARLY: f64 = 3.0;
+/// When it lasts twice as long, and at least this long, less proof will do...
+const STANDING_LATE_MIN: Duration = Duration::from_millis(200);
+/// ... namely this.
+const STANDING_PROOF_LATE: f64 = 2.0;
 /// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
-const STANDING_WAIT_MIN: Duration = Duration::from_millis(50);
+const STANDING_WAIT_MIN: Duration = Duration::from_millis(20);
 /// Weight of the newest interval in the drain rate: about the last 8 releases count.
 const INTERVAL_WEIGHT: f64 = 0.125;
 /// One interval counts for no more than so many usual ones: a pause is not a pace.
@@ -43,6 +53,8 @@ pub(super) struct Pace {
     interval: f64,
     /// The last release that left somebody waiting.
     last_release: Option<Instant>,
+    /// How many may wait under a standing queue, beyond the next, in square roots of the limit.
+    places: f64,
 }
 
 impl Pace {
@@ -57,6 +69,7 @@ impl Pace {
             service_time: Duration::ZERO,
             interval: 0.0,
             last_release: None,
+            places: STANDING_PLACES,
         }
     }
 
@@ -85,17 +98,19 @@ impl Pace {
     }
 
     /// Notes when a queue begins and ends. One that is back within a service time never went away:
-    /// at twice the load a short queue is empty for a moment several times a second. One that comes
-    /// back after a rest is a new burst, about which the old pace says nothing.
+    /// at twice the load a short queue is empty for a moment several times a second, and once it is
+    /// known to stand, for longer. One that comes back after a rest is a new burst, about which the
+    /// old pace says nothing.
     pub(super) fn note_queue(&mut self, waiting: bool, now: Instant) {
         match (waiting, self.idle_since) {
             (true, Some(since)) => {
                 let rest = now.saturating_duration_since(since);
-                if rest >= self.service_time {
+                self.overloaded &= rest < self.rest();
+                if rest >= self.service_time && !self.overloaded {
                     self.waiting_since = now;
-                    (self.came, self.went, self.overloaded) = (0, 0, false);
+                    (self.came, self.went) = (0, 0);
                 }
-                if rest >= self.standing_after() {
+                if rest >= self.rest() {
                     self.interval = 0.0;
                 }
                 self.idle_since = None;
@@ -116,12 +131,24 @@ impl Pace {
         self.came += 1;
         let more = self.came.saturating_sub(self.went) as f64;
         let age = now.saturating_duration_since(self.waiting_since);
+        let early = self.service_time.mul_f64(STANDING_AFTER);
+        let proof = if age >= self.rest() {
+            STANDING_PROOF_LATE
+        } else {
+            STANDING_PROOF_EARLY
+        };
         self.overloaded |=
-            age >= self.standing_after() && more >= STANDING_PROOF * (self.came as f64).sqrt();
+            age >= STANDING_AFTER_MIN.max(early) && more >= proof * (self.came as f64).sqrt();
     }
 
-    /// Learns the drain rate from releases that find somebody waiting.
-    pub(super) fn note_release(&mut self, waiting: bool, now: Instant) {
+    /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
+    /// that most do. `limit` as in [`standing_wait`](Self::standing_wait).
+    pub(super) fn note_release(&mut self, waiting: bool, limit: u32, now: Instant) {
+        if self.is_standing(now) {
+            let step = if waiting { -STANDING_DOWN } else { STANDING_UP };
+            let places = self.places + step / f64::from(limit.max(1)).sqrt();
+            self.places = places.clamp(0.0, STANDING_PLACES_MOST);
+        }
         self.went += u64::from(waiting);
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
@@ -142,16 +169,17 @@ impl Pace {
             && self.overloaded
             && self
                 .idle_since
-                .is_none_or(|since| now.saturating_duration_since(since) < self.service_time)
+                .is_none_or(|since| now.saturating_duration_since(since) < self.rest())
+    }
+
+    /// What is long for a queue, to last or to be gone.
+    fn rest(&self) -> Duration {
+        STANDING_LATE_MIN.max(self.service_time.mul_f64(2.0 * STANDING_AFTER))
     }
 
     /// The wait that is worth offering under a standing queue, with this limit.
     pub(super) fn standing_wait(&self, limit: u32) -> Duration {
-        let places = STANDING_PLACES / f64::from(limit.max(1)).sqrt();
-        self.service_time.mul_f64(places).max(STANDING_WAIT_MIN)
-    }
-
-    fn standing_after(&self) -> Duration {
-        STANDING_AFTER_MIN.max(self.service_time * STANDING_AFTER)
+        let places = self.places * f64::from(limit.max(1)).sqrt();
+        Duration::from_secs_f64(places * self.interval).max(STANDING_WAIT_MIN)
     }
 }

@@ -11,8 +11,6 @@
 mod chunked;
 mod head;
 #[cfg(test)]
-mod naive;
-#[cfg(test)]
 mod tests;
 
 use self::{
