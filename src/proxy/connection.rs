@@ -9,10 +9,11 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
+use http::{HeaderValue, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -390,6 +391,13 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
     let id = answer::new_request_id();
     let request_id = id.to_str().unwrap_or_default();
     let mut response = reject::response(error, &rejection, settings, request_id);
+    // Where the next message would begin, nobody knows.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + clock::since_epoch());
+    if let Ok(date) = HeaderValue::try_from(date) {
+        response.headers_mut().insert(header::DATE, date);
+    }
     if let Some(name) = &live.request_id {
         response.headers_mut().insert(name, id.clone());
     }

@@ -208,9 +208,12 @@ fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, Ba
     }
     let uri = request.uri();
     if let Some(authority) = uri.authority() {
-        // Absolute-form, which also says what the host is: RFC 9112 3.2.2.
+        // Absolute-form, which also says what the host is: RFC 9112 3.2.2. A bad Host is bad still.
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(BadHead::Target);
+        }
+        if !host.map_or(version == Version::HTTP_10, |host| is_authority(&host)) {
+            return Err(BadHead::Host);
         }
         host = HeaderValue::from_str(authority.as_str()).ok();
         let path = uri.path_and_query().cloned();

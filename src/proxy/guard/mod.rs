@@ -11,6 +11,8 @@
 mod chunked;
 mod head;
 #[cfg(test)]
+mod naive;
+#[cfg(test)]
 mod tests;
 
 use self::{
