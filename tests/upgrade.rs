@@ -96,7 +96,8 @@ fn a_websocket_echoes_and_either_side_closes_it() {
     let app = Gunicorn::gthread(4);
     let gate = Tidegate::to(app.address()).set("log.access=all").start();
     let mut client = WebSocket::open(&gate, "echo");
-    assert_eq!(client.says(), "closed 1000", "the client closes");
+    // Whether the application answers the client's Close is up to it.
+    assert_eq!(client.says(), "echoed");
     let mut client = WebSocket::open(&gate, "closed_by_app");
     assert_eq!(client.says(), "closed 1000", "the application closes");
     nothing_is_left(&gate);
@@ -381,6 +382,29 @@ fn a_backend_that_breaks_off_breaks_the_tunnel_off() {
     // With the RST the kernel may drop what was not read yet.
     if client.try_head().is_ok() {
         while client.read_some().is_ok_and(|count| count > 0) {}
+    }
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn the_last_words_of_a_worker_that_did_not_listen_arrive() {
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() && conn.send(SWITCHED) {
+            let mut first = [0];
+            let _ = std::io::Read::read_exact(&mut conn.stream, &mut first);
+            // What else has come stays unread, so that closing resets the connection.
+            conn.send("last words");
+            conn.reset();
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    for _ in 0..20 {
+        let mut client = tunnel(&gate);
+        client.send("x".repeat(1000));
+        let _ = client.try_send("y".repeat(1000));
+        expects(&mut client, "last words");
+        let _ = client.try_send("z".repeat(1000));
+        assert!(client.is_closed());
     }
     nothing_is_left(&gate);
 }

@@ -83,6 +83,8 @@ pub struct ResponseBody {
     source: Source,
     /// What the backend declared, while that is not yet delivered.
     remaining: Option<u64>,
+    /// The most that is delivered at once.
+    piece: usize,
     /// Returned as the bytes are delivered.
     _held: Option<Reservation>,
 }
@@ -94,7 +96,25 @@ enum Source {
     Piped(Arc<Pipe>),
 }
 
+/// The first of the frames, or as much of it as may be delivered at once.
+pub(super) fn next(frames: &mut VecDeque<Frame<Bytes>>, most: usize) -> Option<Frame<Bytes>> {
+    let first = frames.front_mut()?;
+    cut(first, most).or_else(|| frames.pop_front())
+}
+
+/// The first `most` bytes of a longer frame; what is left stays in it.
+fn cut(frame: &mut Frame<Bytes>, most: usize) -> Option<Frame<Bytes>> {
+    let data = frame.data_mut().filter(|data| data.len() > most)?;
+    Some(Frame::data(data.split_to(most)))
+}
+
 impl ResponseBody {
+    /// Delivers no more than so many bytes at once; the rest stays accounted for here.
+    pub fn in_pieces(mut self, piece: usize) -> Self {
+        self.piece = piece.max(1);
+        self
+    }
+
     /// No body.
     pub fn empty() -> Self {
         Self::full(Bytes::new())
@@ -105,6 +125,7 @@ impl ResponseBody {
         Self {
             remaining: Some(bytes.len() as u64),
             source: Source::One((!bytes.is_empty()).then_some(bytes)),
+            piece: usize::MAX,
             _held: None,
         }
     }
@@ -114,6 +135,7 @@ impl ResponseBody {
         Self {
             remaining: Some(data.map(|bytes| bytes.len() as u64).sum()),
             source: Source::Whole(frames),
+            piece: usize::MAX,
             _held: Some(held),
         }
     }
@@ -122,6 +144,7 @@ impl ResponseBody {
         Self {
             remaining: hint.exact(),
             source: Source::Piped(pipe),
+            piece: usize::MAX,
             _held: None,
         }
     }
@@ -138,8 +161,8 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         let frame = match &mut this.source {
             Source::One(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Whole(frames) => frames.pop_front().map(Ok),
-            Source::Piped(pipe) => std::task::ready!(pipe.poll_read(cx)),
+            Source::Whole(frames) => next(frames, this.piece).map(Ok),
+            Source::Piped(pipe) => std::task::ready!(pipe.poll_read(cx, this.piece)),
         };
         if let (Some(remaining), Some(Ok(frame))) = (&mut this.remaining, &frame) {
             let sent = frame.data_ref().map_or(0, Bytes::len) as u64;

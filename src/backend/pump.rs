@@ -16,6 +16,7 @@ use tower::BoxError;
 
 use super::{
     Error,
+    body::next,
     exchange::{Completion, Flight, Lease},
     raised::Raised,
 };
@@ -71,13 +72,14 @@ impl Pipe {
         })
     }
 
-    /// The client's side: the next frame, or the end.
+    /// The client's side: the next frame, or at most `most` bytes of it, or the end.
     pub(super) fn poll_read(
         &self,
         cx: &mut Context<'_>,
+        most: usize,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut state = lock(&self.state);
-        if let Some(frame) = state.frames.pop_front() {
+        if let Some(frame) = next(&mut state.frames, most) {
             let size = len(&frame);
             state.bytes -= size;
             state.held.shrink(size);

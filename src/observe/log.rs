@@ -60,10 +60,13 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
     Ok(control)
 }
 
+/// What a client of HTTP/2 does wrong is not worth a line each time, unless somebody asks for it.
+const QUIET: &str = "h2=off";
+
 fn parse_filter(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(level)
+        .parse(format!("{QUIET},{level}"))
         .map_err(|error| format!("{level:?} is not a log filter: {error}"))
 }
 

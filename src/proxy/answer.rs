@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use tower::{BoxError, Layer, Service};
 use super::{
     Error, client,
     context::{Context, Peer},
+    http2::Flow,
     hygiene,
     live::{Live, Phase, Shared},
     probes::Recalled,
@@ -99,12 +100,13 @@ where
         let id = request_id(&request, &live);
         let deadline = deadline(&request, &live).map(|left| arrived + left);
         let upgrade = upgrade::asked(&request);
+        let http2 = request.version() == Version::HTTP_2;
         let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
         }
         let ask = ask(&request, &self.peer, &live, route, deadline);
-        let context = Arc::new(Context::new(live, arrived, route, ask, id));
+        let context = Arc::new(Context::new(live, arrived, route, ask, id, http2));
         let record = Record {
             shared: self.shared.clone(),
             peer: self.peer.clone(),
@@ -251,10 +253,7 @@ pub struct Record {
 impl Record {
     fn pass_on(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
         self.adopt(&mut response);
-        response.map(|body| ClientBody {
-            inner: Either::Left(body),
-            record: Some(self),
-        })
+        response.map(|body| ClientBody::new(Either::Left(body), Some(self)))
     }
 
     /// The backend's 101: the connection becomes a tunnel when it is out.
@@ -271,10 +270,7 @@ impl Record {
             upgrade::insert(headers, protocols);
         }
         self.peer.clone().state.switch(Tunnel::new(upgraded, self));
-        response.map(|_| ClientBody {
-            inner: Either::Right(ResponseBody::empty()),
-            record: None,
-        })
+        response.map(|_| ClientBody::new(Either::Right(ResponseBody::empty()), None))
     }
 
     /// Makes the backend's head fit for the client.
@@ -307,9 +303,8 @@ impl Record {
         if matches!(error, Error::BodyCut) {
             // Its client has left; what is written now is for one that only closed its side.
             self.finish(false);
-            return response.map(|bytes| ClientBody {
-                inner: Either::Right(ResponseBody::full(bytes)),
-                record: Some(self),
+            return response.map(|bytes| {
+                ClientBody::new(Either::Right(ResponseBody::full(bytes)), Some(self))
             });
         }
         self.status = rejection.status.as_u16();
@@ -325,10 +320,7 @@ impl Record {
             response.headers_mut().insert(name, id);
         }
         self.finish_head(response.headers_mut());
-        response.map(|bytes| ClientBody {
-            inner: Either::Right(ResponseBody::full(bytes)),
-            record: Some(self),
-        })
+        response.map(|bytes| ClientBody::new(Either::Right(ResponseBody::full(bytes)), Some(self)))
     }
 
     fn finish_head(&self, headers: &mut http::HeaderMap) {
@@ -424,6 +416,18 @@ pub struct ClientBody {
     inner: Either<InnerBody, ResponseBody>,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
+    /// Its stream's, over HTTP/2.
+    flow: Option<Arc<Flow>>,
+}
+
+impl ClientBody {
+    fn new(inner: Either<InnerBody, ResponseBody>, record: Option<Record>) -> Self {
+        Self {
+            inner,
+            record,
+            flow: Flow::current(),
+        }
+    }
 }
 
 impl std::fmt::Debug for ClientBody {
@@ -445,7 +449,13 @@ impl Body for ClientBody {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if let Some(flow) = &this.flow {
+            flow.asks();
+        }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(flow) = &this.flow {
+            flow.offers();
+        }
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {

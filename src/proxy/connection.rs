@@ -26,6 +26,7 @@ use super::{
     Error, answer,
     context::Peer,
     guard::Limits,
+    http2,
     io::{Activity, ClientIo, State},
     live::{ClientTimeouts, Phase, Shared},
     reject, stack,
@@ -184,6 +185,7 @@ pub async fn serve(
     let server = &live.config.server;
     let timeouts = ClientTimeouts::from(server);
     let limits = Limits::new(server.max_header_bytes);
+    let http2 = server.http2;
     // Room for a head, and for a read behind it.
     let buffer = BUFFER.max(server.max_header_bytes + 1);
     drop(live);
@@ -267,6 +269,14 @@ pub async fn serve(
             End::Park => service = parts.service,
             End::SlowHead => {
                 io.refuse(&Error::HeadTimeout).await;
+                return;
+            }
+            End::Refused if http2 && io.is_http2() => {
+                let (stream, first) = io.into_raw();
+                let service = parts.service;
+                let serves = http2::serve(stream, first, service, state.clone(), shared, timeouts);
+                // Boxed, since it is large, and others never need it.
+                Box::pin(serves).await;
                 return;
             }
             End::Refused => {

@@ -59,6 +59,8 @@ pub struct Context {
     ask: Ask,
     /// The id it carries, or was given.
     pub request_id: HeaderValue,
+    /// Whether its client speaks HTTP/2.
+    pub http2: bool,
     phase: AtomicU8,
     asked_nanos: AtomicU64,
     queued_nanos: AtomicU64,
@@ -74,6 +76,7 @@ impl Context {
         route: usize,
         ask: Ask,
         request_id: HeaderValue,
+        http2: bool,
     ) -> Self {
         Self {
             live,
@@ -81,6 +84,7 @@ impl Context {
             route,
             ask,
             request_id,
+            http2,
             phase: AtomicU8::new(observe::Phase::Reading as u8),
             asked_nanos: AtomicU64::new(0),
             queued_nanos: AtomicU64::new(0),

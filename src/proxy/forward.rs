@@ -13,6 +13,7 @@ use tower::Service;
 use super::{
     Error,
     context::{self, Context},
+    http2,
     live::Shared,
     reject,
 };
@@ -83,6 +84,9 @@ async fn forward(
             endpoint: endpoint.clone(),
         });
         let failed = match backend::exchange(delivery, request, lease).await {
+            Ok(response) if context.http2 => {
+                return Ok(response.map(|body| body.in_pieces(http2::PIECE)));
+            }
             Ok(response) => return Ok(response),
             Err(failed) => failed,
         };

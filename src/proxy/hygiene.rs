@@ -6,7 +6,7 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::{context::Peer, forwarded, live::Live};
+use super::{context::Peer, forwarded, http2, live::Live};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +14,7 @@ pub enum BadHead {
     /// CONNECT and TRACE are not for gateways in front of an application.
     #[error("the method is not implemented here")]
     Method,
-    /// Not HTTP/1.0 or HTTP/1.1.
+    /// Not HTTP/1.0, HTTP/1.1 or HTTP/2.
     #[error("the HTTP version is not supported")]
     Version,
     /// Missing, repeated or malformed.
@@ -100,8 +100,10 @@ pub fn inbound<B>(
         return Err(BadHead::Method);
     }
     let version = request.version();
-    if !matches!(version, Version::HTTP_10 | Version::HTTP_11) {
-        return Err(BadHead::Version);
+    match version {
+        Version::HTTP_10 | Version::HTTP_11 => {}
+        Version::HTTP_2 => http2::normalise(request)?,
+        _ => return Err(BadHead::Version),
     }
     framing(request.headers())?;
     let host = host(request, version)?;
@@ -147,10 +149,10 @@ pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderV
 }
 
 fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(if version == Version::HTTP_10 {
-        "1.0 tidegate"
-    } else {
-        "1.1 tidegate"
+    HeaderValue::from_static(match version {
+        Version::HTTP_10 => "1.0 tidegate",
+        Version::HTTP_2 => "2.0 tidegate",
+        _ => "1.1 tidegate",
     })
 }
 
@@ -212,7 +214,7 @@ fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, Ba
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(BadHead::Target);
         }
-        if !host.map_or(version == Version::HTTP_10, |host| is_authority(&host)) {
+        if !host.map_or(version != Version::HTTP_11, |host| is_authority(&host)) {
             return Err(BadHead::Host);
         }
         host = HeaderValue::from_str(authority.as_str()).ok();

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -23,6 +23,7 @@ use super::{
     departure::Departure,
     error::Error,
     guard::{Bad, Guard, Limits},
+    http2::{PREFACE, PREFACE_LINE},
     hygiene::BadHead,
     upgrade::Tunnel,
 };
@@ -63,6 +64,11 @@ pub struct State {
     /// Since when, milliseconds after `opened`.
     since: AtomicU64,
     opened: Instant,
+    /// Requests being served: one, or one for each stream of HTTP/2.
+    serving: AtomicU32,
+    /// Since when a client of HTTP/2 owes the rest of a head, as `since` and one more; 0 if it does
+    /// not.
+    owing: AtomicU64,
     /// What it sent is not HTTP.
     refused: AtomicBool,
     /// There is more to read once the answer is out.
@@ -82,6 +88,8 @@ impl State {
             activity: AtomicU8::new(Activity::Head as u8),
             since: AtomicU64::new(0),
             opened: now,
+            serving: AtomicU32::new(0),
+            owing: AtomicU64::new(0),
             refused: AtomicBool::new(false),
             more: AtomicBool::new(false),
             evicted: AtomicBool::new(false),
@@ -123,8 +131,11 @@ impl State {
         (activity, self.opened + since)
     }
 
-    /// A request is being served from now on.
+    /// One more request is being served from now on.
     pub fn serve(&self) {
+        if self.serving.fetch_add(1, Relaxed) > 0 {
+            return;
+        }
         let before = self.swap(Activity::Served);
         if before == Activity::Idle as u8 || before == Activity::Head as u8 {
             self.metrics.connections_idle.decrement();
@@ -143,18 +154,42 @@ impl State {
         lock(&self.tunnel).take()
     }
 
-    /// The answer has been produced. A drain still waits for it to be out.
+    /// Its answer has been produced. A drain still waits for it to be out.
     pub fn answered(&self) {
-        if self.is(Activity::Served) {
+        let last = self.serving.fetch_sub(1, Relaxed) == 1;
+        if last && self.is(Activity::Served) {
             self.swap(Activity::Flushing);
         }
     }
 
-    /// The answer is out.
-    fn flushed(&self) {
-        self.start(Activity::Idle);
-        self.metrics.connections_active.decrement();
-        self.metrics.connections_idle.increment();
+    /// Everything that was written is out.
+    pub fn flushed(&self) {
+        if self.is(Activity::Flushing) {
+            self.start(Activity::Idle);
+            self.metrics.connections_active.decrement();
+            self.metrics.connections_idle.increment();
+        }
+    }
+
+    /// Whether the client owes the rest of a head, anew or as before.
+    pub fn owes(&self, owes: bool, anew: bool) {
+        if !owes {
+            self.owing.store(0, Relaxed);
+        } else if anew || self.owing.load(Relaxed) == 0 {
+            self.owing.store(self.age() + 1, Relaxed);
+        }
+    }
+
+    /// Since when it does.
+    pub fn owed(&self) -> Option<Instant> {
+        let millis = self.owing.load(Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_millis(millis))
+    }
+
+    /// Milliseconds since it was opened.
+    fn age(&self) -> u64 {
+        let age = clock::now().saturating_duration_since(self.opened);
+        age.as_millis() as u64
     }
 
     fn is(&self, activity: Activity) -> bool {
@@ -166,8 +201,7 @@ impl State {
     }
 
     fn start(&self, activity: Activity) {
-        let since = clock::now().saturating_duration_since(self.opened);
-        self.since.store(since.as_millis() as u64, Relaxed);
+        self.since.store(self.age(), Relaxed);
         self.swap(activity);
     }
 }
@@ -179,6 +213,42 @@ impl Drop for State {
             Activity::Served | Activity::Flushing | Activity::Tunnel => {
                 self.metrics.connections_active.decrement();
             }
+        }
+    }
+}
+
+/// A write that waits for the client.
+#[derive(Debug)]
+pub struct Stall {
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    /// Waits for no longer than `timeout`.
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            timer: None,
+        }
+    }
+
+    /// Passes a write's result on; one that waits for too long becomes an error.
+    pub fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.timer = None;
+            return result;
+        }
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
         }
     }
 }
@@ -202,8 +272,7 @@ pub struct ClientIo {
     answering: bool,
     /// What is wrong with the head.
     verdict: Option<BadHead>,
-    write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    stall: Stall,
     refuse_head: RefuseHead,
     /// Our words in the place of hyper's.
     instead: Option<Bytes>,
@@ -227,8 +296,7 @@ impl ClientIo {
             departure: None,
             answering: false,
             verdict: None,
-            write_timeout,
-            stalled: None,
+            stall: Stall::new(write_timeout),
             refuse_head,
             instead: None,
         }
@@ -240,6 +308,17 @@ impl ClientIo {
             return Poll::Ready(());
         }
         self.stream.poll_read_ready(cx).map(drop)
+    }
+
+    /// Whether what was refused are the first words of HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        let known = self.held.len().min(PREFACE.len());
+        known >= PREFACE_LINE && self.held[..known] == PREFACE[..known]
+    }
+
+    /// The socket, and what has been read from it.
+    pub fn into_raw(self) -> (Stream, Bytes) {
+        (self.stream, self.held.freeze())
     }
 
     /// Why the head was refused, if it was.
@@ -334,25 +413,6 @@ impl ClientIo {
             .get_or_insert_with(|| Box::new(Departure::new(answering)));
         departure.poll(cx, &mut self.stream).map(Ok)
     }
-    /// Passes a write's result on; one that waits for too long becomes an error.
-    fn watch<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.stalled = None;
-            return result;
-        }
-        let timeout = self.write_timeout;
-        let timer = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
 
     /// What of an answer's beginning the client has already.
     fn sent_before(&mut self, answer: &[u8]) -> Option<usize> {
@@ -383,7 +443,7 @@ impl ClientIo {
             let result = Pin::new(&mut self.stream).poll_write(cx, rest);
             match result {
                 Poll::Ready(Ok(written)) => drop(rest.split_to(written)),
-                other => return self.watch(cx, other.map_ok(|_| ())),
+                other => return self.stall.watch(cx, other.map_ok(|_| ())),
             }
         }
         Poll::Ready(Ok(()))
@@ -482,7 +542,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(sent));
         }
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch(cx, result)
+        this.stall.watch(cx, result)
     }
 
     fn poll_write_vectored(
@@ -503,7 +563,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(sent));
         }
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.watch(cx, result)
+        this.stall.watch(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -513,7 +573,7 @@ impl AsyncWrite for ClientIo {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_flush(cx);
-        if result.is_ready() && this.state.is(Activity::Flushing) {
+        if result.is_ready() {
             this.state.flushed();
         }
         result

@@ -10,6 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{client::KeySource, probes::Probes};
 use crate::{
@@ -103,6 +104,7 @@ pub struct Shared {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     next_endpoint: AtomicU32,
     phase: AtomicU8,
+    phase_changed: Notify,
     /// The gate and its laws.
     pub limiter: Arc<Limiter>,
     /// The figures.
@@ -122,6 +124,7 @@ impl Shared {
             endpoints: ArcSwap::default(),
             next_endpoint: AtomicU32::new(0),
             phase: AtomicU8::new(Phase::Serving as u8),
+            phase_changed: Notify::new(),
             limiter: Arc::new(limiter),
             budget: Budget::new(config.buffers.total),
             probes: Probes::default(),
@@ -229,12 +232,18 @@ impl Shared {
         }
     }
 
+    /// Ready when the phase has changed after this was first polled.
+    pub fn phase_change(&self) -> Notified<'_> {
+        self.phase_changed.notified()
+    }
+
     /// Moves to another phase; from [`Phase::Draining`] on, new requests are refused.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
         let refuse = matches!(phase, Phase::Draining | Phase::Closing);
         self.limiter.gate().change(|state, _| state.close(refuse));
         self.metrics.set_draining(phase != Phase::Serving);
+        self.phase_changed.notify_waiters();
     }
 }
 

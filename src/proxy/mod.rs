@@ -15,6 +15,7 @@ mod error;
 mod forward;
 mod forwarded;
 mod guard;
+mod http2;
 mod hygiene;
 mod io;
 mod listener;

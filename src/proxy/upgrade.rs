@@ -31,7 +31,7 @@ const BUFFER: usize = 8 * 1024;
 /// A worker that has closed its side has mostly closed both, and some wait for ours to close before
 /// they are free again: a client that sends nothing does not keep them for longer.
 const AFTER_BACKEND: Duration = Duration::from_secs(1);
-/// For how long the last bytes may take at the end of a drain.
+/// For how long the last bytes may take when a worker breaks off, and at the end of a drain.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// What a request's `Upgrade` asks for, without what is not for a gateway to pass on: other versions
@@ -109,13 +109,13 @@ impl Tunnel {
             mut record,
         } = *self;
         let (from_client, from_backend) = (Progress::default(), Progress::default());
-        let mut client = End::new(client, read, from_client.clone());
+        let mut client = End::new(client, read, from_client.clone(), false);
         let Upgraded {
             stream,
             first,
             busy,
         } = backend;
-        let mut backend = End::new(stream, first, from_backend.clone());
+        let mut backend = End::new(stream, first, from_backend.clone(), true);
         {
             let mut copy = pin!(copy_bidirectional_with_sizes(
                 &mut client,
@@ -130,14 +130,19 @@ impl Tunnel {
                 if closing() || copy.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
-                let now_moved = from_client.bytes() + from_backend.bytes();
+                let broken = from_backend.is_broken();
+                let now_moved = match broken {
+                    true => from_backend.bytes(),
+                    false => from_backend.bytes() + from_client.bytes(),
+                };
                 if now_moved != moved {
                     moved = now_moved;
                     since = clock::now();
                 }
-                let may_pause = match from_backend.has_ended() {
-                    true => idle_timeout.min(AFTER_BACKEND),
-                    false => idle_timeout,
+                let may_pause = match (broken, from_backend.has_ended()) {
+                    (true, _) => LAST_WORDS,
+                    (_, true) => idle_timeout.min(AFTER_BACKEND),
+                    _ => idle_timeout,
                 };
                 let due = TokioInstant::from_std(since + may_pause);
                 // Only ever brought forward here: a timer that fires early is set again.
@@ -164,15 +169,26 @@ impl Tunnel {
 
 /// How far one direction of a tunnel has come.
 #[derive(Clone, Debug, Default)]
-struct Progress(Arc<(AtomicU64, AtomicBool)>);
+struct Progress(Arc<Figures>);
+
+#[derive(Debug, Default)]
+struct Figures {
+    bytes: AtomicU64,
+    ended: AtomicBool,
+    broken: AtomicBool,
+}
 
 impl Progress {
     fn bytes(&self) -> u64 {
-        self.0.0.load(Relaxed)
+        self.0.bytes.load(Relaxed)
     }
 
     fn has_ended(&self) -> bool {
-        self.0.1.load(Relaxed)
+        self.0.ended.load(Relaxed)
+    }
+
+    fn is_broken(&self) -> bool {
+        self.0.broken.load(Relaxed)
     }
 }
 
@@ -182,14 +198,29 @@ struct End<S> {
     /// What HTTP had read too much.
     first: Bytes,
     progress: Progress,
+    /// Whether it may break without harm to what it has said before: a worker that closes without
+    /// having read everything resets the connection, and its last words are there all the same.
+    forgiving: bool,
 }
 
 impl<S> End<S> {
-    fn new(inner: S, first: Bytes, progress: Progress) -> Self {
+    fn new(inner: S, first: Bytes, progress: Progress, forgiving: bool) -> Self {
         Self {
             inner,
             first,
             progress,
+            forgiving,
+        }
+    }
+
+    /// A failure that is forgiven is an end of what is read, and swallows what is written.
+    fn forgive<T>(&self, result: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(_)) if self.forgiving => {
+                self.progress.0.broken.store(true, Relaxed);
+                Poll::Ready(Ok(instead))
+            }
+            other => other,
         }
     }
 }
@@ -203,16 +234,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for End<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if this.first.is_empty() {
-            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+            let result = Pin::new(&mut this.inner).poll_read(cx, buf);
+            ready!(this.forgive(result, ()))?;
         } else {
             let count = buf.remaining().min(this.first.len());
             buf.put_slice(&this.first[..count]);
             this.first.advance(count);
         }
         let count = buf.filled().len() - before;
-        let (bytes, ended) = &*this.progress.0;
-        bytes.fetch_add(count as u64, Relaxed);
-        ended.store(count == 0, Relaxed);
+        this.progress.0.bytes.fetch_add(count as u64, Relaxed);
+        this.progress.0.ended.store(count == 0, Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -223,7 +254,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for End<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.forgive(result, buf.len())
     }
 
     fn poll_write_vectored(
@@ -231,7 +264,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for End<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.forgive(result, bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -243,7 +278,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for End<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_shutdown(cx);
+        this.forgive(result, ())
     }
 }
 

@@ -22,6 +22,7 @@ def echo(ws):
     ws.send(["in ", "three ", "fragments"])
     assert ws.recv() == "in three fragments"
     assert ws.ping(b"there?").wait(10)
+    say("echoed")
     ws.close(1000)
 
 

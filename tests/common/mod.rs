@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod client;
+pub mod frames;
 pub mod raw;
 pub mod venv;
 

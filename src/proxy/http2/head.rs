@@ -1,0 +1,126 @@
+//! A request's head from HTTP/2, as HTTP/1 understands it: RFC 9113 sections 8.2 and 8.3. The parser
+//! has refused what it knows to be malformed; here is the rest.
+
+use http::{HeaderMap, HeaderValue, Method, Request, header};
+
+use crate::proxy::hygiene::BadHead;
+
+/// The most fields; gunicorn and the HTTP/1 parser take as many.
+const FIELDS_MAX: usize = 100;
+
+/// Checks the head, and joins what HTTP/2 splits.
+///
+/// # Errors
+/// Says what is wrong.
+pub fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHead> {
+    let headers = request.headers();
+    if headers.len() > FIELDS_MAX {
+        return Err(BadHead::FieldsTooLarge);
+    }
+    if headers.values().any(is_padded) {
+        return Err(BadHead::Syntax);
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    if let (Some(authority), Some(host)) = (request.uri().authority(), hosts.next()) {
+        // Two answers to where a request goes: who routes by one must not be passed by the other.
+        let host = host.as_bytes();
+        if !host.eq_ignore_ascii_case(authority.as_str().as_bytes()) {
+            return Err(BadHead::Host);
+        }
+    }
+    let path = request.uri().path();
+    let asterisk = path == "*" && *request.method() == Method::OPTIONS;
+    if !(path.starts_with('/') || asterisk || *request.method() == Method::CONNECT) {
+        return Err(BadHead::Target);
+    }
+    join_cookies(request.headers_mut())
+}
+
+/// RFC 9113 8.2.1: no white space around a value. HTTP/1 would trim it, and others would not.
+fn is_padded(value: &HeaderValue) -> bool {
+    let padding = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    padding(bytes.first()) || padding(bytes.last())
+}
+
+/// RFC 9113 8.2.3. WSGI would join the crumbs with a comma, which breaks them.
+fn join_cookies(headers: &mut HeaderMap) -> Result<(), BadHead> {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else {
+        return Ok(());
+    };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    let joined = HeaderValue::from_bytes(&joined).map_err(|_| BadHead::Syntax)?;
+    headers.insert(header::COOKIE, joined);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uri: &str, fields: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::get(uri).body(()).expect("a request");
+        for (name, value) in fields {
+            let name: http::HeaderName = name.parse().expect("a name");
+            let value = HeaderValue::from_str(value).expect("a value");
+            request.headers_mut().append(name, value);
+        }
+        request
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie_in_its_place() {
+        let mut request = request(
+            "http://app/",
+            &[
+                ("cookie", "a=1"),
+                ("x", "1"),
+                ("cookie", "b=2; c=3"),
+                ("cookie", "d=4"),
+            ],
+        );
+        assert_eq!(normalise(&mut request), Ok(()));
+        let cookies: Vec<_> = request.headers().get_all("cookie").iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
+        let names: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["cookie", "x"]);
+    }
+
+    #[test]
+    fn a_host_says_what_the_authority_says() {
+        let check = |uri: &str, hosts: &[(&str, &str)]| normalise(&mut request(uri, hosts));
+        assert_eq!(check("http://app/", &[]), Ok(()));
+        assert_eq!(check("http://App/", &[("host", "aPP")]), Ok(()));
+        assert_eq!(check("/", &[("host", "app")]), Ok(()));
+        let other = [("host", "evil")];
+        assert_eq!(check("http://app/", &other), Err(BadHead::Host));
+        let port = [("host", "app:81")];
+        assert_eq!(check("http://app:80/", &port), Err(BadHead::Host));
+    }
+
+    #[test]
+    fn values_have_no_white_space_around_them() {
+        for padded in [" a", "a ", "\ta", "a\t", " "] {
+            let mut request = request("http://app/", &[("x", padded)]);
+            assert_eq!(normalise(&mut request), Err(BadHead::Syntax), "{padded:?}");
+        }
+        let mut fine = request("http://app/", &[("x", "a b"), ("y", "")]);
+        assert_eq!(normalise(&mut fine), Ok(()));
+    }
+
+    #[test]
+    fn a_hundred_fields_are_enough() {
+        let mut request = request("http://app/", &[]);
+        for _ in 0..=FIELDS_MAX {
+            request
+                .headers_mut()
+                .append("x", HeaderValue::from_static("1"));
+        }
+        assert_eq!(normalise(&mut request), Err(BadHead::FieldsTooLarge));
+    }
+}

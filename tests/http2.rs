@@ -1,0 +1,952 @@
+//! HTTP/2 with prior knowledge: a real client, and one that sends its frames by hand, right and wrong.
+
+mod common;
+
+use std::{future::Future, sync::mpsc, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    Gunicorn, Held, PATIENCE, Raw, Tidegate,
+    frames::{self, Http2, frame},
+    memory, since, until,
+};
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response, StatusCode};
+use rustix::process::Signal;
+use serde_json::Value;
+use tidegate::clock;
+
+/// Runs a real client's part of a test.
+#[track_caller]
+fn run<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, work).await })
+        .expect("in time")
+}
+
+/// A real client's connection.
+async fn connect(address: &str) -> SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(address).await;
+    let (sender, connection) = h2::client::handshake(stream.expect("it accepts"))
+        .await
+        .expect("a handshake");
+    tokio::spawn(connection);
+    sender.ready().await.expect("room for a stream")
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+struct Answer {
+    head: http::response::Parts,
+    body: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    async fn read(response: Response<h2::RecvStream>) -> Result<Self, h2::Error> {
+        let (head, mut incoming) = response.into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = incoming.data().await {
+            let data = data?;
+            incoming.flow_control().release_capacity(data.len())?;
+            body.extend_from_slice(&data);
+        }
+        let trailers = incoming.trailers().await?;
+        Ok(Self {
+            head,
+            body,
+            trailers,
+        })
+    }
+
+    fn status(&self) -> u16 {
+        self.head.status.as_u16()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+}
+
+/// A request with its body, in frames that fit the window.
+async fn send(
+    sender: &SendRequest<Bytes>,
+    request: Request<()>,
+    body: &[u8],
+) -> Result<Answer, h2::Error> {
+    let mut sender = sender.clone().ready().await?;
+    let (response, mut stream) = sender.send_request(request, body.is_empty())?;
+    let upload = async move {
+        let mut rest = Bytes::copy_from_slice(body);
+        while !rest.is_empty() {
+            stream.reserve_capacity(rest.len());
+            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+            let Some(Ok(room)) = room else { return };
+            let piece = rest.split_to(room.min(rest.len()));
+            if stream.send_data(piece, rest.is_empty()).is_err() {
+                return;
+            }
+        }
+    };
+    let (response, ()) = tokio::join!(response, upload);
+    Answer::read(response?).await
+}
+
+fn request(method: &str, path: &str) -> http::request::Builder {
+    Request::builder()
+        .method(method)
+        .uri(format!("http://app{path}"))
+}
+
+async fn get(sender: &SendRequest<Bytes>, path: &str) -> Result<Answer, h2::Error> {
+    send(
+        sender,
+        request("GET", path).body(()).expect("a request"),
+        b"",
+    )
+    .await
+}
+
+/// What must hold when no client is left.
+#[track_caller]
+fn nothing_is_left(gate: &Tidegate) {
+    gate.until_idle();
+    for gauge in [
+        "tidegate_orphaned_requests",
+        "tidegate_streaming_requests",
+        "tidegate_buffered_bytes",
+        "tidegate_client_connections",
+    ] {
+        gate.until_metric(gauge, &[], 0.0);
+    }
+    assert!(!gate.log().contains("panic"), "{}", gate.log());
+}
+
+/// A backend that answers everything with "ok".
+fn ok() -> Raw {
+    Raw::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())
+}
+
+// --- what a well-behaved client gets ---
+
+#[test]
+fn requests_and_bodies_of_all_kinds_reach_gunicorn_over_one_connection() {
+    let app = Gunicorn::gthread(8);
+    let gate = Tidegate::to(app.address()).limit(8).start();
+    run(async {
+        let client = connect(gate.address()).await;
+        let plain = get(&client, "/").await.expect("an answer");
+        assert_eq!((plain.status(), &*plain.text()), (200, "hello\n"));
+        assert_eq!(plain.head.headers["via"], "1.1 tidegate");
+        assert!(plain.head.headers.contains_key("x-request-id"));
+        assert!(!plain.head.headers.contains_key("connection"));
+
+        let head = request("HEAD", "/size?n=1000").body(()).expect("a request");
+        let head = send(&client, head, b"").await.expect("an answer");
+        assert_eq!(head.head.headers["content-length"], "1000");
+        assert!(head.body.is_empty());
+
+        let body: Vec<u8> = (0..200_000_u32).map(|n| (n % 249) as u8).collect();
+        for method in ["POST", "PUT", "GET"] {
+            let echo = request(method, "/echo").body(()).expect("a request");
+            let echo = send(&client, echo, &body).await.expect("an answer").json();
+            assert_eq!(echo["method"], method);
+            assert_eq!(echo["size"], body.len(), "{method}");
+            assert_eq!(echo["transfer_encoding"], Value::Null);
+        }
+        let big = get(&client, "/size?n=3000000").await.expect("an answer");
+        assert_eq!(big.body.len(), 3_000_000);
+
+        let mut all = tokio::task::JoinSet::new();
+        for n in 0..30 {
+            let client = client.clone();
+            all.spawn(async move { get(&client, &format!("/echo/{n}")).await });
+        }
+        let mut rests: Vec<_> = Vec::new();
+        while let Some(answer) = all.join_next().await {
+            let answer = answer.expect("no panic").expect("an answer").json();
+            rests.push(
+                answer["rest"]
+                    .as_str()
+                    .expect("text")
+                    .parse::<u32>()
+                    .expect("a number"),
+            );
+        }
+        rests.sort_unstable();
+        assert_eq!(rests, (0..30).collect::<Vec<_>>());
+    });
+    nothing_is_left(&gate);
+    assert_eq!(gate.metric("tidegate_canceled_requests_total", &[]), 0.0);
+}
+
+#[test]
+fn http_1_and_2_share_a_port_and_a_preface_may_come_in_pieces() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    assert_eq!(gate.get("/").text(), "ok");
+    let mut client = Http2::silent(gate.address());
+    for byte in frames::PREFACE
+        .iter()
+        .chain(&frame(frames::SETTINGS, 0, 0, &[]))
+    {
+        client.send([*byte]);
+    }
+    client.get(1, "/");
+    let head = client.next(&[frames::HEADERS]);
+    assert_eq!(head.payload[0], 0x88, "200 in HPACK's table");
+    assert_eq!(client.next(&[frames::DATA]).payload, b"ok");
+    // A method that begins as the preface does.
+    let mut other = gate.client();
+    for byte in b"PRI /x HTTP/1.1\r\nHost: app\r\n\r\n" {
+        other.send([*byte]);
+    }
+    assert_eq!(other.response().status, 200);
+    drop((client, other));
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn without_http2_the_preface_is_refused_in_words() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("server.http2=false")
+        .start();
+    let mut client = gate.client();
+    client.send(frames::PREFACE);
+    client.send(frame(frames::SETTINGS, 0, 0, &[]));
+    let answer = client.response();
+    assert_eq!((answer.status, &*answer.reason()), (505, "version"));
+    assert!(client.is_closed());
+    assert_eq!(backend.connections(), 0);
+    assert_eq!(gate.get("/").status, 200);
+}
+
+#[test]
+fn the_backend_gets_one_plain_http_1_request_for_each_stream() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let client = connect(gate.address()).await;
+        let crumbs = request("GET", "/a?b")
+            .header("cookie", "a=1")
+            .header("te", "trailers")
+            .header("cookie", "b=2")
+            .header("x-mine", "1")
+            .body(());
+        let answer = send(&client, crumbs.expect("a request"), b"").await;
+        assert_eq!(answer.expect("an answer").status(), 200);
+        // DATA on a GET, of a length that nobody has said.
+        let get = request("GET", "/get").body(()).expect("a request");
+        let answer = send(&client, get, b"body").await;
+        assert_eq!(answer.expect("an answer").status(), 200);
+        // Trailers end here.
+        let mut sender = client.clone();
+        let post = request("POST", "/trailers").header("trailer", "x-end");
+        let (response, mut stream) = sender
+            .send_request(post.body(()).expect("a request"), false)
+            .expect("a stream");
+        stream.send_data("data".into(), false).expect("room");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-end", "1".parse().expect("a value"));
+        stream.send_trailers(trailers).expect("room");
+        assert_eq!(response.await.expect("an answer").status(), 200);
+    });
+    let requests = backend.requests();
+    let first = &requests[0];
+    assert_eq!(first.line(), "GET /a?b HTTP/1.1");
+    assert_eq!(first.header("host").as_deref(), Some("app"));
+    assert_eq!(first.header("cookie").as_deref(), Some("a=1; b=2"));
+    assert_eq!(first.header("via").as_deref(), Some("2.0 tidegate"));
+    assert_eq!(first.header("x-forwarded-proto").as_deref(), Some("http"));
+    assert_eq!(first.header("te"), None);
+    assert_eq!(first.header("content-length"), None);
+    let second = &requests[1];
+    assert_eq!(second.header("content-length").as_deref(), Some("4"));
+    assert_eq!(second.body, b"body");
+    let third = &requests[2];
+    assert_eq!(third.header("content-length").as_deref(), Some("4"));
+    assert_eq!(
+        (third.header("trailer"), third.header("x-end")),
+        (None, None)
+    );
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_head_that_is_not_clear_is_refused_and_the_connection_goes_on() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let client = connect(gate.address()).await;
+        let base = || request("GET", "/");
+        let many = (0..101).fold(base(), |request, n| request.header(format!("x-{n}"), "1"));
+        let cases = [
+            ("another host", base().header("host", "evil"), 400),
+            (
+                "two hosts",
+                base().header("host", "app").header("host", "app"),
+                400,
+            ),
+            ("a user", Request::builder().uri("http://me@app/"), 400),
+            (
+                "a bad port",
+                Request::builder()
+                    .uri("http://app:/%")
+                    .header("host", "app:1"),
+                400,
+            ),
+            ("padding before", base().header("x-padded", " 1"), 400),
+            ("padding after", base().header("x-padded", "1\t"), 400),
+            ("101 fields", many, 431),
+            (
+                "a large head",
+                base().header("x-large", "x".repeat(20_000)),
+                431,
+            ),
+            ("TRACE", request("TRACE", "/"), 501),
+        ];
+        for (name, request, status) in cases {
+            let Ok(request) = request.body(()) else {
+                continue;
+            };
+            let answer = send(&client, request, b"").await.expect(name);
+            assert_eq!(answer.status(), status, "{name}");
+        }
+        let same = base().header("host", "APP").body(()).expect("a request");
+        let answer = send(&client, same, b"").await.expect("an answer");
+        assert_eq!(answer.status(), 200, "the same host twice");
+    });
+    assert_eq!(backend.requests().len(), 1, "the last one");
+    // What the real client would not send.
+    let head = |extra: &[(&str, &str)]| {
+        let mut head = frames::get("/");
+        head.extend(frames::fields(extra));
+        head
+    };
+    let refused = |extra: &[(&str, &str)]| {
+        let mut client = Http2::connect(gate.address(), &[]);
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        client.send(frame(frames::HEADERS, flags, 1, &head(extra)));
+        let refused = client.next(&[frames::RST_STREAM, frames::HEADERS, frames::GOAWAY]);
+        match refused.kind {
+            frames::HEADERS => assert_ne!(refused.payload[0], 0x88, "{extra:?}: not 200"),
+            _ => assert_eq!(refused.code(), 1, "{extra:?}: PROTOCOL_ERROR"),
+        }
+        (client, refused.kind)
+    };
+    for extra in [
+        &[("connection", "close")][..],
+        &[("transfer-encoding", "chunked")],
+        &[("upgrade", "websocket")],
+        &[("te", "gzip")],
+        &[(":path", "/late")],
+        &[("content-length", "0"), ("content-length", "0")],
+    ] {
+        let (mut client, kind) = refused(extra);
+        assert_ne!(kind, frames::GOAWAY, "{extra:?}");
+        client.get(3, "/fine");
+        let next = client.next(&[frames::HEADERS]);
+        assert_eq!((next.stream, next.payload[0]), (3, 0x88), "after {extra:?}");
+    }
+    // What cannot be a field at all ends the connection.
+    for extra in [
+        ("X-Upper", "1"),
+        ("x", "a\r\nb: c"),
+        ("x", "a\0b"),
+        ("a b", "1"),
+    ] {
+        refused(&[extra]);
+    }
+    assert_eq!(backend.requests().len(), 7, "those that were fine");
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_length_that_data_does_not_keep_never_reaches_the_backend() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    for (declared, sent) in [("5", "1234"), ("3", "1234")] {
+        let mut client = Http2::connect(gate.address(), &[]);
+        let head = frames::fields(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "app"),
+            (":path", "/"),
+            ("content-length", declared),
+        ]);
+        client.send(frame(frames::HEADERS, frames::END_HEADERS, 1, &head));
+        client.send(frame(frames::DATA, frames::END_STREAM, 1, sent.as_bytes()));
+        let reset = client.next(&[frames::RST_STREAM]);
+        assert_eq!((reset.stream, reset.code()), (1, 1), "{declared}");
+    }
+    nothing_is_left(&gate);
+    assert_eq!(backend.requests().len(), 0);
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_reset_and_trailers_pass() {
+    let backend = Raw::start(|mut conn| {
+        while let Some(request) = conn.request() {
+            if request.line().contains("/torn") {
+                conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nbefore\r\n");
+                std::thread::sleep(Duration::from_millis(50));
+                return;
+            }
+            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-end\r\n\r\n");
+            conn.send("4\r\ndata\r\n0\r\nx-end: 1\r\n\r\n");
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let client = connect(gate.address()).await;
+        let torn = get(&client, "/torn").await;
+        assert!(
+            torn.as_ref().is_err_and(|error| error.is_reset()),
+            "{torn:?}"
+        );
+        let whole = get(&client, "/").await.expect("an answer");
+        assert_eq!(whole.text(), "data");
+        assert_eq!(whole.trailers.expect("trailers")["x-end"], "1");
+    });
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn server_sent_events_arrive_when_they_are_sent() {
+    let app = Gunicorn::gthread(2);
+    let gate = Tidegate::to(app.address()).start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.get(1, "/stream?n=2&ms=1000");
+    assert_eq!(client.next(&[frames::DATA]).payload, b"data: 0\n\n");
+    assert_eq!(gate.metric("tidegate_streaming_requests", &[]), 1.0);
+    assert_eq!(client.next(&[frames::DATA]).payload, b"data: 1\n\n");
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+// --- permits ---
+
+#[test]
+fn each_stream_takes_a_permit_of_its_own() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(2)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    for stream in [1, 3, 5, 7, 9] {
+        client.get(stream, "/");
+    }
+    gate.until_metric("tidegate_queued_requests", &[], 3.0);
+    assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 2.0);
+    let active = [("state", "active")];
+    assert_eq!(gate.metric("tidegate_client_connections", &active), 1.0);
+    backend.release(5);
+    let mut answered: Vec<_> = (0..5)
+        .map(|_| client.next(&[frames::HEADERS]).stream)
+        .collect();
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 3, 5, 7, 9]);
+    gate.until_metric("tidegate_client_connections", &[("state", "idle")], 1.0);
+    drop(client);
+    nothing_is_left(&gate);
+    assert_eq!(backend.connections(), 5);
+}
+
+#[test]
+fn a_reset_leaves_the_queue_at_once_and_the_backend_never() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=20s")
+        .start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.get(1, "/working");
+    until("the backend has it", || backend.requests().len() == 1);
+    client.get(3, "/queued").get(5, "/waits");
+    gate.until_metric("tidegate_queued_requests", &[], 2.0);
+    let cancel = 8_u32.to_be_bytes();
+    client.send(frame(frames::RST_STREAM, 0, 3, &cancel));
+    gate.until_metric("tidegate_queued_requests", &[], 1.0);
+    client.send(frame(frames::RST_STREAM, 0, 1, &cancel));
+    gate.until_metric("tidegate_orphaned_requests", &[], 1.0);
+    assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 1.0);
+    assert_eq!(gate.metric("tidegate_queued_requests", &[],), 1.0);
+    backend.release(2);
+    assert_eq!(client.next(&[frames::HEADERS]).stream, 5);
+    drop(client);
+    nothing_is_left(&gate);
+    let lines: Vec<_> = backend
+        .requests()
+        .iter()
+        .map(|r| r.line().to_owned())
+        .collect();
+    assert_eq!(lines, ["GET /working HTTP/1.1", "GET /waits HTTP/1.1"]);
+}
+
+#[test]
+fn a_connection_that_breaks_takes_its_queued_streams_along() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(2)
+        .set("queue.max_wait=20s")
+        .start();
+    let clients: Vec<_> = (0..10)
+        .map(|_| {
+            let mut client = Http2::connect(gate.address(), &[]);
+            for stream in 0..10 {
+                client.get(2 * stream + 1, "/");
+            }
+            client
+        })
+        .collect();
+    gate.until_metric("tidegate_in_flight_requests", &[], 2.0);
+    until("most wait", || {
+        gate.metric("tidegate_queued_requests", &[]) >= 18.0
+    });
+    drop(clients);
+    gate.until_metric("tidegate_queued_requests", &[], 0.0);
+    gate.until_metric("tidegate_orphaned_requests", &[], 2.0);
+    assert_eq!(
+        backend.connections(),
+        2,
+        "nothing is sent for those who left"
+    );
+    backend.release(2);
+    nothing_is_left(&gate);
+}
+
+// --- drain and reload ---
+
+#[test]
+fn a_drain_says_goaway_and_lets_streams_end() {
+    let backend = Held::start();
+    let mut gate = Tidegate::to(backend.address())
+        .set("drain.timeout=20s")
+        .start();
+    let mut idle = Http2::connect(gate.address(), &[]);
+    idle.next(&[frames::SETTINGS]);
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.get(1, "/");
+    until("the backend has it", || backend.requests().len() == 1);
+    gate.process.signal(Signal::TERM);
+    assert_eq!(client.next(&[frames::GOAWAY]).code(), 0, "NO_ERROR");
+    let gone = idle.rest();
+    assert!(
+        gone.iter().any(|frame| frame.kind == frames::GOAWAY),
+        "{gone:?}"
+    );
+    backend.release(1);
+    assert_eq!(client.next(&[frames::DATA]).payload, b"ok");
+    assert!(
+        client
+            .rest()
+            .iter()
+            .all(|frame| frame.kind != frames::RST_STREAM)
+    );
+    assert_eq!(gate.process.exit_code(), 0);
+}
+
+#[test]
+fn reloads_lose_no_stream() {
+    let backend = ok();
+    let mut gate = Tidegate::run()
+        .toml(&format!(
+            "[backend]\nendpoints = [\"{}\"]",
+            backend.address()
+        ))
+        .start();
+    run(async {
+        let client = connect(gate.address()).await;
+        for reload in 1..=20 {
+            gate.process.signal(Signal::HUP);
+            let mut answers = 0;
+            while gate.metric("tidegate_config_reloads_total", &[("result", "ok")])
+                < f64::from(reload)
+                || answers == 0
+            {
+                let answer = get(&client, "/").await.expect("an answer");
+                assert_eq!(answer.status(), 200);
+                answers += 1;
+            }
+        }
+    });
+    nothing_is_left(&gate);
+}
+
+// --- time ---
+
+#[test]
+fn a_head_that_does_not_end_ends_the_connection() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("server.header_timeout=300ms")
+        .start();
+    let head = frame(frames::HEADERS, frames::END_STREAM, 1, &frames::get("/"));
+    let begins: [(&str, Vec<u8>); 4] = [
+        ("no settings", frames::PREFACE.to_vec()),
+        ("half a preface", frames::PREFACE[..20].to_vec()),
+        (
+            "no CONTINUATION",
+            [frames::PREFACE, &frame(4, 0, 0, &[]), &head].concat(),
+        ),
+        (
+            "half a frame",
+            [frames::PREFACE, &frame(4, 0, 0, &[]), &head[..12]].concat(),
+        ),
+    ];
+    for (name, bytes) in begins {
+        let mut client = Http2::silent(gate.address());
+        let began = clock::now();
+        client.send(bytes);
+        client.rest();
+        assert!(since(began) >= Duration::from_millis(250), "{name}");
+        assert!(since(began) < Duration::from_secs(10), "{name}");
+    }
+    nothing_is_left(&gate);
+    assert_eq!(backend.requests().len(), 0);
+}
+
+#[test]
+fn an_idle_connection_is_told_to_go_and_a_busy_one_is_not_idle() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .set("server.idle_timeout=400ms")
+        .set("server.header_timeout=300ms")
+        .start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.get(1, "/");
+    until("the backend has it", || backend.requests().len() == 1);
+    std::thread::sleep(Duration::from_millis(900));
+    backend.release(1);
+    assert_eq!(client.next(&[frames::DATA]).payload, b"ok");
+    let quiet = clock::now();
+    let rest = client.rest();
+    assert!(
+        rest.iter().any(|frame| frame.kind == frames::GOAWAY),
+        "{rest:?}"
+    );
+    assert!(
+        since(quiet) >= Duration::from_millis(300),
+        "{:?}",
+        since(quiet)
+    );
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_slow_upload_is_408_and_costs_no_permit() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("server.body_timeout=300ms")
+        .set("server.body_min_rate=100000")
+        .start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    let head = frames::fields(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "app"),
+        (":path", "/"),
+    ]);
+    client.send(frame(frames::HEADERS, frames::END_HEADERS, 1, &head));
+    client.send(frame(frames::DATA, 0, 1, b"x"));
+    client.get(3, "/other");
+    assert_eq!(
+        client.next(&[frames::HEADERS]).stream,
+        3,
+        "another is not held up"
+    );
+    assert_eq!(client.next(&[frames::HEADERS]).stream, 1);
+    let late = [("reason", "request_timeout")];
+    assert_eq!(gate.metric("tidegate_rejected_requests_total", &late), 1.0);
+    drop(client);
+    nothing_is_left(&gate);
+    assert_eq!(backend.requests().len(), 1);
+}
+
+#[test]
+fn a_window_that_never_opens_is_given_up_in_bounded_memory() {
+    let backend = Raw::start(|mut conn| {
+        while conn.request().is_some() {
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+            if !conn.send(head) || !conn.send("x".repeat(1_000_000)) {
+                return;
+            }
+        }
+    });
+    let gate = Tidegate::to(backend.address())
+        .limit(200)
+        .set("server.write_timeout=2s")
+        .set("buffers.response=64KiB")
+        .set("buffers.total=4MiB")
+        .start();
+    assert_eq!(gate.get("/").body.len(), 1_000_000);
+    let (before, _) = memory(gate.pid());
+    for window in [0, 1] {
+        let mut client = Http2::connect(gate.address(), &[(frames::INITIAL_WINDOW_SIZE, window)]);
+        for stream in 0..100 {
+            client.get(2 * stream + 1, "/");
+        }
+        until("all are there", || backend.requests().len() % 100 == 1);
+        let (_, most) = memory(gate.pid());
+        let grown = most.saturating_sub(before);
+        assert!(grown < 40 << 20, "window {window}: {grown} bytes more");
+        let mut reset = 0;
+        while reset < 100 {
+            client.next(&[frames::RST_STREAM]);
+            reset += 1;
+        }
+        // The connection is still good.
+        client.send(frame(
+            frames::WINDOW_UPDATE,
+            0,
+            0,
+            &1_000_000_u32.to_be_bytes(),
+        ));
+        drop(client);
+        nothing_is_left(&gate);
+    }
+    assert_eq!(gate.get("/").body.len(), 1_000_000);
+}
+
+// --- attacks ---
+
+/// One connection's worth of bytes, then what must hold after any attack.
+fn survives(name: &str, settings: &[(u16, u32)], attack: impl Fn(u32) -> Vec<u8>, count: u32) {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .limit(4)
+        .set("queue.max_wait=20s")
+        .set("queue.capacity=1000")
+        .start();
+    assert_eq!(gate.get("/").status, 200);
+    let (before, _) = memory(gate.pid());
+    let mut client = Http2::connect(gate.address(), settings);
+    // Read what comes, or the kernel's buffers are what is measured.
+    let mut reader = client.reader();
+    let (ended, ends) = mpsc::channel();
+    std::thread::spawn(move || {
+        reader.rest();
+        ended.send(())
+    });
+    let began = clock::now();
+    for chunk in 0..count.div_ceil(100) {
+        let bytes: Vec<u8> = (100 * chunk..(100 * chunk + 100).min(count))
+            .flat_map(&attack)
+            .collect();
+        if client.try_send(bytes).is_err() {
+            break;
+        }
+    }
+    // Somebody else is served meanwhile and after.
+    let healthy = gate.get("/");
+    assert_eq!(healthy.status, 200, "{name}");
+    let took = since(began);
+    let (_, most) = memory(gate.pid());
+    let grown = most.saturating_sub(before);
+    client.shutdown();
+    ends.recv_timeout(PATIENCE).expect("the connection ends");
+    assert!(grown < 8 << 20, "{name}: {grown} bytes more");
+    assert!(took < Duration::from_secs(20), "{name}: {took:?}");
+    is_well(&gate, name);
+}
+
+#[track_caller]
+fn is_well(gate: &Tidegate, name: &str) {
+    nothing_is_left(gate);
+    assert_eq!(gate.get("/").status, 200, "after {name}");
+    run(async {
+        let client = connect(gate.address()).await;
+        let answer = get(&client, "/").await.expect("an answer");
+        assert_eq!(answer.head.status, StatusCode::OK, "after {name}");
+    });
+}
+
+#[test]
+fn floods_and_bombs_cost_little_and_nobody_else() {
+    let head = |stream| {
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        frame(frames::HEADERS, flags, stream, &frames::get("/"))
+    };
+    let cancel = 8_u32.to_be_bytes();
+    survives(
+        "rapid reset",
+        &[],
+        |n| {
+            [
+                head(2 * n + 1),
+                frame(frames::RST_STREAM, 0, 2 * n + 1, &cancel),
+            ]
+            .concat()
+        },
+        5000,
+    );
+    survives(
+        "CONTINUATION",
+        &[],
+        |n| match n {
+            0 => frame(frames::HEADERS, frames::END_STREAM, 1, &frames::get("/")),
+            n => frame(
+                frames::CONTINUATION,
+                0,
+                1,
+                &frames::fields(&[(&format!("x-{n}"), &"v".repeat(1000))]),
+            ),
+        },
+        10_000,
+    );
+    survives(
+        "empty CONTINUATION",
+        &[],
+        |n| match n {
+            0 => frame(frames::HEADERS, frames::END_STREAM, 1, &frames::get("/")),
+            _ => frame(frames::CONTINUATION, 0, 1, &[]),
+        },
+        50_000,
+    );
+    survives(
+        "HPACK bomb",
+        &[],
+        |n| {
+            // One large value into the table, and then thousands of references to it.
+            let mut block = frames::get("/");
+            if n == 0 {
+                block.push(0x40);
+                block.extend(&frames::fields(&[("x-bomb", &"b".repeat(3900))])[1..]);
+            }
+            block.extend(vec![0xbe; 8000]);
+            let flags = frames::END_HEADERS | frames::END_STREAM;
+            frame(frames::HEADERS, flags, 2 * n + 1, &block)
+        },
+        50,
+    );
+    survives(
+        "SETTINGS",
+        &[],
+        |n| {
+            frame(
+                frames::SETTINGS,
+                0,
+                0,
+                &[&[0, 4][..], &n.to_be_bytes()].concat(),
+            )
+        },
+        20_000,
+    );
+    survives(
+        "PING",
+        &[],
+        |n| frame(frames::PING, 0, 0, &u64::from(n).to_be_bytes()),
+        50_000,
+    );
+    survives(
+        "PRIORITY",
+        &[],
+        |n| frame(frames::PRIORITY, 0, 2 * n + 1, &[0, 0, 0, 0, 16]),
+        50_000,
+    );
+    survives(
+        "WINDOW_UPDATE",
+        &[],
+        |_| frame(frames::WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()),
+        50_000,
+    );
+    let post = || {
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "app"),
+            (":path", "/"),
+        ];
+        frame(
+            frames::HEADERS,
+            frames::END_HEADERS,
+            1,
+            &frames::fields(&fields),
+        )
+    };
+    survives(
+        "empty DATA",
+        &[],
+        |n| match n {
+            0 => post(),
+            _ => frame(frames::DATA, 0, 1, &[]),
+        },
+        20_000,
+    );
+    survives(
+        "DATA of a byte",
+        &[],
+        |n| match n {
+            0 => post(),
+            _ => frame(frames::DATA, 0, 1, b"x"),
+        },
+        20_000,
+    );
+    survives("1000 streams at once", &[], |n| head(2 * n + 1), 1000);
+    survives(
+        "streams that break the rules",
+        &[],
+        |n| {
+            let update = frame(frames::WINDOW_UPDATE, 0, 2 * n + 1, &0_u32.to_be_bytes());
+            [head(2 * n + 1), update].concat()
+        },
+        5000,
+    );
+}
+
+#[test]
+fn resets_one_by_one_never_take_more_than_the_limit() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(2)
+        .set("queue.max_wait=20s")
+        .start();
+    let cancel = 8_u32.to_be_bytes();
+    for _ in 0..10 {
+        let mut client = Http2::connect(gate.address(), &[]);
+        for n in 0..50 {
+            let stream = 2 * n + 1;
+            client.get(stream, "/");
+            client.send(frame(frames::RST_STREAM, 0, stream, &cancel));
+            // Its answer means that what came before has been looked at.
+            client.send(frame(frames::PING, 0, 0, &[0; 8]));
+            client.next(&[frames::PING]);
+        }
+    }
+    gate.until_metric("tidegate_queued_requests", &[], 0.0);
+    let in_flight = gate.metric("tidegate_in_flight_requests", &[]);
+    assert!(in_flight <= 2.0, "{in_flight}");
+    assert!(backend.requests().len() <= 2, "{:?}", backend.requests());
+    assert_eq!(gate.metric("tidegate_orphaned_requests", &[]), in_flight);
+    backend.release(10);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_stream_after_goaway_is_not_served() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    // The client breaks the rules of the connection.
+    client.send(frame(frames::SETTINGS, 0, 1, &[]));
+    client.get(1, "/");
+    let rest = client.rest();
+    assert!(
+        rest.iter()
+            .any(|f| f.kind == frames::GOAWAY && f.code() == 1),
+        "{rest:?}"
+    );
+    assert!(rest.iter().all(|f| f.kind != frames::HEADERS), "{rest:?}");
+    nothing_is_left(&gate);
+    assert_eq!(backend.requests().len(), 0);
+}
