@@ -18,6 +18,7 @@
 //! | [`proxy`] | the client's side of HTTP, and the one place where an error becomes a response |
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |
+//! | [`replay`] | what another configuration would have made of a recorded trace |
 //! | [`admin`] | the admin server and its page |
 //! | [`probe`] | how many parallel requests a backend sustains, measured |
 //! | [`observe`] | metrics, the access log, the status document |
@@ -44,6 +45,7 @@ pub mod control;
 pub mod observe;
 pub mod probe;
 pub mod proxy;
+pub mod replay;
 pub mod runtime;
 mod sync;
 pub mod tuner;

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         }
         Command::Drain(args) => cli::drain::run(&args.admin.address, args.wait),
         Command::Healthcheck(args) => cli::healthcheck::run(&args.admin.address, args.ready),
+        Command::Replay(args) => cli::replay::run(&args),
         Command::Completions(args) => cli::completions::run(&args),
     }
 }

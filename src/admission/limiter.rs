@@ -295,6 +295,11 @@ impl Permit {
         &self.lane
     }
 
+    /// In flight at its endpoint when it was given, itself included.
+    pub fn in_flight(&self) -> u32 {
+        self.permit.as_ref().map_or(0, gate::Permit::in_flight)
+    }
+
     /// How long it waited in the queue; `None` if it did not have to.
     pub fn waited(&self) -> Option<Duration> {
         self.waited

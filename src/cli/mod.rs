@@ -10,6 +10,7 @@ pub mod drain;
 pub mod healthcheck;
 mod options;
 pub mod probe;
+pub mod replay;
 pub mod status;
 
 use std::{path::PathBuf, time::Duration};
@@ -79,6 +80,12 @@ pub enum Command {
     Drain(DrainArgs),
     /// Exit 0 if a running tidegate is healthy, else 1 (for a container's HEALTHCHECK)
     Healthcheck(HealthcheckArgs),
+    /// Run a recorded trace through another configuration
+    ///
+    /// A trace is what a tidegate with trace.file has recorded. Shows what did happen, and what would
+    /// have happened with this configuration: answers, refusals, waits and the limit.
+    #[command(after_help = PRECEDENCE)]
+    Replay(ReplayArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -258,6 +265,30 @@ pub struct HealthcheckArgs {
     /// Ask whether the backend accepts too, not just whether tidegate lives
     #[arg(long)]
     pub ready: bool,
+}
+
+/// `tidegate replay`
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// The file that trace.file named
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// The configuration to try.
+    #[command(flatten)]
+    pub options: Options,
+    /// For people, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReplayFormat,
+}
+
+/// How `tidegate replay` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReplayFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// Every figure.
+    Json,
 }
 
 /// `tidegate completions`

@@ -143,6 +143,12 @@ pub(super) fn build(
             level: s.text("log.level").to_owned(),
             access: s.word("log.access", Access::from_word),
         },
+        trace: Trace {
+            file: match s.text("trace.file") {
+                "" => None,
+                file => Some(PathBuf::from(file)),
+            },
+        },
     })
 }
 

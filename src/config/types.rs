@@ -33,6 +33,8 @@ pub struct Config {
     pub process: Process,
     /// `[log]`: what is logged.
     pub log: Log,
+    /// `[trace]`: what is recorded.
+    pub trace: Trace,
 }
 
 /// `[server]`
@@ -277,6 +279,13 @@ pub struct Log {
     pub level: String,
     /// Which requests are logged.
     pub access: Access,
+}
+
+/// `[trace]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trace {
+    /// Where each request is recorded, for `replay`.
+    pub file: Option<PathBuf>,
 }
 
 /// An enum that is a word in the configuration.

@@ -25,7 +25,7 @@ use super::{
     hygiene,
     live::{Live, Phase, Shared},
     probes::Recalled,
-    reject,
+    reject, trace,
     upgrade::{self, Tunnel},
 };
 use crate::{
@@ -314,6 +314,9 @@ impl Record {
         }
         if matches!(error, Error::Refused(_)) {
             self.note_wait(WaitOutcome::Timeout, clock::now());
+            if let Some(reason) = rejection.reason {
+                trace::refused(&self.shared, &self.context, reason);
+            }
         }
         if let Some(name) = &live.request_id {
             let id = self.context.request_id.clone();
@@ -340,6 +343,7 @@ impl Record {
         self.shared.metrics.canceled(phase);
         if phase == observe::Phase::Queued {
             self.note_wait(WaitOutcome::Canceled, now);
+            trace::left(&self.shared, &self.context);
         }
     }
 

@@ -128,11 +128,15 @@ impl Context {
         self.enter(observe::Phase::Queued);
     }
 
+    /// When it came to the gate; `None` if it has not.
+    pub fn asked(&self) -> Option<Instant> {
+        let asked = self.asked_nanos.load(Relaxed);
+        (asked > 0).then(|| self.arrived + Duration::from_nanos(asked))
+    }
+
     /// How long it has been at the gate; `None` if it has not come to it.
     pub fn at_gate(&self, now: Instant) -> Option<Duration> {
-        let asked = self.asked_nanos.load(Relaxed);
-        let asked = (asked > 0).then(|| Duration::from_nanos(asked))?;
-        Some(now.saturating_duration_since(self.arrived + asked))
+        Some(now.saturating_duration_since(self.asked()?))
     }
 
     /// Notes how long it waited for its permit.

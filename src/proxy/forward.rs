@@ -15,7 +15,7 @@ use super::{
     context::{self, Context},
     http2,
     live::Shared,
-    reject,
+    reject, trace,
 };
 use crate::{
     admission::{Admitted, Permit, outcome_of},
@@ -151,7 +151,9 @@ impl Serving {
             Completion::TimedOut | Completion::Reset | Completion::Overloaded => Outcome::Overload,
             Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,
         };
+        let begun = trace::begun(&self.shared, &self.context, &permit);
         let took = permit.complete(outcome);
+        trace::served(&self.shared, &self.context, begun, outcome, took);
         let now = clock::now();
         match completion {
             Completion::Unreachable => self.shared.note_endpoint(&self.endpoint, false, now),

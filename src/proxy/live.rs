@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use crate::{
     clock,
     config::{self, Config},
     control::{self, Readings},
-    observe::{Metrics, RouteMetrics},
+    observe::{Metrics, RouteMetrics, trace::Recorder},
 };
 
 /// The configuration in force and what follows from it. A request reads it once.
@@ -50,7 +50,7 @@ pub struct LiveRoute {
     /// Its number for the control law.
     pub id: u16,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// The importance of its requests.
     pub class: Class,
     /// Its own cap.
@@ -67,7 +67,7 @@ impl Live {
             .iter()
             .map(|route: &route::Route| LiveRoute {
                 id: route.id,
-                name: route.name.clone(),
+                name: route.name.as_str().into(),
                 class: route.class,
                 cap: route.cap,
                 metrics: metrics.route(&route.name),
@@ -113,6 +113,8 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// The last answers to health checks.
     pub probes: Probes,
+    /// The trace, where one is recorded.
+    pub trace: OnceLock<Recorder>,
 }
 
 impl Shared {
@@ -128,6 +130,7 @@ impl Shared {
             limiter: Arc::new(limiter),
             budget: Budget::new(config.buffers.total),
             probes: Probes::default(),
+            trace: OnceLock::new(),
             metrics,
         });
         shared.set_endpoints(&config);

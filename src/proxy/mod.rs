@@ -23,6 +23,7 @@ mod live;
 mod probes;
 mod reject;
 mod spool;
+mod trace;
 mod upgrade;
 
 use std::{convert::Infallible, sync::Arc};

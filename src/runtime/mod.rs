@@ -28,7 +28,7 @@ use crate::{
     admission::Limiter,
     clock,
     config::{self, Loaded, Sources},
-    observe::{Metrics, log::LogControl},
+    observe::{Metrics, log::LogControl, trace::Recorder},
     proxy::{self, Listener, Shared},
     tuner,
 };
@@ -136,6 +136,11 @@ async fn serve(
         backend.chosen().cloned(),
         shared.clone(),
     ));
+    if let Some(file) = &shared.live().config.trace.file {
+        let recorder = Recorder::start(file)
+            .map_err(|error| Failure::Runtime(format!("no trace: {error}")))?;
+        let _ = shared.trace.set(recorder);
+    }
     let drain = Drain::new(shared.clone());
     let means = Arc::new(tuner::Means::default());
     let running = Arc::new(Running {
