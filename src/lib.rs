@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`cli`] | what can be typed, one file for each command |
 //! | [`runtime`] | threads, signals, drain, reload, the child process; it alone knows all the others |
+//! | [`sense`] | what can be known of the backend from outside: slots, accept queue, CPU, memory |
 //! | [`tuner`] | the only loop: lets time count in the control laws |
 //! | [`proxy`] | the client's side of HTTP, and the one place where an error becomes a response |
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
@@ -47,6 +48,7 @@ pub mod probe;
 pub mod proxy;
 pub mod replay;
 pub mod runtime;
+pub mod sense;
 mod sync;
 pub mod tuner;
 

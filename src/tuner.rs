@@ -15,6 +15,7 @@ use crate::{
         traffic::{Rates, Traffic},
     },
     proxy::Shared,
+    sense::{News, Senses},
     sync::{Mutex, lock},
 };
 
@@ -94,13 +95,14 @@ pub fn saturated(snapshot: &Snapshot) -> f64 {
 }
 
 /// Runs for ever.
-pub async fn run(shared: Arc<Shared>, means: Arc<Means>) {
+pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>) {
     let mut slow = clock::now();
     let mut probe = slow;
     let mut busy = false;
     loop {
         tokio::time::sleep(if busy { TICK } else { IDLE_TICK }).await;
         let now = clock::now();
+        sense(&shared, &senses, now);
         shared.limiter.tick(now);
         let snapshot = shared.limiter.snapshot(now);
         busy = snapshot.in_flight() > 0 || snapshot.queued() > 0;
@@ -116,6 +118,51 @@ pub async fn run(shared: Arc<Shared>, means: Arc<Means>) {
                 endpoint.sweep(max_idle, now);
             }
         }
+    }
+}
+
+/// Looks at the backend from outside, as far as it is time to.
+fn sense(shared: &Shared, senses: &Senses, now: Instant) {
+    let live = shared.live();
+    let lanes = shared.limiter.snapshot(now).lanes;
+    let endpoints = shared.endpoints();
+    for endpoint in endpoints.iter() {
+        let lane = lanes.iter().find(|lane| lane.id == endpoint.id);
+        let in_flight = lane.map_or(0, |lane| lane.in_flight);
+        if let Some(news) =
+            senses.tick(endpoint.id, &endpoint.address, &live.config, in_flight, now)
+        {
+            tell(shared, endpoint.id, &news, now);
+        }
+    }
+    senses.retain(|id| endpoints.iter().any(|endpoint| endpoint.id == id));
+}
+
+/// The first look at all endpoints, before the first request.
+pub async fn first_look(shared: &Shared, senses: &Senses) {
+    let live = shared.live();
+    for endpoint in shared.endpoints().iter() {
+        let news = senses
+            .first_look(endpoint.id, &endpoint.address, &live.config)
+            .await;
+        if let Some(news) = news {
+            tell(shared, endpoint.id, &news, clock::now());
+        }
+    }
+    shared.limiter.tick(clock::now());
+}
+
+/// Tells the law of an endpoint.
+fn tell(shared: &Shared, id: u32, news: &News, now: Instant) {
+    let lanes = shared.limiter.lanes();
+    let Some(lane) = lanes.iter().find(|lane| lane.id() == id) else {
+        return;
+    };
+    lane.set_readings(news.readings);
+    if let Some(slots) = news.first_slots
+        && shared.live().config.limit.initial == 0
+    {
+        lane.with_controller(|law| law.begin(slots, now));
     }
 }
 

@@ -179,13 +179,9 @@ impl Limiter {
     }
 
     /// New settings for every lane's law.
-    pub fn reconfigure(&self, settings: &control::Settings, readings: Readings, now: Instant) {
+    pub fn reconfigure(&self, settings: &control::Settings, now: Instant) {
         for lane in self.lanes.load().open.iter() {
-            {
-                let mut law = lock(&lane.law);
-                law.controller.reconfigure(settings.clone(), now);
-                law.readings = readings;
-            }
+            lane.with_controller(|law| law.reconfigure(settings.clone(), now));
             self.tick_lane(lane, now);
         }
     }

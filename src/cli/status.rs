@@ -277,7 +277,7 @@ mod tests {
         clock,
         control::{BoundBy, CurvePoint, Decision, Evidence},
         observe::{
-            EndpointSnapshot, Metrics, Snapshot,
+            EndpointSnapshot, Metrics, Sight, Snapshot,
             labels::Reason,
             status,
             traffic::{Latency, Rates},
@@ -296,6 +296,7 @@ mod tests {
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
                 capacity: None,
+                sight: Sight::default(),
                 curve: [(1, 20.0), (4, 80.0)]
                     .map(|(in_flight, throughput)| CurvePoint {
                         in_flight,

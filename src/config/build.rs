@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     address::Address,
+    check,
     load::read_small,
     origin::Origin,
     problem::Report,
@@ -16,6 +17,7 @@ use super::{
     rules,
     typed::Typed,
     types::*,
+    units::parse_size,
 };
 
 /// Builds the configuration; None (and a report) when something is wrong.
@@ -67,6 +69,22 @@ pub(super) fn build(
         },
         discovery: Discovery {
             slots: s.u32("discovery.slots"),
+            gunicorn_control_socket: match s.text("discovery.gunicorn_control_socket") {
+                "" => None,
+                path => Some(PathBuf::from(path.strip_prefix("unix:").unwrap_or(path))),
+            },
+            uwsgi_stats: check::stats_address(s.text("discovery.uwsgi_stats"))
+                .ok()
+                .flatten(),
+            proc: s.bool("discovery.proc"),
+            accept_queue: s.bool("discovery.accept_queue"),
+            cgroup: match s.text("discovery.cgroup") {
+                "auto" => CgroupSetting::Auto,
+                "off" => CgroupSetting::Off,
+                path => CgroupSetting::Path(path.to_owned()),
+            },
+            cpu_limit: check::parse_cores(s.text("discovery.cpu_limit")),
+            memory_limit: parse_size(s.text("discovery.memory_limit")),
         },
         limit: Limit {
             algorithm: s.word("limit.algorithm", Algorithm::from_word),

@@ -1,6 +1,10 @@
 //! What a string must look like, per kind of key. The messages follow the value: `"x" <message>`.
 
-use super::problem::{closest, did_you_mean};
+use super::{
+    address::Address,
+    problem::{closest, did_you_mean},
+    units::parse_size,
+};
 
 /// Says what is wrong with a string, or nothing.
 pub type Check = fn(&str) -> Result<(), String>;
@@ -111,6 +115,63 @@ pub(super) fn client_key(text: &str) -> Result<(), String> {
         Some(("header", name)) if !name.trim().is_empty() => header_name(name.trim()),
         _ => fail("is neither \"ip\" nor \"header:Name\"; write one of them, or \"\""),
     }
+}
+
+/// The address of uWSGI's stats server; nothing if there is none.
+pub(super) fn stats_address(text: &str) -> Result<Option<Address>, String> {
+    match text {
+        "" => Ok(None),
+        path if path.starts_with('/') => Ok(Some(Address::Unix(path.into()))),
+        _ => match Address::connect(text) {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => fail("is not an address; write \"host:port\" or \"unix:/path\""),
+        },
+    }
+}
+
+/// The same, as a check.
+pub(super) fn stats(text: &str) -> Result<(), String> {
+    stats_address(text).map(drop)
+}
+
+/// `auto`, `off` or the path of a cgroup.
+pub(super) fn cgroup(text: &str) -> Result<(), String> {
+    if matches!(text, "auto" | "off") || text.starts_with('/') {
+        return any(text);
+    }
+    let meant = closest(text, ["auto", "off"]);
+    fail(format!(
+        "is not one of auto, off, nor an absolute path{}",
+        did_you_mean(meant)
+    ))
+}
+
+/// Cores as Kubernetes writes them, or empty.
+pub(super) fn cores(text: &str) -> Result<(), String> {
+    if text.is_empty() || parse_cores(text).is_some() {
+        return Ok(());
+    }
+    fail("is not a number of cores; write \"2\", \"0.5\" or \"500m\"")
+}
+
+/// `2`, `0.5` or `500m`; `None` for anything else.
+pub(super) fn parse_cores(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let (number, scale) = match text.strip_suffix('m') {
+        Some(thousandths) => (thousandths, 1e-3),
+        None => (text, 1.0),
+    };
+    let plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let cores = number.parse::<f64>().ok().filter(|_| plain)? * scale;
+    (cores > 0.0 && cores <= 1e5).then_some(cores)
+}
+
+/// Bytes, or empty.
+pub(super) fn memory(text: &str) -> Result<(), String> {
+    if text.is_empty() || parse_size(text) > Some(0) {
+        return Ok(());
+    }
+    fail("is not a size; write \"512MiB\"")
 }
 
 /// A level, or a tracing filter.

@@ -101,6 +101,47 @@ pub struct Backend {
 pub struct Discovery {
     /// 0 = unknown.
     pub slots: u32,
+    /// gunicorn's control socket.
+    pub gunicorn_control_socket: Option<PathBuf>,
+    /// uWSGI's stats server.
+    pub uwsgi_stats: Option<Address>,
+    /// Look at the process that owns the backend's socket.
+    pub proc: bool,
+    /// Read the kernel's accept queue.
+    pub accept_queue: bool,
+    /// Where the backend's CPU and memory are read.
+    pub cgroup: CgroupSetting,
+    /// Cores that the backend may use.
+    pub cpu_limit: Option<f64>,
+    /// Memory that the backend may use, bytes.
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for Discovery {
+    /// Everything is to be found out.
+    fn default() -> Self {
+        Self {
+            slots: 0,
+            gunicorn_control_socket: None,
+            uwsgi_stats: None,
+            proc: true,
+            accept_queue: true,
+            cgroup: CgroupSetting::Auto,
+            cpu_limit: None,
+            memory_limit: None,
+        }
+    }
+}
+
+/// `discovery.cgroup`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupSetting {
+    /// That of the backend's process.
+    Auto,
+    /// None.
+    Off,
+    /// This one: a directory, or a path below the mount of the cgroups.
+    Path(String),
 }
 
 /// `[limit]`

@@ -128,6 +128,16 @@ impl Controller {
         self.apply(now);
     }
 
+    /// Starts at this limit instead, unless something has been learned already: the backend's slots have
+    /// become known.
+    pub fn begin(&mut self, limit: u32, now: Instant) {
+        self.settings.initial = self.settings.clamp(limit);
+        if let (0, Law::Aimd(aimd)) = (self.windows, &mut self.law) {
+            **aimd = Aimd::new(self.settings.initial);
+        }
+        self.apply(now);
+    }
+
     /// Takes one finished request. Constant time, no allocation.
     pub fn observe(&mut self, sample: &Sample) {
         if sample.outcome == Outcome::Excluded {

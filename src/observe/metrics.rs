@@ -20,7 +20,7 @@ use std::{
 
 pub use endpoint::EndpointMetrics;
 pub use route::RouteMetrics;
-pub use snapshot::{EndpointSnapshot, Snapshot};
+pub use snapshot::{EndpointSnapshot, Sight, Signals, Snapshot};
 
 use super::{
     exposition::Format,

@@ -15,4 +15,6 @@ pub mod traffic;
 
 pub use exposition::Format;
 pub use labels::{ErrorKind, Phase, Reason, Source, WaitOutcome};
-pub use metrics::{EndpointMetrics, EndpointSnapshot, Metrics, RouteMetrics, Snapshot};
+pub use metrics::{
+    EndpointMetrics, EndpointSnapshot, Metrics, RouteMetrics, Sight, Signals, Snapshot,
+};

@@ -131,6 +131,7 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
         "bound_by_sentence": bound_by_sentence(endpoint.bound_by),
         "slots": endpoint.slots.map(|(slots, _)| slots),
         "slots_source": endpoint.slots.map(|(_, source)| source),
+        "seen": endpoint.sight.document,
         "baseline_seconds": endpoint.baseline_seconds,
         "stretch_ratio": endpoint.stretch_ratio,
         "capacity_curve": endpoint
@@ -191,7 +192,7 @@ mod tests {
     use crate::{
         clock,
         control::{BoundBy, Evidence},
-        observe::labels::Source,
+        observe::{Sight, labels::Source},
     };
 
     fn endpoint(label: &str, in_flight: u32, limit: u32, bound: BoundBy) -> EndpointSnapshot {
@@ -203,6 +204,7 @@ mod tests {
             baseline_seconds: None,
             stretch_ratio: Some(f64::NAN),
             slots: Some((4, "configured")),
+            sight: Sight::default(),
             curve: Vec::new(),
             capacity: None,
         }

@@ -156,8 +156,17 @@ impl Shared {
             state.configure(queue_settings(&config), now, out);
         });
         if before.config.limit != config.limit || before.config.discovery != config.discovery {
-            self.limiter
-                .reconfigure(&control_settings(&config), readings(&config), now);
+            if before.config.discovery.slots != config.discovery.slots {
+                // What is discovered takes its time; what is configured holds at once.
+                for lane in self.limiter.lanes() {
+                    let slots = readings(&config).slots;
+                    lane.set_readings(Readings {
+                        slots,
+                        ..lane.readings()
+                    });
+                }
+            }
+            self.limiter.reconfigure(&control_settings(&config), now);
         }
         self.live.store(Arc::new(Live::new(
             config.clone(),

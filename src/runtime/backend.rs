@@ -21,6 +21,7 @@ use crate::{
     clock,
     config::{Address, Config, Loaded, Origin},
     proxy::Shared,
+    sense::Senses,
 };
 
 /// Between two looks at whether the child is ready.
@@ -127,12 +128,12 @@ impl Backend {
     }
 
     /// Starts the child, if there is one.
-    pub async fn start(&mut self) -> Result<(), String> {
+    pub async fn start(&mut self, senses: &Senses) -> Result<(), String> {
         let Self::Child(supervised) = self else {
             return Ok(());
         };
         tokio::spawn(child::reap_orphans());
-        supervised.start().await
+        supervised.start(senses).await
     }
 
     /// How to find out whether the child serves.
@@ -146,7 +147,7 @@ impl Backend {
     }
 
     /// Done when the child has ended for good, with its exit code; never without a child.
-    pub async fn exited(&mut self, shared: &Shared) -> u8 {
+    pub async fn exited(&mut self, shared: &Shared, senses: &Senses) -> u8 {
         let Self::Child(supervised) = self else {
             return std::future::pending().await;
         };
@@ -174,7 +175,7 @@ impl Backend {
             // Noted, because this future is dropped and made anew whenever a signal comes.
             supervised.again = Some(at);
             tokio::time::sleep_until(at.into()).await;
-            if let Err(error) = supervised.start().await {
+            if let Err(error) = supervised.start(senses).await {
                 tracing::error!(%error, "cannot start the backend");
                 return 1;
             }
@@ -217,7 +218,7 @@ impl Backend {
 }
 
 impl Supervised {
-    async fn start(&mut self) -> Result<(), String> {
+    async fn start(&mut self, senses: &Senses) -> Result<(), String> {
         // In a task of its own: a signal that interrupts the wait does not interrupt the start.
         let starting = self.starting.get_or_insert_with(|| {
             self.started = clock::now();
@@ -230,6 +231,7 @@ impl Supervised {
             .and_then(|started| started)
             .map_err(|error| error.to_string())?;
         self.again = None;
+        senses.set_child(child.pid());
         tracing::info!(
             pid = child.pid(),
             address = %self.address,

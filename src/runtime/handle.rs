@@ -12,6 +12,7 @@ use crate::{
     clock,
     observe::{self, EndpointSnapshot},
     proxy::{Phase, Shared},
+    sense::Senses,
     tuner::{self, Means},
 };
 
@@ -27,6 +28,7 @@ pub struct Running {
     pub settings: Arc<Settings>,
     pub drain: Drain,
     pub means: Arc<Means>,
+    pub senses: Arc<Senses>,
     pub started: Instant,
 }
 
@@ -41,7 +43,8 @@ impl Running {
             .iter()
             .map(|lane| {
                 let state = gate.lanes.iter().find(|state| state.id == lane.id());
-                let slots = lane.readings().slots;
+                let slots = self.senses.slots(lane.id());
+                let sight = self.senses.sight(lane.id()).unwrap_or_default();
                 lane.with_controller(|law| EndpointSnapshot {
                     label: lane.label().to_owned(),
                     in_flight: state.map_or(0, |state| state.in_flight),
@@ -49,7 +52,8 @@ impl Running {
                     bound_by: law.bound_by(),
                     baseline_seconds: law.baseline().map(|d| d.as_secs_f64()),
                     stretch_ratio: law.stretch(),
-                    slots: slots.map(|slots| (slots, "configured")),
+                    slots: slots.map(|slots| (slots.count, slots.source.as_str())),
+                    sight,
                     curve: law.curve().collect(),
                     capacity: law.capacity(),
                 })

@@ -30,6 +30,7 @@ use crate::{
     config::{self, Loaded, Sources},
     observe::{Metrics, log::LogControl, trace::Recorder},
     proxy::{self, Listener, Shared},
+    sense::{self, Senses},
     tuner,
 };
 
@@ -143,14 +144,19 @@ async fn serve(
     }
     let drain = Drain::new(shared.clone());
     let means = Arc::new(tuner::Means::default());
+    let senses = Arc::new(Senses::default());
+    if let Some(blind) = sense::BLIND {
+        tracing::warn!("{blind}");
+    }
     let running = Arc::new(Running {
         shared: shared.clone(),
         settings: settings.clone(),
         drain: drain.clone(),
         means: means.clone(),
+        senses: senses.clone(),
         started,
     });
-    tokio::spawn(tuner::run(shared.clone(), means));
+    tokio::spawn(tuner::run(shared.clone(), means, senses.clone()));
     tokio::spawn(admin::serve(
         admin,
         running.clone(),
@@ -160,9 +166,13 @@ async fn serve(
     let data_plane = DataPlane::start(&shared, listeners)
         .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
     tokio::spawn(notify::watchdog(data_plane.handles().to_vec()));
-    backend.start().await.map_err(Failure::Runtime)?;
+    backend.start(&senses).await.map_err(Failure::Runtime)?;
     let mut serving = false;
-    let mut ready = std::pin::pin!(backend.readiness().wait(&shared));
+    let readiness = backend.readiness();
+    let mut ready = std::pin::pin!(async {
+        readiness.wait(&shared).await;
+        tuner::first_look(&shared, &senses).await;
+    });
     let code = loop {
         tokio::select! {
             () = &mut ready, if !serving => {
@@ -170,7 +180,7 @@ async fn serve(
                 data_plane.accept();
                 announce(&shared, &data_plane, &admin_address);
             }
-            code = backend.exited(&shared) => {
+            code = backend.exited(&shared, &senses) => {
                 notify::stopping();
                 break code;
             }

@@ -119,6 +119,9 @@ impl Settings {
         config.backend.profile = running.backend.profile;
         config.backend.keepalive = running.backend.keepalive;
         config.backend.keepalive_idle = running.backend.keepalive_idle;
+        let slots = config.discovery.slots;
+        config.discovery.clone_from(&running.discovery);
+        config.discovery.slots = slots;
         config.drain.clone_from(&running.drain);
         config.process.clone_from(&running.process);
         config.log.format = running.log.format;

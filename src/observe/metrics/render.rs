@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use super::{EndpointMetrics, Metrics, REVISION, RouteMetrics, Snapshot, VERSION, list};
+use super::{
+    EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot, VERSION, list,
+};
 use crate::observe::{
     exposition::{
         Exposition, Format,
@@ -310,17 +312,71 @@ fn backend(out: &mut Exposition, snapshot: &Snapshot, endpoints: &Named<Endpoint
             family.sample(&[("endpoint", label), ("reused", reused)], count);
         }
     }
-    let slots_known = snapshot
-        .endpoints
-        .iter()
-        .any(|endpoint| endpoint.slots.is_some());
+    sight(out, snapshot);
+}
+
+/// What the sensors see.
+fn sight(out: &mut Exposition, snapshot: &Snapshot) {
+    let mut family = out.family(
+        Gauge,
+        "tidegate_backend_accept_queue",
+        "Connections that the backend has not accepted yet, where the kernel tells.",
+    );
+    for endpoint in &snapshot.endpoints {
+        if let Some(queued) = endpoint.sight.accept_queue {
+            family.sample(&[("endpoint", &endpoint.label)], queued);
+        }
+    }
+    // Of several endpoints the one that is nearest to its bound.
+    let sights = || snapshot.endpoints.iter().map(|endpoint| &endpoint.sight);
+    let cpu = sights()
+        .filter_map(|sight| sight.cpu_ratio)
+        .max_by(f64::total_cmp);
+    let mut family = out.family(
+        Gauge,
+        "tidegate_backend_cpu_ratio",
+        "CPU that the backend uses over the CPU that it may use, a mean of 1 s.",
+    );
+    if let Some(ratio) = cpu {
+        family.sample(&[], ratio);
+    }
+    let fullest = sights()
+        .filter(|sight| sight.memory_bytes.is_some())
+        .max_by(|one, other| fullness(one).total_cmp(&fullness(other)));
+    let mut family = out.family(
+        Gauge,
+        "tidegate_backend_memory_bytes",
+        "Memory that the backend uses and that cannot be reclaimed.",
+    );
+    if let Some(bytes) = fullest.and_then(|sight| sight.memory_bytes) {
+        family.sample(&[], bytes);
+    }
+    let mut family = out.family(
+        Gauge,
+        "tidegate_backend_memory_limit_bytes",
+        "Memory that the backend may use.",
+    );
+    if let Some(bytes) = fullest.and_then(|sight| sight.memory_limit_bytes) {
+        family.sample(&[], bytes);
+    }
     let mut family = out.family(
         Gauge,
         "tidegate_signal_available",
         "1 for what can be known of the backend from outside.",
     );
-    for signal in ["accept_queue", "cpu", "memory", "psi", "slots"] {
-        family.sample(&[("signal", signal)], signal == "slots" && slots_known);
+    let any = |of: fn(&Signals) -> bool| sights().any(|sight| of(&sight.signals));
+    family.sample(&[("signal", "accept_queue")], any(|s| s.accept_queue));
+    family.sample(&[("signal", "cpu")], any(|s| s.cpu));
+    family.sample(&[("signal", "memory")], any(|s| s.memory));
+    family.sample(&[("signal", "psi")], any(|s| s.psi));
+    family.sample(&[("signal", "slots")], any(|s| s.slots));
+}
+
+fn fullness(sight: &Sight) -> f64 {
+    let limit = sight.memory_limit_bytes.filter(|limit| *limit > 0);
+    match (sight.memory_bytes, limit) {
+        (Some(used), Some(limit)) => used as f64 / limit as f64,
+        _ => 0.0,
     }
 }
 

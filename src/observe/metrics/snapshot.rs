@@ -46,6 +46,8 @@ pub struct EndpointSnapshot {
     pub stretch_ratio: Option<f64>,
     /// Requests that the backend can run at once, and who says so (`configured`, …).
     pub slots: Option<(u32, &'static str)>,
+    /// What else is seen of it from outside.
+    pub sight: Sight,
     /// What was learned of latency and throughput by concurrency.
     pub curve: Vec<CurvePoint>,
     /// The law of scalability that fits the curve.
@@ -64,4 +66,36 @@ impl Snapshot {
             .iter()
             .map(|known: &Class| (class(*known), self.queued[*known as usize]))
     }
+}
+
+/// What the sensors see of one endpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sight {
+    /// Which signals there are.
+    pub signals: Signals,
+    /// Connections that the backend has not accepted yet.
+    pub accept_queue: Option<u32>,
+    /// CPU in use over the CPU that may be used.
+    pub cpu_ratio: Option<f64>,
+    /// Memory in use, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Memory that may be used, bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// All of it, with where it is from or why it is missing, for `/status`.
+    pub document: serde_json::Value,
+}
+
+/// Which signals of the backend are of use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// The accept queue, of a server that accepts only what it can work on.
+    pub accept_queue: bool,
+    /// CPU.
+    pub cpu: bool,
+    /// Memory against a limit.
+    pub memory: bool,
+    /// The kernel's stall times.
+    pub psi: bool,
+    /// How many requests it can run in parallel.
+    pub slots: bool,
 }

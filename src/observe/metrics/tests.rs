@@ -23,6 +23,18 @@ fn snapshot() -> Snapshot {
             baseline_seconds: Some(0.012),
             stretch_ratio: Some(1.25),
             slots: Some((4, "configured")),
+            sight: Sight {
+                signals: Signals {
+                    slots: true,
+                    cpu: true,
+                    ..Signals::default()
+                },
+                accept_queue: Some(3),
+                cpu_ratio: Some(0.75),
+                memory_bytes: Some(300),
+                memory_limit_bytes: Some(400),
+                document: serde_json::Value::Null,
+            },
             curve: Vec::new(),
             capacity: None,
         }],
@@ -126,6 +138,11 @@ fn values_arrive_where_they_belong() {
         "tidegate_queue_wait_seconds_count{class=\"normal\",outcome=\"admitted\"} 1",
         "tidegate_queued_requests{class=\"normal\"} 2",
         "tidegate_signal_available{signal=\"slots\"} 1",
+        "tidegate_signal_available{signal=\"memory\"} 0",
+        "tidegate_backend_accept_queue{endpoint=\"127.0.0.1:8000\"} 3",
+        "tidegate_backend_cpu_ratio 0.75",
+        "tidegate_backend_memory_bytes 300",
+        "tidegate_backend_memory_limit_bytes 400",
         "tidegate_config_reload_success 1",
         "tidegate_backend_up{endpoint=\"127.0.0.1:8000\"} 1",
     ] {

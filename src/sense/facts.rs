@@ -1,0 +1,74 @@
+//! What a platform can show of the backend, in words that every platform shares.
+
+use std::collections::BTreeMap;
+
+/// The socket that the backend listens on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerFacts {
+    /// Connections that nobody has accepted yet; `None` if it cannot be seen.
+    pub queued: Option<u32>,
+    /// How many may wait; `None` if it cannot be seen.
+    pub backlog: Option<u32>,
+    /// How the kernel was asked: `netlink` or `/proc/net`.
+    pub via: &'static str,
+}
+
+/// The process that owns the listening socket: of several the one that started the others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProcessFacts {
+    /// Its number, as seen from here.
+    pub pid: u32,
+    /// Its short name.
+    pub name: String,
+    /// Its arguments, the program first.
+    pub command: Vec<String>,
+    /// Those of its variables that say something of a server.
+    pub environment: BTreeMap<String, String>,
+    /// The names of its threads.
+    pub thread_names: Vec<String>,
+    /// For how long it has been running, seconds.
+    pub age: f64,
+    /// The processes that it started.
+    pub children: Vec<ChildFacts>,
+}
+
+/// A process that the owner started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChildFacts {
+    /// Its number, as seen from here.
+    pub pid: u32,
+    /// Its arguments.
+    pub command: Vec<String>,
+    /// Whether it has the listening socket open, so that it may accept.
+    pub listens: bool,
+}
+
+/// Whether a variable says something of a server.
+pub fn is_telling(variable: &str) -> bool {
+    const NAMES: [&str; 5] = [
+        "WEB_CONCURRENCY",
+        "GUNICORN_CMD_ARGS",
+        "PWD",
+        "HOME",
+        "XDG_RUNTIME_DIR",
+    ];
+    NAMES.contains(&variable)
+        || ["UWSGI_", "GRANIAN_", "WERKZEUG_"]
+            .iter()
+            .any(|prefix| variable.starts_with(prefix))
+}
+
+/// The whole command in one line, for people; long ones are cut.
+pub fn in_one_line(command: &[String]) -> String {
+    const MOST: usize = 160;
+    let line: String = command
+        .join(" ")
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MOST + 1)
+        .collect();
+    match line.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}

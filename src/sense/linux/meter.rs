@@ -1,0 +1,362 @@
+//! CPU and memory of the backend: by its cgroup where that has a limit, else by its processes.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    time::{Duration, Instant},
+};
+
+use super::{
+    cgroup::{self, Cgroup, CpuCounts, Stalls},
+    process::{self, Stat},
+};
+use crate::{
+    config::Discovery,
+    control::{CpuReading, MemoryReading},
+    sense::Gauges,
+};
+
+/// What is said of CPU is a mean over this time. CONTROL §4.4.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Less says nothing: the kernel counts CPU time in hundredths of a second.
+const WINDOW_MIN: Duration = Duration::from_millis(200);
+/// A process that uses so much of one core, all by itself, cannot use more: with Python, the GIL.
+const PINNED: f64 = 0.9;
+/// Below this share of a core, running and waiting together, a ratio of the two says nothing.
+const RUN_MIN: f64 = 0.02;
+
+/// The counts at one moment.
+#[derive(Clone, Debug)]
+struct Point {
+    at: Instant,
+    processes: HashMap<u32, Times>,
+    group: Option<CpuCounts>,
+    stalls: Stalls,
+}
+
+/// What one process has used, seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    cpu: f64,
+    run: f64,
+    wait: f64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Meter {
+    root: u32,
+    cgroup: Result<Cgroup, String>,
+    cores: f64,
+    cpu_limit: Option<f64>,
+    memory_limit: Option<u64>,
+    history: VecDeque<Point>,
+    /// What resident memory counts twice, because processes share it.
+    shared: u64,
+}
+
+impl Meter {
+    /// Of a process and all that descend from it.
+    pub fn new(root: u32, cgroup: Result<Cgroup, String>, discovery: &Discovery) -> Self {
+        let pids = process::tree(root);
+        let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
+        // Whoever may not read it counts memory that is shared once for each process.
+        let shares: Option<u64> = pids.iter().map(|pid| process::proportional(*pid)).sum();
+        Self {
+            root,
+            cgroup,
+            cores: allowed_cores(root),
+            cpu_limit: discovery.cpu_limit,
+            memory_limit: discovery.memory_limit,
+            history: VecDeque::new(),
+            shared: resident.saturating_sub(shares.unwrap_or(resident)),
+        }
+    }
+
+    /// Takes over the history of an earlier one of the same process.
+    pub fn continue_from(&mut self, before: Self) {
+        if before.root == self.root && before.cgroup == self.cgroup {
+            self.history = before.history;
+        }
+    }
+
+    /// Where the figures of CPU are from, for people.
+    pub fn cpu_source(&self) -> String {
+        match self.cgroup.as_ref().map(|group| (group, group.cpu())) {
+            Ok((group, Some(counts))) => format!(
+                "{}, a quota of {} cores",
+                group.describe(),
+                self.cpu_limit.unwrap_or(counts.quota)
+            ),
+            _ => format!(
+                "process {} and its children, on {} cores",
+                self.root,
+                self.cpu_limit.unwrap_or(self.cores)
+            ),
+        }
+    }
+
+    /// Where the figures of memory are from, for people.
+    pub fn memory_source(&self) -> String {
+        match (
+            self.memory_limit,
+            self.cgroup.as_ref().map(|group| (group, group.memory())),
+        ) {
+            (None, Ok((group, Some(counts)))) if counts.limit.is_some() => group.describe(),
+            _ => format!("process {} and its children", self.root),
+        }
+    }
+
+    /// Looks once; the processes too, which may have changed.
+    pub fn read(&mut self, now: Instant) -> Gauges {
+        let pids = process::tree(self.root);
+        let group = self.cgroup.as_ref().ok();
+        let point = Point {
+            at: now,
+            processes: pids
+                .iter()
+                .filter_map(|pid| Some((*pid, times(*pid)?)))
+                .collect(),
+            group: group.and_then(Cgroup::cpu),
+            stalls: match group {
+                Some(group) if !group.is_whole_machine() => group.stalls(),
+                // In the root group or in none: the machine is all there is.
+                _ => cgroup::machine_stalls(),
+            },
+        };
+        let (memory, memory_used) = self.memory(&pids);
+        self.history.push_back(point);
+        while self.history.len() > 2 && now.saturating_duration_since(self.history[1].at) >= WINDOW
+        {
+            self.history.pop_front();
+        }
+        let mut gauges = Gauges {
+            memory,
+            memory_used,
+            memory_limit: memory.map(|memory| memory.limit),
+            processes: pids,
+            ..Gauges::default()
+        };
+        if let (Some(first), Some(last)) = (self.history.front(), self.history.back())
+            && last.at.saturating_duration_since(first.at) >= WINDOW_MIN
+        {
+            let seconds = (last.at - first.at).as_secs_f64();
+            gauges.cpu = Some(self.cpu(first, last, seconds));
+            let stalled = |of: fn(&Stalls) -> Option<f64>| {
+                let share = (of(&last.stalls)? - of(&first.stalls)?) / seconds;
+                Some(share.clamp(0.0, 1.0))
+            };
+            gauges.stalls = stalled(|s| s.cpu).is_some() || stalled(|s| s.memory).is_some();
+            if let Some(cpu) = &mut gauges.cpu {
+                cpu.pressure = stalled(|s| s.cpu).unwrap_or(0.0);
+            }
+            if let Some(memory) = &mut gauges.memory {
+                memory.pressure = stalled(|s| s.memory).unwrap_or(0.0);
+            }
+        }
+        gauges
+    }
+
+    fn cpu(&self, first: &Point, last: &Point, seconds: f64) -> CpuReading {
+        let mut sum = Times::default();
+        let mut pinned = 0;
+        for (pid, now) in &last.processes {
+            // One that is new has used all of it since.
+            let before = first.processes.get(pid).copied().unwrap_or_default();
+            let cpu = (now.cpu - before.cpu).max(0.0);
+            sum.cpu += cpu;
+            // Threads that have ended take their times with them.
+            sum.run += (now.run - before.run).max(0.0);
+            sum.wait += (now.wait - before.wait).max(0.0);
+            pinned += u32::from(cpu / seconds >= PINNED);
+        }
+        let (quota, used, throttled) = match (first.group, last.group) {
+            (Some(before), Some(now)) => {
+                let used = now.used.zip(before.used).map(|(now, before)| now - before);
+                let periods = now.periods.saturating_sub(before.periods);
+                let throttled = now.throttled.saturating_sub(before.throttled);
+                let share = throttled as f64 / periods.max(1) as f64;
+                (Some(now.quota), used, share.min(1.0))
+            }
+            _ => (None, None, 0.0),
+        };
+        let cores = self.cpu_limit.or(quota).unwrap_or(self.cores).max(0.001);
+        CpuReading {
+            utilisation: used.unwrap_or(sum.cpu).max(0.0) / seconds / cores,
+            cores,
+            throttled,
+            run_delay: if (sum.run + sum.wait) / seconds < RUN_MIN {
+                0.0
+            } else {
+                sum.wait / sum.run.max(seconds * RUN_MIN)
+            },
+            pressure: 0.0,
+            pinned,
+        }
+    }
+
+    /// Memory against its limit, and what is used where no limit is known.
+    fn memory(&self, pids: &[u32]) -> (Option<MemoryReading>, Option<u64>) {
+        let counts = self.cgroup.as_ref().ok().and_then(Cgroup::memory);
+        let (used, limit, hits) = match (self.memory_limit, counts) {
+            (None, Some(counts)) if counts.limit.is_some() => {
+                (counts.used, counts.limit, counts.hits)
+            }
+            (configured, _) => {
+                let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
+                (resident.saturating_sub(self.shared), configured, 0)
+            }
+        };
+        let reading = limit.map(|limit| MemoryReading {
+            used,
+            limit,
+            pressure: 0.0,
+            hits,
+        });
+        (reading, (used > 0).then_some(used))
+    }
+}
+
+fn times(pid: u32) -> Option<Times> {
+    let cpu = Stat::read(pid)?.cpu_seconds;
+    let (run, wait) = process::schedule(pid);
+    Some(Times { cpu, run, wait })
+}
+
+/// The cores that a process may run on.
+fn allowed_cores(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let cores = list.map_or(0, count_list);
+    if cores > 0 {
+        return f64::from(cores);
+    }
+    std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
+}
+
+/// How many `0-3,8` are.
+fn count_list(list: &str) -> u32 {
+    let count = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    };
+    list.trim().split(',').filter_map(count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    fn meter(cpu_limit: Option<f64>) -> Meter {
+        Meter {
+            root: 1,
+            cgroup: Err(String::new()),
+            cores: 4.0,
+            cpu_limit,
+            memory_limit: None,
+            history: VecDeque::new(),
+            shared: 0,
+        }
+    }
+
+    fn point(at: Instant, processes: &[(u32, f64, f64)], group: Option<CpuCounts>) -> Point {
+        Point {
+            at,
+            processes: processes
+                .iter()
+                .map(|&(pid, cpu, wait)| {
+                    (
+                        pid,
+                        Times {
+                            cpu,
+                            run: cpu,
+                            wait,
+                        },
+                    )
+                })
+                .collect(),
+            group,
+            stalls: Stalls::default(),
+        }
+    }
+
+    #[test]
+    fn without_a_quota_the_processes_count_against_the_cores() {
+        let now = clock::now();
+        let first = point(now, &[(1, 10.0, 0.0), (2, 5.0, 0.0), (3, 1.0, 0.0)], None);
+        // 3 is gone, 4 is new.
+        let last = point(now, &[(1, 10.95, 0.2), (2, 5.05, 0.3), (4, 0.5, 0.0)], None);
+        let cpu = meter(None).cpu(&first, &last, 1.0);
+        assert!((cpu.utilisation - 1.5 / 4.0).abs() < 1e-9, "{cpu:?}");
+        assert!((cpu.run_delay - 0.5 / 1.5).abs() < 1e-9, "{cpu:?}");
+        assert_eq!((cpu.pinned, cpu.cores, cpu.throttled), (1, 4.0, 0.0));
+        let cpu = meter(Some(0.5)).cpu(&first, &last, 1.0);
+        assert!((cpu.utilisation - 3.0).abs() < 1e-9, "{cpu:?}");
+    }
+
+    #[test]
+    fn a_quota_counts_all_who_share_it() {
+        let now = clock::now();
+        let counts = |used, periods, throttled| {
+            Some(CpuCounts {
+                used: Some(used),
+                quota: 2.0,
+                periods,
+                throttled,
+            })
+        };
+        let first = point(now, &[(1, 1.0, 0.0)], counts(50.0, 100, 0));
+        let last = point(now, &[(1, 1.1, 0.0)], counts(53.0, 120, 5));
+        let cpu = meter(None).cpu(&first, &last, 2.0);
+        assert_eq!(
+            (cpu.utilisation, cpu.throttled, cpu.cores),
+            (0.75, 0.25, 2.0)
+        );
+    }
+
+    #[test]
+    fn an_idle_backend_has_no_run_delay() {
+        let now = clock::now();
+        let first = point(now, &[(1, 1.0, 0.0)], None);
+        let last = point(now, &[(1, 1.001, 0.01)], None);
+        assert_eq!(meter(None).cpu(&first, &last, 1.0).run_delay, 0.0);
+        // Starved: it hardly runs because it waits.
+        let starved = point(now, &[(1, 1.001, 0.9)], None);
+        assert!(meter(None).cpu(&first, &starved, 1.0).run_delay > 10.0);
+    }
+
+    #[test]
+    fn lists_of_cores_are_counted() {
+        assert_eq!(count_list(" 0-3,8\n"), 5);
+        assert_eq!(count_list("0"), 1);
+        assert_eq!(count_list("3-1,x"), 0);
+    }
+
+    #[test]
+    fn a_process_that_spins_is_pinned() {
+        let mut spinner = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .expect("sh starts");
+        let discovery = Discovery::default();
+        let mut meter = Meter::new(spinner.id(), Err(String::new()), &discovery);
+        let mut busy = 0.0_f64;
+        let start = clock::now();
+        // On a crowded machine it may get less than a core; it is busy all the same.
+        while busy < 0.05 && clock::now() - start < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(250));
+            let gauges = meter.read(clock::now());
+            assert_eq!(gauges.processes, [spinner.id()]);
+            assert!(gauges.memory_used > Some(0));
+            busy = gauges.cpu.map_or(0.0, |cpu| cpu.utilisation * cpu.cores);
+        }
+        spinner.kill().expect("it can be ended");
+        spinner.wait().expect("it ends");
+        assert!(busy >= 0.05, "{busy}");
+        assert_eq!(meter.read(clock::now()).memory_used, None);
+    }
+}

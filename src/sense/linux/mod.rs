@@ -1,0 +1,199 @@
+//! Linux: sockets by netlink, processes by `/proc`, limits by cgroups.
+
+mod cgroup;
+mod listener;
+mod meter;
+mod netlink;
+mod process;
+
+use std::time::Instant;
+
+use self::{
+    cgroup::Cgroup,
+    listener::{Listener, Lookup},
+    meter::Meter,
+    process::Stat,
+};
+use super::{
+    Gauges,
+    facts::{ChildFacts, ListenerFacts, ProcessFacts, is_telling},
+};
+use crate::config::{Address, CgroupSetting, Discovery};
+
+/// What this platform cannot see at all, one sentence; `None` if there is no such thing.
+pub const BLIND: Option<&str> = None;
+
+/// A look at everything, and what is needed to look again.
+#[derive(Debug)]
+pub struct Survey {
+    /// The listening socket, or why it is not known.
+    pub listener: Result<ListenerFacts, String>,
+    /// The process that owns it, or why it is not known.
+    pub process: Result<ProcessFacts, String>,
+    /// Where CPU is read, or why not.
+    pub cpu: Result<String, String>,
+    /// Where memory is read, or why not.
+    pub memory: Result<String, String>,
+    /// For what is read again and again.
+    pub eyes: Eyes,
+}
+
+/// The open ends of a survey.
+#[derive(Debug, Default)]
+pub struct Eyes {
+    lookup: Option<Lookup>,
+    listener: Option<Listener>,
+    meter: Option<Meter>,
+    root: Option<u32>,
+}
+
+/// Looks at everything. `child` is the process that `exec` started. Reads much of `/proc`: milliseconds on a
+/// machine with a thousand processes, and not for the thread that serves requests.
+pub fn survey(address: &Address, discovery: &Discovery, child: Option<u32>) -> Survey {
+    let mut lookup = Lookup::new(address);
+    let listener = lookup
+        .as_mut()
+        .map_err(|why| why.clone())
+        .and_then(|lookup| lookup.find(None));
+    let root = owner(&listener, discovery, child);
+    let process = root.clone().map(|root| facts(root, &listener));
+    let meter = match &root {
+        Ok(root) => Some(Meter::new(*root, group(*root, discovery), discovery)),
+        Err(_) => None,
+    };
+    let source = |of: fn(&Meter) -> String| match (&meter, &root) {
+        (Some(meter), _) => Ok(of(meter)),
+        (None, Err(why)) => Err(why.clone()),
+        (None, Ok(_)) => Err(String::new()),
+    };
+    Survey {
+        cpu: source(Meter::cpu_source),
+        memory: source(Meter::memory_source),
+        process,
+        listener: listener
+            .as_ref()
+            .map_err(Clone::clone)
+            .map(|listener| ListenerFacts {
+                queued: listener.queued,
+                backlog: listener.backlog,
+                via: lookup.as_ref().map_or("", |lookup| lookup.via().as_str()),
+            }),
+        eyes: Eyes {
+            lookup: lookup.ok(),
+            listener: listener.ok(),
+            meter,
+            root: root.ok(),
+        },
+    }
+}
+
+/// A file as the process sees it.
+pub fn read_file(pid: u32, path: &str) -> Option<String> {
+    process::file(pid, path)
+}
+
+/// The process that owns the listener; of several the one that started the others.
+fn owner(
+    listener: &Result<Listener, String>,
+    discovery: &Discovery,
+    child: Option<u32>,
+) -> Result<u32, String> {
+    if !discovery.proc {
+        return child.ok_or_else(|| "discovery.proc is off".to_owned());
+    }
+    let listener = match (listener, child) {
+        (Ok(listener), _) => listener,
+        (Err(_), Some(child)) if Stat::read(child).is_some() => return Ok(child),
+        (Err(why), _) => return Err(why.clone()),
+    };
+    // A child of our own, or what it has become, before the whole machine.
+    if let Some(child) = child {
+        let holding: Vec<u32> = process::tree(child)
+            .into_iter()
+            .filter(|pid| process::holds(*pid, &listener.inodes))
+            .collect();
+        if let Some(eldest) = process::eldest(&holding) {
+            return Ok(eldest);
+        }
+    }
+    let (holding, denied) = process::holders(&listener.inodes);
+    process::eldest(&holding).ok_or_else(|| match denied {
+        0 => "its process is not to be seen from here (another PID namespace?)".to_owned(),
+        denied => format!(
+            "its process is not among those that may be looked into ({denied} may not: another user's)"
+        ),
+    })
+}
+
+fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
+    let inodes = listener
+        .as_ref()
+        .map_or(&[][..], |listener| &listener.inodes);
+    let stat = Stat::read(root);
+    let child = |pid: u32| {
+        Stat::read(pid).map(|_| ChildFacts {
+            pid,
+            command: process::command(pid),
+            listens: inodes.is_empty() || process::holds(pid, inodes),
+        })
+    };
+    ProcessFacts {
+        pid: root,
+        name: stat
+            .as_ref()
+            .map_or_else(String::new, |stat| stat.name.clone()),
+        command: process::command(root),
+        environment: process::environment(root, is_telling),
+        thread_names: process::thread_names(root),
+        age: stat.as_ref().and_then(process::age).unwrap_or(0.0),
+        children: process::children(root)
+            .into_iter()
+            .filter_map(child)
+            .collect(),
+    }
+}
+
+fn group(root: u32, discovery: &Discovery) -> Result<Cgroup, String> {
+    match &discovery.cgroup {
+        CgroupSetting::Auto => Cgroup::of(root),
+        CgroupSetting::Off => Err("discovery.cgroup is off".to_owned()),
+        CgroupSetting::Path(path) => Cgroup::at(path),
+    }
+}
+
+impl Eyes {
+    /// Takes over what an earlier survey has learned over time.
+    pub fn continue_from(&mut self, before: Self) {
+        if let (Some(meter), Some(before)) = (&mut self.meter, before.meter) {
+            meter.continue_from(before);
+        }
+    }
+
+    /// How many wait in the accept queue now; microseconds. An error means that the listener is another one
+    /// than before, or gone: it is time for a survey.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn accept_queue(&mut self) -> Result<Option<u32>, String> {
+        let (Some(lookup), Some(before)) = (&mut self.lookup, &self.listener) else {
+            return Ok(None);
+        };
+        let now = lookup.find(Some(before))?;
+        if now.inodes != before.inodes {
+            return Err("another socket listens there now".to_owned());
+        }
+        let queued = now.queued;
+        self.listener = Some(now);
+        Ok(queued)
+    }
+
+    /// CPU and memory now; a fraction of a millisecond.
+    pub fn gauges(&mut self, now: Instant) -> Option<Gauges> {
+        self.meter.as_mut().map(|meter| meter.read(now))
+    }
+
+    /// Whether the owner of the listener still runs.
+    pub fn owner_lives(&self) -> bool {
+        self.root.is_none_or(|root| Stat::read(root).is_some())
+    }
+}

@@ -1,0 +1,325 @@
+//! Listening sockets and what waits in them, from the kernel itself: `NETLINK_SOCK_DIAG`, sock_diag(7).
+//! Needs no privilege; shows the sockets of the own network namespace.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use rustix::net::{
+    self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
+    netlink::{self, SocketAddrNetlink},
+};
+
+use super::listener::{Local, Socket};
+
+/// `SOCK_DIAG_BY_FAMILY`, linux/sock_diag.h.
+const BY_FAMILY: u16 = 20;
+/// `NLMSG_ERROR`, `NLMSG_DONE`, linux/netlink.h.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// `NLM_F_REQUEST`, and with `NLM_F_ROOT | NLM_F_MATCH` all that fit.
+const REQUEST: u16 = 1;
+const DUMP: u16 = 0x300;
+/// `TCP_LISTEN` as a set of states; Unix sockets use the same number.
+const LISTENING: u32 = 1 << 10;
+const AF_UNIX: u8 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// `UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_RQLEN`, linux/unix_diag.h.
+const SHOW: u32 = 0x1 | 0x2 | 0x10;
+/// `UNIX_DIAG_NAME`, `UNIX_DIAG_VFS`, `UNIX_DIAG_RQLEN`.
+const NAME: u16 = 0;
+const VFS: u16 = 1;
+const RQLEN: u16 = 4;
+/// nlmsghdr, inet_diag_msg and unix_diag_msg, bytes.
+const HEADER: usize = 16;
+const INET_MESSAGE: usize = 72;
+const UNIX_MESSAGE: usize = 16;
+/// The kernel answers at once; this is for the day it does not.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// One datagram of a dump: the kernel fills what it is given, up to 32 KiB.
+const BUFFER: usize = 32 << 10;
+
+/// An open conversation with the kernel.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// # Errors
+    /// Where the kernel has no sock_diag, or a sandbox forbids it.
+    pub fn open() -> io::Result<Self> {
+        let socket = net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(netlink::SOCK_DIAG),
+        )?;
+        net::sockopt::set_socket_timeout(&socket, net::sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; BUFFER],
+            sequence: 0,
+        })
+    }
+
+    /// The TCP sockets that listen on this port, IPv4 and IPv6.
+    ///
+    /// # Errors
+    /// As the kernel has them.
+    pub fn tcp(&mut self, port: u16) -> io::Result<Vec<Socket>> {
+        let mut found = self.dump(&inet_request(AF_INET, port), parse_inet)?;
+        // A kernel without IPv6 has no such family.
+        found.extend(
+            self.dump(&inet_request(AF_INET6, port), parse_inet)
+                .unwrap_or_default(),
+        );
+        found.retain(|socket| matches!(socket.local, Local::Tcp(_, at) if at == port));
+        Ok(found)
+    }
+
+    /// All Unix sockets that listen.
+    ///
+    /// # Errors
+    /// As the kernel has them.
+    pub fn unix(&mut self) -> io::Result<Vec<Socket>> {
+        self.dump(&unix_request(0), parse_unix)
+    }
+
+    /// The Unix socket with this inode; `None` if it is gone.
+    ///
+    /// # Errors
+    /// As the kernel has them.
+    pub fn unix_by_inode(&mut self, inode: u32) -> io::Result<Option<Socket>> {
+        let found = self.ask(&unix_request(inode), REQUEST, parse_unix);
+        match found {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn dump(&mut self, request: &[u8], parse: Parse) -> io::Result<Vec<Socket>> {
+        self.ask(request, REQUEST | DUMP, parse)
+    }
+
+    fn ask(&mut self, request: &[u8], flags: u16, parse: Parse) -> io::Result<Vec<Socket>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = Vec::with_capacity(HEADER + request.len());
+        message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
+        message.extend(BY_FAMILY.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0_u32.to_ne_bytes());
+        message.extend(request);
+        net::sendto(
+            &self.socket,
+            &message,
+            SendFlags::empty(),
+            &SocketAddrNetlink::new(0, 0),
+        )?;
+        let mut found = Vec::new();
+        loop {
+            let (read, _) = net::recv(&self.socket, &mut self.buffer[..], RecvFlags::empty())?;
+            let answers = self.buffer.get(..read).unwrap_or_default();
+            let more = gather(answers, self.sequence, parse, &mut found)?;
+            if !more || flags & DUMP == 0 {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+type Parse = fn(&[u8]) -> Option<Socket>;
+
+/// Reads the messages of one datagram; whether more datagrams follow.
+fn gather(
+    mut bytes: &[u8],
+    sequence: u32,
+    parse: Parse,
+    found: &mut Vec<Socket>,
+) -> io::Result<bool> {
+    while let (Some(length), Some(kind), Some(of)) =
+        (u32_at(bytes, 0), u16_at(bytes, 4), u32_at(bytes, 8))
+    {
+        let length = length as usize;
+        if length < HEADER || length > bytes.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let body = &bytes[HEADER..length];
+        // Answers to an earlier question that was given up are passed over.
+        if of == sequence {
+            match kind {
+                DONE => return Ok(false),
+                ERROR => {
+                    let code = u32_at(body, 0).unwrap_or_default().cast_signed();
+                    return match code {
+                        0 => Ok(false),
+                        code => Err(io::Error::from_raw_os_error(-code)),
+                    };
+                }
+                BY_FAMILY => found.extend(parse(body)),
+                _ => {}
+            }
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+/// inet_diag_req_v2: listening TCP sockets on one port.
+fn inet_request(family: u8, port: u16) -> Vec<u8> {
+    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+    request.extend(LISTENING.to_ne_bytes());
+    // inet_diag_sockid: ports and addresses in network order, the interface, no cookie.
+    request.extend(port.to_be_bytes());
+    request.extend([0; 2 + 16 + 16 + 4]);
+    request.extend([0xff; 8]);
+    request
+}
+
+/// unix_diag_req: listening sockets, or the one with this inode.
+fn unix_request(inode: u32) -> Vec<u8> {
+    let mut request = vec![AF_UNIX, 0, 0, 0];
+    request.extend(LISTENING.to_ne_bytes());
+    request.extend(inode.to_ne_bytes());
+    request.extend(SHOW.to_ne_bytes());
+    request.extend([0xff; 8]);
+    request
+}
+
+fn parse_inet(message: &[u8]) -> Option<Socket> {
+    if message.len() < INET_MESSAGE {
+        return None;
+    }
+    let ip = match message[0] {
+        AF_INET => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(&message[8..12]).ok()?)),
+        AF_INET6 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(&message[8..24]).ok()?)),
+        _ => return None,
+    };
+    let port = u16::from_be_bytes(message[4..6].try_into().ok()?);
+    Some(Socket {
+        local: Local::Tcp(ip, port),
+        inode: u64::from(u32_at(message, 68)?),
+        queued: u32_at(message, 56),
+        backlog: u32_at(message, 60),
+    })
+}
+
+fn parse_unix(message: &[u8]) -> Option<Socket> {
+    if message.len() < UNIX_MESSAGE || message[0] != AF_UNIX {
+        return None;
+    }
+    let mut socket = Socket {
+        local: Local::Unix {
+            name: Vec::new(),
+            file: None,
+        },
+        inode: u64::from(u32_at(message, 4)?),
+        queued: None,
+        backlog: None,
+    };
+    let mut rest = &message[UNIX_MESSAGE..];
+    while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+        let length = usize::from(length);
+        if length < 4 || length > rest.len() {
+            break;
+        }
+        let value = &rest[4..length];
+        let Local::Unix { name, file } = &mut socket.local else {
+            return None;
+        };
+        match kind {
+            NAME => *name = value.strip_suffix(&[0]).unwrap_or(value).to_vec(),
+            VFS => *file = u32_at(value, 0).zip(u32_at(value, 4)),
+            RQLEN => {
+                socket.queued = u32_at(value, 0);
+                socket.backlog = u32_at(value, 4);
+            }
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(socket)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?;
+    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::unix::net::{UnixListener, UnixStream},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_counts_what_waits_in_a_tcp_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let waiting: Vec<_> = (0..3).map(|_| TcpStream::connect(address)).collect();
+        let found = Netlink::open()
+            .and_then(|mut kernel| kernel.tcp(address.port()))
+            .expect("an answer");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].local, Local::Tcp(address.ip(), address.port()));
+        assert_eq!(found[0].queued, Some(3));
+        assert!(
+            found[0].backlog > Some(0) && found[0].inode > 0,
+            "{found:?}"
+        );
+        drop(waiting);
+    }
+
+    #[test]
+    fn the_kernel_counts_what_waits_in_a_unix_listener() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path)).collect();
+        let mut kernel = Netlink::open().expect("sock_diag");
+        let all = kernel.unix().expect("an answer");
+        let name = path.as_os_str().as_encoded_bytes();
+        let ours = all
+            .iter()
+            .find(|s| matches!(&s.local, Local::Unix { name: of, .. } if of == name))
+            .expect("it is among them");
+        assert_eq!(ours.queued, Some(2));
+        let again = kernel.unix_by_inode(ours.inode as u32).expect("an answer");
+        assert_eq!(again.and_then(|s| s.queued), Some(2));
+        drop((listener, waiting));
+        let gone = kernel.unix_by_inode(ours.inode as u32).expect("an answer");
+        assert_eq!(gone, None);
+    }
+
+    #[test]
+    fn broken_answers_are_refused_or_passed_over() {
+        let mut found = Vec::new();
+        let mut message = vec![0; 20];
+        message[0] = 200;
+        assert!(gather(&message, 0, parse_inet, &mut found).is_err());
+        message[0] = 20;
+        message[4] = 20;
+        // A message that is too short for a socket.
+        assert!(gather(&message, 0, parse_inet, &mut found).is_ok_and(|more| more));
+        assert!(gather(&message, 0, parse_unix, &mut found).is_ok_and(|more| more));
+        assert!(gather(&[1, 2, 3], 0, parse_unix, &mut found).is_ok_and(|more| more));
+        assert_eq!(found, []);
+    }
+}

@@ -1,0 +1,322 @@
+//! Processes, as `/proc` shows them. Everything here may vanish between two looks.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The unit of CPU times in `/proc`: 100 Hz for user space (USER_HZ) on every platform that Rust's Linux
+/// targets run on.
+pub const TICKS_A_SECOND: f64 = 100.0;
+/// Processes of one backend that are looked at; a tree beyond that is something else.
+const MOST: usize = 1024;
+/// Bytes of a configuration file that are looked at.
+const FILE_MAX: u64 = 256 << 10;
+
+/// What `/proc/PID/stat` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stat {
+    pub name: String,
+    pub parent: u32,
+    /// CPU time used, seconds.
+    pub cpu_seconds: f64,
+    pub threads: u32,
+    /// When it was started, seconds after the machine.
+    pub started: f64,
+}
+
+impl Stat {
+    pub fn read(pid: u32) -> Option<Self> {
+        parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The second field is the command in parentheses and may contain anything, even `)`.
+    let (head, fields) = text.rsplit_once(") ")?;
+    // The first one here is field 3 of proc_pid_stat(5).
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    // A zombie holds nothing any more.
+    if fields.first() == Some(&"Z") {
+        return None;
+    }
+    Some(Stat {
+        name: head.split_once('(')?.1.to_owned(),
+        parent: field(4)? as u32,
+        cpu_seconds: (field(14)? + field(15)?) as f64 / TICKS_A_SECOND,
+        threads: field(20)? as u32,
+        started: field(22)? as f64 / TICKS_A_SECOND,
+    })
+}
+
+/// The arguments of a process, the program first; empty for a kernel thread and a zombie.
+pub fn command(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    split(&bytes)
+}
+
+/// Some variables of a process's environment, as it was started with.
+pub fn environment(pid: u32, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    split(&bytes)
+        .iter()
+        .filter_map(|one| one.split_once('='))
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn split(bytes: &[u8]) -> Vec<String> {
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    bytes
+        .split(|byte| *byte == 0)
+        .map(|one| String::from_utf8_lossy(one).into_owned())
+        .collect()
+}
+
+/// The names of a process's threads.
+pub fn thread_names(pid: u32) -> Vec<String> {
+    numbers(format!("/proc/{pid}/task"))
+        .filter_map(|thread| fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).ok())
+        .map(|name| name.trim_end().to_owned())
+        .collect()
+}
+
+/// A file as the process sees it: in its root, from its working directory.
+pub fn file(pid: u32, path: &str) -> Option<String> {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let path = Path::new(path);
+    let full = if path.is_absolute() {
+        root.join(path.strip_prefix("/").ok()?)
+    } else {
+        let inside = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+        root.join(inside.strip_prefix("/").ok()?).join(path)
+    };
+    let meta = fs::metadata(&full).ok()?;
+    if !meta.is_file() || meta.len() > FILE_MAX {
+        return None;
+    }
+    fs::read_to_string(full).ok()
+}
+
+/// For how long a process has been running, seconds.
+pub fn age(stat: &Stat) -> Option<f64> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(uptime - stat.started)
+}
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for thread in numbers(format!("/proc/{pid}/task")) {
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) else {
+            // A kernel without CONFIG_PROC_CHILDREN.
+            return children_by_parent(pid);
+        };
+        found.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    found
+}
+
+fn children_by_parent(pid: u32) -> Vec<u32> {
+    numbers("/proc")
+        .filter(|&other| Stat::read(other).is_some_and(|stat| stat.parent == pid))
+        .collect()
+}
+
+/// A process and all that descend from it, itself first.
+pub fn tree(root: u32) -> Vec<u32> {
+    let mut found = vec![root];
+    let mut at = 0;
+    while at < found.len() && found.len() < MOST {
+        found.extend(children(found[at]));
+        at += 1;
+    }
+    found.truncate(MOST);
+    found
+}
+
+/// Whether it has one of these sockets open. False, too, for a process of somebody else's.
+pub fn holds(pid: u32, inodes: &[u64]) -> bool {
+    socket_inodes(pid).is_ok_and(|mut open| open.any(|inode| inodes.contains(&inode)))
+}
+
+fn socket_inodes(pid: u32) -> io::Result<impl Iterator<Item = u64>> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(open.filter_map(|entry| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        let inode = target
+            .to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?;
+        inode.parse().ok()
+    }))
+}
+
+/// All processes that have one of these sockets open, `first` tried before all others, and how many could
+/// not be looked into for want of rights.
+pub fn holders(inodes: &[u64]) -> (Vec<u32>, usize) {
+    let mut denied = 0;
+    let mut found = Vec::new();
+    for pid in numbers("/proc") {
+        match socket_inodes(pid) {
+            Ok(mut open) => {
+                if open.any(|inode| inodes.contains(&inode)) {
+                    found.push(pid);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => denied += 1,
+            Err(_) => {}
+        }
+    }
+    (found, denied)
+}
+
+/// Of these processes the one that the others descend from; the oldest, if there are several.
+pub fn eldest(pids: &[u32]) -> Option<u32> {
+    let known: HashSet<u32> = pids.iter().copied().collect();
+    pids.iter()
+        .filter_map(|&pid| Some((pid, Stat::read(pid)?)))
+        .filter(|(_, stat)| !known.contains(&stat.parent))
+        .min_by(|(_, one), (_, other)| one.started.total_cmp(&other.started))
+        .map(|(pid, _)| pid)
+}
+
+/// Time spent running and time spent waiting for a core, over all threads, seconds.
+pub fn schedule(pid: u32) -> (f64, f64) {
+    let mut sum = (0.0, 0.0);
+    for thread in numbers(format!("/proc/{pid}/task")) {
+        let read = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat"));
+        if let Some((run, wait)) = read.ok().as_deref().and_then(parse_schedule) {
+            sum = (sum.0 + run, sum.1 + wait);
+        }
+    }
+    sum
+}
+
+/// `/proc/PID/schedstat`: nanoseconds run, nanoseconds waited, slices.
+fn parse_schedule(text: &str) -> Option<(f64, f64)> {
+    let mut fields = text.split_ascii_whitespace();
+    let mut next = || Some(fields.next()?.parse::<u64>().ok()? as f64 / 1e9);
+    Some((next()?, next()?))
+}
+
+/// Resident memory of a process, bytes.
+pub fn resident(pid: u32) -> u64 {
+    // size resident shared text lib data dt, in pages.
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = text
+        .split_ascii_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// Its share of resident memory, bytes: what is shared counts in parts. The kernel walks its page tables
+/// for it.
+pub fn proportional(pid: u32) -> Option<u64> {
+    parse_proportional(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?)
+}
+
+fn parse_proportional(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn numbers(dir: impl AsRef<Path>) -> impl Iterator<Item = u32> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::fd::AsFd};
+
+    use super::*;
+
+    #[test]
+    fn a_command_with_parentheses_does_not_shift_the_fields() {
+        let stat = "7 (a) b (c) S 5 7 7 0 -1 4194304 1 0 0 0 150 50 0 0 20 0 3 0 4200 9 9";
+        assert_eq!(
+            parse_stat(stat),
+            Some(Stat {
+                name: "a) b (c".into(),
+                parent: 5,
+                cpu_seconds: 2.0,
+                threads: 3,
+                started: 42.0,
+            })
+        );
+        assert_eq!(parse_stat(&stat.replace(" S ", " Z ")), None);
+        assert_eq!(parse_stat("7 (x) S 1"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn arguments_are_split_at_zeros() {
+        assert_eq!(split(b"a\0\0b c\0"), ["a", "", "b c"]);
+        assert!(split(b"").is_empty());
+    }
+
+    #[test]
+    fn schedules_and_shares_are_read() {
+        assert_eq!(
+            parse_schedule("1500000000 250000000 7\n"),
+            Some((1.5, 0.25))
+        );
+        assert_eq!(parse_schedule("x"), None);
+        let rollup =
+            "55d0-7ffc ---p 0 00:00 0 [rollup]\nRss:  900 kB\nPss:    512 kB\nPss_Anon: 1 kB\n";
+        assert_eq!(parse_proportional(rollup), Some(512 << 10));
+        assert_eq!(parse_proportional("Rss: 1 kB"), None);
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let inode = rustix::fs::fstat(listener.as_fd())
+            .expect("its file")
+            .st_ino;
+        let own = std::process::id();
+        assert!(holds(own, &[inode]));
+        let (found, _) = holders(&[inode]);
+        assert!(found.contains(&own), "{found:?}");
+        assert_eq!(eldest(&[own]), Some(own));
+        drop(listener);
+        assert!(!holds(own, &[inode]));
+    }
+
+    #[test]
+    fn this_process_is_looked_at() {
+        let own = std::process::id();
+        let stat = Stat::read(own).expect("it runs");
+        assert!(age(&stat).is_some_and(|age| (0.0..3600.0).contains(&age)));
+        assert!(!command(own).is_empty());
+        assert!(resident(own) > 1 << 20);
+        assert!(proportional(own) <= Some(resident(own) + (1 << 22)));
+        assert!(thread_names(own).len() >= 2);
+        let (run, _) = schedule(own);
+        assert!(run > 0.0);
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep starts");
+        assert!(tree(own).contains(&sleeper.id()));
+        let found = children_by_parent(own);
+        assert!(found.contains(&sleeper.id()), "{found:?}");
+        sleeper.kill().expect("it can be ended");
+        sleeper.wait().expect("it ends");
+    }
+}

@@ -1,0 +1,249 @@
+//! gunicorn, by its master process.
+//!
+//! Its settings come from `WEB_CONCURRENCY`, the configuration file, `GUNICORN_CMD_ARGS` and the command
+//! line, the later ones winning. The file is Python: what it sets to a literal is known, what it computes
+//! is not, and then nothing is guessed. Workers are counted, because TTIN and TTOU change their number.
+
+use super::{Accepts, Args, Count, ReadFile, Server};
+use crate::{config::Profile, sense::facts::ProcessFacts};
+
+/// A master starts its workers one after the other; so long, seconds, it may have fewer than it should.
+const YOUNG: f64 = 5.0;
+
+/// What is known of one setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Setting {
+    /// Its default.
+    Unset,
+    Known(String),
+    /// By an expression.
+    Computed,
+}
+
+impl Setting {
+    /// What a stronger source says, if it says something.
+    fn or_stronger(self, stronger: Option<&str>) -> Self {
+        stronger.map_or(self, |value| Self::Known(value.to_owned()))
+    }
+
+    fn number(&self, default: u32) -> Option<u32> {
+        match self {
+            Self::Unset => Some(default),
+            Self::Known(text) => text.trim().parse().ok(),
+            Self::Computed => None,
+        }
+    }
+}
+
+pub(super) fn recognise(
+    process: &ProcessFacts,
+    args: &Args,
+    read: &ReadFile<'_>,
+) -> Option<Server> {
+    let titled = process
+        .command
+        .first()
+        .is_some_and(|title| title.starts_with("gunicorn: "));
+    let by_variable = process.environment.get("GUNICORN_CMD_ARGS");
+    let how = match args.program.as_str() {
+        "gunicorn" | "gunicorn_paster" => "command line",
+        _ if titled => "process title",
+        _ if by_variable.is_some() => "environment",
+        _ => return None,
+    };
+    let from_variable = by_variable
+        .map(|text| Args::of_text(text))
+        .unwrap_or_default();
+    let file = config_file(process, args, &from_variable, read);
+    let setting = |names: &[&str], key: &str| {
+        let of_file = match &file {
+            File::None => Setting::Unset,
+            File::Unreadable => Setting::Computed,
+            File::Text(text) => assigned(text, key),
+        };
+        // Without a command line there is no telling what stood there.
+        let of_file = if titled { Setting::Computed } else { of_file };
+        of_file
+            .or_stronger(from_variable.value(names))
+            .or_stronger(args.value(names))
+    };
+    let class = setting(&["-k", "--worker-class"], "worker_class");
+    let threads = setting(&["--threads"], "threads");
+    let configured = match setting(&["-w", "--workers"], "workers") {
+        Setting::Unset => process
+            .environment
+            .get("WEB_CONCURRENCY")
+            .map_or(Setting::Unset, |value| Setting::Known(value.clone())),
+        other => other,
+    };
+    let workers = workers(process, configured.number(1));
+    let class = match &class {
+        Setting::Unset => Some("sync"),
+        Setting::Known(name) => Some(name.as_str()),
+        Setting::Computed => None,
+    };
+    // `sync` with several threads is gthread.
+    let class = match (class, threads.number(1)) {
+        (Some("sync"), Some(threads)) if threads > 1 => Some("gthread"),
+        (class, _) => class,
+    };
+    let unknown = |what: &str| {
+        Err(format!(
+            "its {what} cannot be read off its command line or configuration file; \
+             name its control socket, or set discovery.slots"
+        ))
+    };
+    let (profile, accepts, slots) = match class {
+        Some("sync") if threads == Setting::Computed => (
+            Profile::Generic,
+            Accepts::Unknown,
+            unknown("number of threads"),
+        ),
+        Some("sync") => (
+            Profile::GunicornSync,
+            Accepts::WhenIdle,
+            Count::product(workers, 1),
+        ),
+        Some("gthread") => (
+            Profile::GunicornGthread,
+            Accepts::Eagerly,
+            match threads.number(1) {
+                Some(threads) => Count::product(workers, threads.max(1)),
+                None => unknown("number of threads"),
+            },
+        ),
+        // Its loop is blocked by a request, so it accepts no other.
+        Some("tornado") => (
+            Profile::Generic,
+            Accepts::WhenIdle,
+            Count::product(workers, 1),
+        ),
+        Some(class) if class.contains("gevent") || class == "eventlet" => (
+            Profile::GunicornGevent,
+            Accepts::Eagerly,
+            Err(
+                "it runs as many greenlets as there are connections: its CPU is the bound"
+                    .to_owned(),
+            ),
+        ),
+        Some(class) => (
+            Profile::Generic,
+            Accepts::Eagerly,
+            Err(format!("its worker class {class} is not known")),
+        ),
+        None => (Profile::Generic, Accepts::Unknown, unknown("worker class")),
+    };
+    Some(Server {
+        profile,
+        name: "gunicorn",
+        how,
+        accepts,
+        slots,
+    })
+}
+
+fn workers(process: &ProcessFacts, configured: Option<u32>) -> u32 {
+    let counted = process
+        .children
+        .iter()
+        .filter(|child| child.listens)
+        .count();
+    let counted = u32::try_from(counted).unwrap_or(u32::MAX);
+    match configured {
+        Some(configured) if process.age < YOUNG => configured.max(counted),
+        _ => counted,
+    }
+}
+
+enum File {
+    None,
+    Unreadable,
+    Text(String),
+}
+
+fn config_file(process: &ProcessFacts, args: &Args, variable: &Args, read: &ReadFile<'_>) -> File {
+    let names = ["-c", "--config"];
+    match args.value(&names).or_else(|| variable.value(&names)) {
+        Some(named) => match read(named.strip_prefix("file:").unwrap_or(named)) {
+            Some(text) => File::Text(text),
+            None => File::Unreadable,
+        },
+        None => {
+            // It looks where it was started; --chdir has moved it since.
+            let started_in = process
+                .environment
+                .get("PWD")
+                .map(|dir| format!("{dir}/gunicorn.conf.py"));
+            let found = started_in
+                .and_then(|path| read(&path))
+                .or_else(|| read("gunicorn.conf.py"));
+            found.map_or(File::None, File::Text)
+        }
+    }
+}
+
+/// What a Python file assigns to a name, if all of it are literals at the top level.
+fn assigned(text: &str, name: &str) -> Setting {
+    let mut found = Setting::Unset;
+    for line in text.lines() {
+        let bare = line.trim_start();
+        let Some(rest) = bare.strip_prefix(name) else {
+            continue;
+        };
+        let rest = rest.trim_start();
+        let augmented = ["+=", "*=", "-="].iter().any(|sign| rest.starts_with(sign));
+        let Some(value) = rest.strip_prefix('=').filter(|rest| !rest.starts_with('=')) else {
+            if augmented {
+                found = Setting::Computed;
+            }
+            continue;
+        };
+        found = match literal(value.trim()) {
+            // Indented: under a condition, or in a function.
+            Some(value) if bare.len() == line.len() => Setting::Known(value.to_owned()),
+            _ => Setting::Computed,
+        };
+    }
+    found
+}
+
+/// A number or a plain string, perhaps with a comment behind it.
+fn literal(value: &str) -> Option<&str> {
+    for quote in ['"', '\''] {
+        if let Some(rest) = value.strip_prefix(quote) {
+            let (text, after) = rest.split_once(quote)?;
+            let after = after.trim_start();
+            return (after.is_empty() || after.starts_with('#')).then_some(text);
+        }
+    }
+    let number = value.split('#').next().unwrap_or_default().trim_end();
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    digits.then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_file_is_believed_where_it_is_plain() {
+        let known = |text: &str| Setting::Known(text.to_owned());
+        let cases = [
+            ("workers = 4", known("4")),
+            ("workers=4  # two a core", known("4")),
+            ("workers = '3'", known("3")),
+            ("workers = 2\nworkers = 5", known("5")),
+            ("workers_max = 9", Setting::Unset),
+            ("# workers = 9", Setting::Unset),
+            ("if x:\n    workers = 9", Setting::Computed),
+            ("workers = cpu_count() * 2 + 1", Setting::Computed),
+            ("workers = 2\nworkers *= 2", Setting::Computed),
+            ("workers == 2", Setting::Unset),
+            ("workers = '2' + x", Setting::Computed),
+            ("", Setting::Unset),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(assigned(text, "workers"), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+use super::*;
+
+fn slots(count: u32, source: Source) -> Option<Slots> {
+    Some(Slots {
+        count,
+        source,
+        because: String::new(),
+    })
+}
+
+fn watch(now: Instant) -> Watch {
+    Watch::new(Address::Unix("/nowhere".into()), now)
+}
+
+#[test]
+fn more_slots_are_believed_at_once_and_fewer_when_they_stay_fewer() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    watch.next_look = now + LOOK;
+    watch.settle_slots(slots(2, Source::Proc), now);
+    watch.settle_slots(slots(4, Source::Proc), now);
+    assert_eq!(watch.slots, slots(4, Source::Proc));
+    watch.settle_slots(slots(3, Source::Proc), now);
+    assert_eq!(watch.slots, slots(4, Source::Proc));
+    // It is looked at again in time.
+    assert_eq!(watch.next_look, now + CONFIRM);
+    // Back again: the worker was replaced.
+    watch.settle_slots(slots(4, Source::Proc), now + CONFIRM / 2);
+    watch.settle_slots(slots(3, Source::Proc), now + CONFIRM);
+    assert_eq!(watch.slots, slots(4, Source::Proc));
+    watch.settle_slots(slots(3, Source::Proc), now + 2 * CONFIRM);
+    assert_eq!(watch.slots, slots(3, Source::Proc));
+    // A server that is restarted keeps its slots for a while.
+    watch.settle_slots(None, now + 3 * CONFIRM);
+    assert_eq!(watch.slots, slots(3, Source::Proc));
+    watch.settle_slots(None, now + 3 * CONFIRM + CONFIRM_NONE);
+    assert_eq!(watch.slots, None);
+}
+
+#[test]
+fn the_configuration_holds_at_once_both_ways() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    watch.settle_slots(slots(9, Source::Proc), now);
+    watch.settle_slots(slots(2, Source::Configured), now);
+    assert_eq!(watch.slots, slots(2, Source::Configured));
+    watch.settle_slots(slots(1, Source::Proc), now);
+    assert_eq!(watch.slots, slots(1, Source::Proc));
+}
+
+#[test]
+fn news_is_told_once_and_the_first_slots_are_marked() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    assert!(watch.news().is_some_and(|news| news.first_slots.is_none()));
+    assert_eq!(watch.news(), None);
+    watch.settle_slots(slots(2, Source::Proc), now);
+    let news = watch.news().expect("slots are news");
+    assert_eq!((news.first_slots, news.readings.slots), (Some(2), Some(2)));
+    watch.settle_slots(slots(5, Source::Proc), now);
+    let news = watch.news().expect("other slots are news");
+    assert_eq!((news.first_slots, news.readings.slots), (None, Some(5)));
+}
+
+#[test]
+fn what_was_learned_counts_where_nothing_was_found() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    for _ in 0..40 {
+        watch.learned.note(5, 3);
+    }
+    let found = watch.slots_in_force().expect("it was learned");
+    assert_eq!((found.count, found.source), (2, Source::Learned));
+    watch.settle_slots(slots(4, Source::Env), now);
+    assert_eq!(watch.slots_in_force(), slots(4, Source::Env));
+}
+
+#[test]
+fn a_reading_never_costs_more_than_its_share() {
+    let ms = Duration::from_millis;
+    assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, true, ms(1)), ms(250));
+    assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, true, ms(5)), ms(1000));
+    assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, false, ms(1)), ms(2000));
+}

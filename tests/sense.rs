@@ -1,0 +1,404 @@
+//! What tidegate sees of real servers from outside: their slots, their accept queue, their CPU and memory.
+
+mod common;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use common::{
+    Client, Gunicorn, Process, Setup, Tidegate, app::gunicorn_command, children, since, until,
+    until_some, venv::venv,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use tidegate::{clock, sense};
+
+/// What `/status` shows of the only endpoint.
+fn endpoint(tidegate: &Tidegate) -> Value {
+    tidegate.status()["backend"]["endpoints"][0].clone()
+}
+
+/// Waits until the slots are so many, by this source.
+#[track_caller]
+fn until_slots(tidegate: &Tidegate, slots: u64, source: &str) {
+    until(&format!("{source} says {slots} slots"), || {
+        let endpoint = endpoint(tidegate);
+        endpoint["slots"] == slots && endpoint["slots_source"] == source
+    });
+}
+
+fn seen(tidegate: &Tidegate, pointer: &str) -> Value {
+    let endpoint = endpoint(tidegate);
+    endpoint["seen"]
+        .pointer(pointer)
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[test]
+fn the_slots_of_a_gunicorn_are_seen_before_the_first_request() {
+    let app = Gunicorn::sync(2);
+    let tidegate = Tidegate::to(app.address()).start();
+    let status = tidegate.status();
+    let endpoint = &status["backend"]["endpoints"][0];
+    assert_eq!(endpoint["slots"], 2);
+    assert_eq!(endpoint["slots_source"], "proc");
+    assert_eq!(endpoint["seen"]["profile"], "gunicorn-sync");
+    assert_eq!(endpoint["seen"]["process"]["pid"], app.process.pid());
+    // That is where the limit starts, and what holds it there.
+    assert_eq!(status["limit"], 2);
+    assert_eq!(status["bound_by"], "workers");
+    let metrics = tidegate.metrics();
+    assert_eq!(
+        metrics.sum("tidegate_backend_slots", &[("source", "proc")]),
+        2.0
+    );
+    let available = |signal| metrics.sum("tidegate_signal_available", &[("signal", signal)]);
+    assert_eq!((available("slots"), available("accept_queue")), (1.0, 1.0));
+}
+
+#[test]
+fn workers_that_come_and_go_are_followed() {
+    let mut app = Gunicorn::sync(1);
+    let tidegate = Tidegate::to(app.address()).start();
+    until_slots(&tidegate, 1, "proc");
+    app.process.signal(Signal::TTIN);
+    until_slots(&tidegate, 2, "proc");
+    app.process.signal(Signal::TTIN);
+    until_slots(&tidegate, 3, "proc");
+    app.process.signal(Signal::TTOU);
+    until_slots(&tidegate, 2, "proc");
+    assert_eq!(children(app.process.pid()).len(), 2);
+}
+
+#[test]
+fn threads_count_and_hide_the_accept_queue() {
+    let app = Gunicorn::start(&["--workers", "2", "--threads", "3"]);
+    let tidegate = Tidegate::to(app.address()).start();
+    until_slots(&tidegate, 6, "proc");
+    assert_eq!(seen(&tidegate, "/profile"), "gunicorn-gthread");
+    assert_eq!(seen(&tidegate, "/accept_queue/telling"), false);
+    let metrics = tidegate.metrics();
+    let signal = [("signal", "accept_queue")];
+    assert_eq!(metrics.sum("tidegate_signal_available", &signal), 0.0);
+}
+
+#[test]
+fn a_unix_socket_is_as_good() {
+    let app = Gunicorn::unix(&["--workers", "2"]);
+    let tidegate = Tidegate::to(app.address()).start();
+    until_slots(&tidegate, 2, "proc");
+    assert_eq!(seen(&tidegate, "/accept_queue/queued"), 0);
+    assert_eq!(seen(&tidegate, "/accept_queue/source"), "netlink");
+}
+
+#[test]
+fn what_the_kernel_holds_for_busy_workers_is_counted() {
+    for app in [Gunicorn::sync(1), Gunicorn::unix(&["--workers", "1"])] {
+        let tidegate = Tidegate::to(app.address()).limit(4).start();
+        let mut clients: Vec<Client> = (0..4).map(|_| tidegate.client()).collect();
+        for client in &mut clients {
+            client.ask("/sleep?ms=600");
+        }
+        // One is with the worker, three are in nobody's hands.
+        tidegate.until_metric("tidegate_backend_accept_queue", &[], 3.0);
+        for client in &mut clients {
+            assert_eq!(client.response().status, 200);
+        }
+        tidegate.until_metric("tidegate_backend_accept_queue", &[], 0.0);
+    }
+}
+
+#[test]
+fn the_configuration_wins_and_can_be_changed_while_running() {
+    let app = Gunicorn::sync(2);
+    let tidegate = Tidegate::run()
+        .toml(&format!(
+            "[backend]\nendpoints = [\"{}\"]\n[discovery]\nslots = 5\n",
+            app.address()
+        ))
+        .start();
+    until_slots(&tidegate, 5, "configured");
+    assert_eq!(tidegate.status()["limit"], 5);
+    let text = fs::read_to_string(tidegate.file()).expect("the file");
+    fs::write(tidegate.file(), text.replace("slots = 5", "slots = 0")).expect("written");
+    until_slots(&tidegate, 2, "proc");
+    fs::write(tidegate.file(), text.replace("slots = 5", "slots = 7")).expect("written");
+    until_slots(&tidegate, 7, "configured");
+}
+
+#[test]
+fn nothing_is_looked_at_that_was_switched_off() {
+    let app = Gunicorn::sync(2);
+    let tidegate = Tidegate::to(app.address())
+        .set("discovery.proc=false")
+        .set("discovery.accept_queue=false")
+        .start();
+    until("it has looked", || seen(&tidegate, "/profile") == "generic");
+    let metrics = tidegate.metrics();
+    for signal in ["slots", "accept_queue", "cpu", "memory", "psi"] {
+        let labels = [("signal", signal)];
+        assert_eq!(
+            metrics.sum("tidegate_signal_available", &labels),
+            0.0,
+            "{signal}"
+        );
+    }
+    assert_eq!(endpoint(&tidegate)["slots"], Value::Null);
+}
+
+#[test]
+fn gunicorns_control_socket_is_asked_first() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("ctl");
+    let socket = socket.to_str().expect("text");
+    // Later options win, so the tests' own --no-control-socket has to go.
+    let mut command =
+        gunicorn_command(&["--workers", "2", "--threads", "4", "--bind", "127.0.0.1:0"]);
+    command.retain(|arg| arg != "--no-control-socket");
+    command.extend(["--control-socket", socket].map(str::to_owned));
+    let mut app = Process::start(
+        "gunicorn",
+        std::process::Command::new(&command[0])
+            .args(&command[1..])
+            .env("APP_DIR", dir.path()),
+    );
+    let address = app.logged("its address", |log| {
+        let (_, rest) = log.split_once("Listening at: http://")?;
+        Some(rest.split_once(' ')?.0.to_owned())
+    });
+    let tidegate = Tidegate::to(&address)
+        .set(format!("discovery.gunicorn_control_socket={socket}"))
+        .start();
+    until_slots(&tidegate, 8, "control_socket");
+    assert_eq!(seen(&tidegate, "/server/recognised_by"), "control socket");
+    app.signal(Signal::TTIN);
+    until_slots(&tidegate, 12, "control_socket");
+}
+
+#[test]
+fn a_child_of_exec_is_seen_and_followed_through_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = gunicorn_command(&["--workers", "2", "--bind", "{addr}"]);
+    command.extend([
+        "--env".to_owned(),
+        format!("APP_DIR={}", dir.path().display()),
+    ]);
+    let tidegate = Tidegate::exec(command)
+        .set("process.restart=always")
+        .start();
+    let status = tidegate.status();
+    assert_eq!(status["backend"]["endpoints"][0]["slots"], 2, "{status}");
+    assert_eq!(status["limit"], 2);
+    let master = |tidegate: &Tidegate| seen(tidegate, "/process/pid").as_u64();
+    let first = master(&tidegate).expect("its process");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(first).expect("a pid")).expect("a pid");
+    rustix::process::kill_process(pid, Signal::KILL).expect("it runs");
+    until("the next one is seen", || {
+        master(&tidegate).is_some_and(|next| next != first)
+    });
+    until_slots(&tidegate, 2, "proc");
+}
+
+#[test]
+fn slots_are_learned_where_nothing_can_be_looked_at() {
+    let app = Gunicorn::sync(2);
+    let tidegate = Tidegate::to(app.address())
+        .set("discovery.proc=false")
+        .set("limit.min=6")
+        .start();
+    let mut clients: Vec<Client> = (0..6).map(|_| tidegate.client()).collect();
+    let start = clock::now();
+    while endpoint(&tidegate)["slots_source"] != "learned" {
+        assert!(since(start) < common::PATIENCE, "{}", tidegate.status());
+        for client in &mut clients {
+            client.ask("/sleep?ms=100");
+        }
+        for client in &mut clients {
+            assert_eq!(client.response().status, 200);
+        }
+    }
+    assert_eq!(endpoint(&tidegate)["slots"], 2);
+}
+
+#[test]
+fn cpu_and_memory_of_the_processes_are_measured() {
+    let app = Gunicorn::sync(1);
+    let tidegate = Tidegate::to(app.address())
+        .set("discovery.memory_limit=1GiB")
+        .set("discovery.cpu_limit=1")
+        .start();
+    let mut client = tidegate.client();
+    // Never mind how much of a core a crowded machine leaves it.
+    let ratio = until_some("it is seen to work", || {
+        client.ask("/spin?ms=300");
+        assert_eq!(client.response().status, 200);
+        seen(&tidegate, "/cpu/utilisation")
+            .as_f64()
+            .filter(|ratio| *ratio > 0.1)
+    });
+    assert!(ratio < 1.5, "{ratio}");
+    assert!(tidegate.metric("tidegate_backend_cpu_ratio", &[]) > 0.0);
+    let metrics = tidegate.metrics();
+    assert_eq!(
+        metrics.sum("tidegate_backend_memory_limit_bytes", &[]),
+        (1_u64 << 30) as f64
+    );
+    let used = metrics.sum("tidegate_backend_memory_bytes", &[]);
+    let resident: u64 = std::iter::once(app.process.pid())
+        .chain(children(app.process.pid()))
+        .map(|pid| common::memory(pid).0)
+        .sum();
+    // What the two processes share counts once.
+    assert!(
+        used > resident as f64 * 0.4 && used < resident as f64 * 1.2,
+        "{used} of {resident}"
+    );
+    for signal in ["cpu", "memory"] {
+        let labels = [("signal", signal)];
+        assert_eq!(
+            metrics.sum("tidegate_signal_available", &labels),
+            1.0,
+            "{signal}"
+        );
+    }
+}
+
+/// A cgroup of version 1 or 2 for CPU, below the test's own; `None` where the test may not make one.
+struct CpuGroup {
+    dirs: Vec<PathBuf>,
+    version: u8,
+}
+
+impl CpuGroup {
+    fn make() -> Option<Self> {
+        let name = format!("tidegate-test-{}", std::process::id());
+        let one: Vec<PathBuf> = ["cpu", "cpuacct"]
+            .iter()
+            .map(|controller| own_group(controller).join(&name))
+            .collect();
+        let two = own_group("").join(&name);
+        let (dirs, version, file) = if one[0]
+            .parent()
+            .is_some_and(|dir| dir.join("cpu.shares").exists())
+        {
+            (one, 1, "cpu.cfs_quota_us")
+        } else {
+            (vec![two], 2, "cpu.max")
+        };
+        let group = Self { dirs, version };
+        for dir in &group.dirs {
+            if !dir.exists() {
+                fs::create_dir(dir).ok()?;
+            }
+        }
+        group.dirs[0].join(file).exists().then_some(group)
+    }
+
+    fn set_cores(&self, cores: f64) {
+        let quota = (cores * 100_000.0) as u64;
+        let (file, text) = match self.version {
+            1 => ("cpu.cfs_quota_us", quota.to_string()),
+            _ => ("cpu.max", format!("{quota} 100000")),
+        };
+        fs::write(self.dirs[0].join(file), text).expect("a quota");
+    }
+
+    fn take(&self, pid: u32) {
+        for dir in &self.dirs {
+            fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("it moves");
+        }
+    }
+}
+
+impl Drop for CpuGroup {
+    fn drop(&mut self) {
+        for dir in &self.dirs {
+            for _ in 0..200 {
+                if fs::remove_dir(dir).is_ok() || !dir.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// The directory of the test's own group.
+fn own_group(controller: &str) -> PathBuf {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let controllers = fields.nth(1)?;
+            controllers
+                .split(',')
+                .any(|one| one == controller)
+                .then(|| fields.next().unwrap_or("/").to_owned())
+        })
+        .unwrap_or_else(|| "/".to_owned());
+    PathBuf::from("/sys/fs/cgroup")
+        .join(controller)
+        .join(path.trim_start_matches('/'))
+}
+
+#[test]
+fn the_quota_of_a_real_cgroup_is_seen_and_followed() {
+    let Some(group) = CpuGroup::make() else {
+        println!("skipped: no cgroup can be made here");
+        return;
+    };
+    // So little that a crowded machine has it to give.
+    group.set_cores(0.05);
+    let app = Gunicorn::sync(1);
+    group.take(app.process.pid());
+    for worker in children(app.process.pid()) {
+        group.take(worker);
+    }
+    let tidegate = Tidegate::to(app.address()).start();
+    let mut client = tidegate.client();
+    let mut spin = |what: &str, done: &dyn Fn(&Value) -> bool| {
+        until(what, || {
+            client.ask("/spin?ms=20");
+            assert_eq!(client.response().status, 200);
+            done(&seen(&tidegate, "/cpu"))
+        });
+    };
+    spin("the quota is seen to be used up", &|cpu| {
+        cpu["cores"] == 0.05 && cpu["utilisation"].as_f64() > Some(0.5)
+    });
+    spin("throttling is seen", &|cpu| {
+        cpu["throttled"].as_f64() > Some(0.0)
+    });
+    group.set_cores(0.1);
+    spin("the new quota is seen", &|cpu| cpu["cores"] == 0.1);
+    let source = seen(&tidegate, "/cpu/source");
+    assert!(
+        source
+            .as_str()
+            .is_some_and(|source| source.starts_with("cgroup v")),
+        "{source}"
+    );
+    drop(app);
+    drop(group);
+}
+
+#[test]
+fn one_look_tells_all() {
+    let app = Gunicorn::sync(3);
+    let config = tidegate::config::load(&tidegate::config::Sources::default())
+        .expect("the defaults")
+        .config;
+    let address = tidegate::config::Address::connect(app.address()).expect("an address");
+    let findings = sense::look(&address, &config, None);
+    assert_eq!(findings.slots().map(|slots| slots.count), Some(3));
+    let text = findings.text();
+    for line in [
+        "server: gunicorn, profile gunicorn-sync, by its command line",
+        "slots by configured: discovery.slots is 0",
+        "slots by proc: 3 (3 workers, one request each)",
+        "accept queue: 0, by netlink",
+    ] {
+        assert!(text.contains(line), "{line} is missing in:\n{text}");
+    }
+}
