@@ -2,11 +2,11 @@
 
 mod common;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
 
 use common::{
-    Client, Gunicorn, Process, Setup, Tidegate, app::gunicorn_command, children, since, until,
-    until_some, venv::venv,
+    Client, Gunicorn, Process, Tidegate, app::gunicorn_command, children, since, until, until_some,
+    venv::venv,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -158,7 +158,7 @@ fn gunicorns_control_socket_is_asked_first() {
     command.extend(["--control-socket", socket].map(str::to_owned));
     let mut app = Process::start(
         "gunicorn",
-        std::process::Command::new(&command[0])
+        Command::new(&command[0])
             .args(&command[1..])
             .env("APP_DIR", dir.path()),
     );
@@ -173,6 +173,87 @@ fn gunicorns_control_socket_is_asked_first() {
     assert_eq!(seen(&tidegate, "/server/recognised_by"), "control socket");
     app.signal(Signal::TTIN);
     until_slots(&tidegate, 12, "control_socket");
+}
+
+/// uWSGI as a ready-made package, beside the tests' own environment; `None` where there is none for this
+/// Python.
+fn uwsgi() -> Option<(PathBuf, PathBuf)> {
+    static DIR: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let dir = DIR.get_or_init(|| {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("uwsgi");
+        let installed = Command::new(venv().join("python"))
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-input",
+            ])
+            .args(["--only-binary", ":all:", "--upgrade", "--target"])
+            .arg(&dir)
+            .arg("pyuwsgi~=2.0.30")
+            .status();
+        installed
+            .is_ok_and(|status| status.success())
+            .then_some(dir)
+    });
+    let dir = dir.clone()?;
+    Some((dir.join("bin/uwsgi"), dir))
+}
+
+#[test]
+fn uwsgis_stats_server_is_asked_and_its_command_line_read() {
+    let Some((program, packages)) = uwsgi() else {
+        println!("skipped: no uWSGI for this Python");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("app.sock");
+    let stats = dir.path().join("stats");
+    let apps = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps");
+    let paths: Vec<PathBuf> = [packages, venv().join("../lib")]
+        .into_iter()
+        .chain(
+            fs::read_dir(venv().join("../lib"))
+                .expect("lib")
+                .map(|entry| entry.expect("an entry").path().join("site-packages")),
+        )
+        .collect();
+    let mut app = Process::start(
+        "uwsgi",
+        Command::new(venv().join("python"))
+            .arg(program)
+            .arg("--http-socket")
+            .arg(&socket)
+            .arg("--stats")
+            .arg(&stats)
+            .args([
+                "--master",
+                "--need-app",
+                "--die-on-term",
+                "--processes",
+                "2",
+                "--threads",
+                "3",
+            ])
+            .args(["--chdir", apps, "--module", "app:app"])
+            .env("PYTHONPATH", std::env::join_paths(paths).expect("paths"))
+            .env("APP_DIR", dir.path()),
+    );
+    app.logged("its workers", |log| {
+        log.contains("spawned uWSGI worker 2").then_some(())
+    });
+    let address = format!("unix:{}", socket.display());
+    let by_stats = Tidegate::to(&address)
+        .set(format!("discovery.uwsgi_stats=unix:{}", stats.display()))
+        .start();
+    until_slots(&by_stats, 6, "uwsgi_stats");
+    assert_eq!(seen(&by_stats, "/profile"), "uwsgi");
+    let by_process = Tidegate::to(&address).start();
+    until_slots(&by_process, 6, "proc");
+    assert_eq!(seen(&by_process, "/accept_queue/telling"), true);
+    assert_eq!(by_process.get("/pid").status, 200);
 }
 
 #[test]
