@@ -1,5 +1,7 @@
 //! What tidegate sees of real servers from outside: their slots, their accept queue, their CPU and memory.
 
+#![allow(clippy::print_stdout)] // says what it leaves out, and why
+
 mod common;
 
 use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
