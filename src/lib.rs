@@ -46,6 +46,8 @@ pub mod control;
 pub mod observe;
 pub mod probe;
 pub mod proxy;
+#[cfg(test)]
+mod reference;
 pub mod replay;
 pub mod runtime;
 pub mod sense;

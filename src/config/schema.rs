@@ -85,6 +85,11 @@ impl Key {
             .map_or(self.path, |(_, name)| name)
     }
 
+    /// Its default, as TOML.
+    pub fn default_toml(&self) -> String {
+        super::typed::default(self).to_string()
+    }
+
     const fn hot(self) -> Key {
         Key { hot: true, ..self }
     }

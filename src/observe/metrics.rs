@@ -265,4 +265,4 @@ fn list<T>(registry: &Registry<T>) -> Vec<(String, Arc<T>)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -67,6 +67,11 @@ fn metrics() -> Metrics {
     metrics
 }
 
+/// All of it, with an example of each series, for the reference.
+pub(crate) fn example() -> String {
+    metrics().render(&snapshot(), Format::Text)
+}
+
 /// The families and series in order, without values and with one line for a histogram's buckets.
 fn outline(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
