@@ -85,10 +85,18 @@ fn blocks(language: &str) -> Vec<Block> {
     found
 }
 
-/// The commands of a shell block: comments removed, continued lines joined.
+/// The commands of a shell block: comments removed, continued lines joined. Where some lines begin with
+/// a prompt, the others are output.
 fn commands(block: &Block) -> Vec<String> {
     let joined = block.text.replace("\\\n", " ");
-    let without = joined.lines().map(|line| {
+    let session = joined.lines().any(|line| line.starts_with("$ "));
+    let typed = joined
+        .lines()
+        .filter_map(|line| match line.strip_prefix("$ ") {
+            None if session => None,
+            stripped => Some(stripped.unwrap_or(line)),
+        });
+    let without = typed.map(|line| {
         let end = if line.trim_start().starts_with('#') {
             Some(0)
         } else {
