@@ -230,13 +230,7 @@ impl Lane {
                 "{added-without-via}",
                 &format!("{}{OURS}", self.forwarded("app")),
             )
-            .replace(
-                "{added-without-host}",
-                &format!(
-                    "{}host: localhost\r\nvia: 1.0 tidegate\r\n{OURS}",
-                    self.forwarded("localhost")
-                ),
-            );
+            .replace("{added10:localhost}", &self.added("localhost", "1.0"));
         if let Some((before, rest)) = text.split_once("{added:") {
             let (host, after) = rest.split_once('}').expect("a host");
             text = format!("{before}{}{after}", self.added(host, "1.1"));

@@ -51,6 +51,7 @@ pub(super) fn build(
             idle_timeout: s.duration("server.idle_timeout"),
             max_header_bytes: s.usize("server.max_header_bytes"),
             max_body_bytes: s.u64("server.max_body_bytes"),
+            proxy_protocol: s.word("server.proxy_protocol", ProxyProtocol::from_word),
         },
         admin: Admin {
             listen: s.address("admin.listen"),

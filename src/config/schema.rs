@@ -196,7 +196,7 @@ pub const KEYS: &[Key] = &[
     key("server.max_body_bytes", Kind::Size(0, u64::MAX), "0",
         "Bytes of a request body, 0 = unlimited; a longer one is answered with 413.").hot(),
     key("server.proxy_protocol", Kind::Enum(&["off", "v1", "v2", "auto"]), "off",
-        "The PROXY protocol that comes before a client's first request.").later(),
+        "The PROXY protocol that comes before a client's first request; with trusted_proxies, from those only."),
 
     key("admin.listen", Kind::Listen, "127.0.0.1:9180",
         "Where the admin server listens: metrics, status, dashboard."),

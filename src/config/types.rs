@@ -62,6 +62,8 @@ pub struct Server {
     pub max_header_bytes: usize,
     /// 0 = unlimited.
     pub max_body_bytes: u64,
+    /// What comes before a client's first request.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 /// `[admin]`
@@ -356,6 +358,20 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// `server.proxy_protocol`: what comes before a client's first request.
+    ProxyProtocol {
+        /// Nothing.
+        Off = "off",
+        /// A line of text.
+        V1 = "v1",
+        /// A binary header.
+        V2 = "v2",
+        /// One or the other.
+        Auto = "auto",
+    }
 }
 
 words! {

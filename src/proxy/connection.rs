@@ -12,11 +12,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderValue, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, ReadBuf},
     sync::Notify,
     time::{Instant as TokioInstant, Sleep},
 };
@@ -25,15 +26,18 @@ use tower::Service;
 use super::{
     Error, answer,
     context::Peer,
+    forwarded::is_trusted,
     guard::Limits,
     http2,
     io::{Activity, ClientIo, State},
     live::{ClientTimeouts, Phase, Shared},
+    preamble::{self, Told},
     reject, stack,
 };
 use crate::{
     backend::Stream,
     clock,
+    config::ProxyProtocol,
     observe::{self, Source},
     sync::{Mutex, lock},
 };
@@ -175,7 +179,7 @@ enum End {
 
 /// Serves one connection to its end.
 pub async fn serve(
-    stream: Stream,
+    mut stream: Stream,
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
     shared: Arc<Shared>,
@@ -188,15 +192,12 @@ pub async fn serve(
     let http2 = server.http2;
     // Room for a head, and for a read behind it.
     let buffer = BUFFER.max(server.max_header_bytes + 1);
+    let protocol = server.proxy_protocol;
+    let proxies = &live.config.headers.trusted_proxies;
+    let preamble = protocol != ProxyProtocol::Off
+        && (proxies.is_empty() || peer.is_none_or(|peer| is_trusted(peer.ip(), proxies)));
     drop(live);
     let state = Arc::new(State::new(shared.metrics.clone(), clock::now()));
-    let peer = Peer::new(peer, local, state.clone());
-    let refuse_head = {
-        let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
-        Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
-    };
-    let mut io = ClientIo::new(stream, state.clone(), limits, timeouts.write, refuse_head);
-    let mut service = AlwaysReady(stack(&shared, peer));
     let mut watch = Watch {
         counted: &counted,
         state: &state,
@@ -206,6 +207,37 @@ pub async fn serve(
         parked: true,
         _registered: None,
     };
+    let mut first = BytesMut::new();
+    let mut refused = None;
+    let mut ends = (peer, local);
+    if preamble {
+        let reading = poll_fn(|cx| watch.poll_preamble(cx, &mut stream, &mut first, protocol));
+        match reading.await {
+            Ok(Some((client, server))) => ends = (Some(client), Some(server)),
+            Ok(None) => {}
+            Err(Some(error)) => refused = Some(error),
+            Err(None) => return,
+        }
+    }
+    let peer = Peer::new(ends.0, ends.1, state.clone());
+    let refuse_head = {
+        let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
+        Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
+    };
+    let mut io = ClientIo::new(
+        stream,
+        first,
+        state.clone(),
+        limits,
+        timeouts.write,
+        refuse_head,
+    );
+    if let Some(error) = refused {
+        io.refuse(&error).await;
+        io.linger().await;
+        return;
+    }
+    let mut service = AlwaysReady(stack(&shared, peer));
     loop {
         // A client that sends nothing needs no parser.
         watch.start(true);
@@ -339,6 +371,42 @@ impl Watch<'_> {
         (due > now).then_some(due)
     }
 
+    /// Reads the PROXY protocol's header, and what comes with it. An error without words ends the
+    /// connection.
+    fn poll_preamble(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        read: &mut BytesMut,
+        protocol: ProxyProtocol,
+    ) -> Poll<Result<Told, Option<Error>>> {
+        self.register(cx);
+        loop {
+            match preamble::parse(read, protocol) {
+                Ok(Some(preamble)) => {
+                    read.advance(preamble.length);
+                    return Poll::Ready(Ok(preamble.told));
+                }
+                Ok(None) => {}
+                Err(preamble::BadPreamble) => return Poll::Ready(Err(Some(Error::Preamble))),
+            }
+            let mut buffer = [0; 512];
+            let mut buffer = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    read.extend_from_slice(buffer.filled());
+                }
+                Poll::Ready(_) => return Poll::Ready(Err(None)),
+                Poll::Pending => break,
+            }
+        }
+        match self.poll(cx) {
+            Poll::Ready(End::SlowHead) => Poll::Ready(Err(Some(Error::HeadTimeout))),
+            Poll::Ready(_) => Poll::Ready(Err(None)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let (activity, since) = self.state.activity();
         if self.state.is_evicted() && matches!(activity, Activity::Idle | Activity::Head) {
@@ -349,7 +417,7 @@ impl Watch<'_> {
             self.head_since = Some(since);
             let due = TokioInstant::from_std(since + self.timeouts.header);
             self.timer.as_mut().reset(due);
-        } else if activity == Activity::Idle {
+        } else if self.timeouts.idle < PARK_AFTER && activity == Activity::Idle {
             // Not with the defaults: there the timer fires first, and is set again.
             let due = TokioInstant::from_std(since + self.timeouts.idle);
             if self.timer.deadline() > due {

@@ -9,6 +9,9 @@ pub enum Error {
     /// The head is wrong.
     #[error(transparent)]
     Head(#[from] hygiene::BadHead),
+    /// The PROXY protocol's header is not there, or malformed.
+    #[error("the PROXY protocol's header is missing or malformed")]
+    Preamble,
     /// The head came too slowly.
     #[error("the request's head did not arrive in time")]
     HeadTimeout,

@@ -69,11 +69,15 @@ impl Peer {
     /// Whether it is one of the trusted proxies. Whoever can open our Unix socket is trusted: that
     /// is what its file permissions are for.
     pub fn is_trusted(&self, proxies: &[IpNet]) -> bool {
-        match self.ip {
-            Some(ip) => proxies.iter().any(|net| net.contains(&ip)),
-            None => true,
-        }
+        self.ip.is_none_or(|ip| is_trusted(ip, proxies))
     }
+}
+
+/// Whether that is the address of a trusted proxy.
+pub fn is_trusted(ip: IpAddr, proxies: &[IpNet]) -> bool {
+    // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
+    let ip = ip.to_canonical();
+    proxies.iter().any(|net| net.contains(&ip))
 }
 
 /// Sets the forwarding fields. Those of an untrusted peer have been removed already.

@@ -105,14 +105,30 @@ pub fn inbound<B>(
         Version::HTTP_2 => http2::normalise(request)?,
         _ => return Err(BadHead::Version),
     }
-    framing(request.headers())?;
-    let host = host(request, version)?;
-    let expects = expects_continue(request.headers())?;
+    let trusted = peer.is_trusted(&headers.trusted_proxies);
+    let survey = Survey::of(request.headers(), trusted);
+    survey.framing()?;
+    let expects = survey.expects_continue()?;
+    let unclean = survey.unclean;
+    let sent_host = survey.host()?.cloned();
+    let host = match sent_host {
+        // Mostly there is nothing to be done about it.
+        Some(host) if request.uri().authority().is_none() => {
+            check_path(request)?;
+            is_authority(&host).then_some(host).ok_or(BadHead::Host)?
+        }
+        sent => {
+            let host = other_host(request, sent, version)?;
+            request.headers_mut().insert(header::HOST, host.clone());
+            host
+        }
+    };
     if *request.method() == Method::OPTIONS {
         take_one_hop(request.headers_mut())?;
     }
-    let trusted = peer.is_trusted(&headers.trusted_proxies);
-    clean(request.headers_mut(), trusted);
+    if unclean {
+        clean(request.headers_mut(), trusted);
+    }
     if expects && version == Version::HTTP_11 {
         request.extensions_mut().insert(ExpectsContinue);
     }
@@ -120,7 +136,6 @@ pub fn inbound<B>(
     let fields = request.headers_mut();
     fields.reserve(ADDED);
     forwarded::set(fields, peer, &host, trusted, headers.forwarded);
-    fields.insert(header::HOST, host);
     if headers.via {
         fields.append(header::VIA, via(version));
     }
@@ -137,7 +152,10 @@ pub fn inbound<B>(
 /// Cleans a response's head for the client.
 pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderValue) {
     let version = response.version();
-    remove(response.headers_mut(), is_hop_by_hop);
+    let unclean = |name| !is_common(name) && is_hop_by_hop(name);
+    if response.headers().keys().any(unclean) {
+        remove(response.headers_mut(), is_hop_by_hop);
+    }
     let fields = response.headers_mut();
     if live.config.headers.via {
         fields.append(header::VIA, via(version));
@@ -156,35 +174,117 @@ fn via(version: Version) -> HeaderValue {
     })
 }
 
-/// Refuses what two servers could read as two different messages. (hyper refuses more.)
-fn framing(headers: &HeaderMap) -> Result<(), BadHead> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let coding = codings.next();
-    let length = lengths.next();
-    let plain = match (coding, length) {
-        (None, None) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        (None, Some(length)) => {
-            !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
-        }
-        (Some(_), Some(_)) => false,
-    };
-    if plain && codings.next().is_none() && lengths.next().is_none() {
-        Ok(())
-    } else {
-        Err(BadHead::Framing)
+/// What one look at all fields finds; looking up each would cost more.
+#[derive(Debug, Default)]
+struct Survey<'a> {
+    host: Found<'a>,
+    length: Found<'a>,
+    coding: Found<'a>,
+    expectation: Found<'a>,
+    /// There is something to be removed.
+    unclean: bool,
+}
+
+#[derive(Debug, Default)]
+enum Found<'a> {
+    #[default]
+    None,
+    One(&'a HeaderValue),
+    Several,
+}
+
+impl<'a> Found<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        *self = match self {
+            Self::None => Self::One(value),
+            _ => Self::Several,
+        };
     }
 }
 
-/// Whether the client waits for a 100. There is no other expectation, RFC 9110 10.1.1.
-fn expects_continue(headers: &HeaderMap) -> Result<bool, BadHead> {
-    let mut expectations = headers.get_all(header::EXPECT).iter();
-    match (expectations.next(), expectations.next()) {
-        (None, _) => Ok(false),
-        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
-        _ => Err(BadHead::Expectation),
+impl<'a> Survey<'a> {
+    fn of(headers: &'a HeaderMap, trusted: bool) -> Self {
+        let mut survey = Self::default();
+        for (name, value) in headers {
+            match *name {
+                header::HOST => survey.host.add(value),
+                header::CONTENT_LENGTH => survey.length.add(value),
+                header::TRANSFER_ENCODING => {
+                    survey.coding.add(value);
+                    survey.unclean = true;
+                }
+                header::EXPECT => {
+                    survey.expectation.add(value);
+                    survey.unclean = true;
+                }
+                _ => survey.unclean |= !is_common(name) && drops(name, trusted),
+            }
+        }
+        survey
     }
+
+    /// Refuses what two servers could read as two different messages. (Of HTTP/1 the guard has
+    /// refused more.)
+    fn framing(&self) -> Result<(), BadHead> {
+        let plain = match (&self.coding, &self.length) {
+            (Found::None, Found::None) => true,
+            (Found::One(coding), Found::None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+            (Found::None, Found::One(length)) => {
+                !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+            }
+            _ => false,
+        };
+        plain.then_some(()).ok_or(BadHead::Framing)
+    }
+
+    /// Whether the client waits for a 100. There is no other expectation, RFC 9110 10.1.1.
+    fn expects_continue(&self) -> Result<bool, BadHead> {
+        match &self.expectation {
+            Found::None => Ok(false),
+            Found::One(one) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+            _ => Err(BadHead::Expectation),
+        }
+    }
+
+    fn host(&self) -> Result<Option<&'a HeaderValue>, BadHead> {
+        match self.host {
+            Found::None => Ok(None),
+            Found::One(host) => Ok(Some(host)),
+            Found::Several => Err(BadHead::Host),
+        }
+    }
+}
+
+/// Fields that most requests and responses have, and that stay: known at a glance, which the test
+/// for what goes is not.
+fn is_common(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::ACCEPT
+            | header::ACCEPT_ENCODING
+            | header::ACCEPT_LANGUAGE
+            | header::ACCEPT_RANGES
+            | header::AUTHORIZATION
+            | header::CACHE_CONTROL
+            | header::CONTENT_ENCODING
+            | header::CONTENT_LENGTH
+            | header::CONTENT_TYPE
+            | header::COOKIE
+            | header::DATE
+            | header::ETAG
+            | header::IF_MODIFIED_SINCE
+            | header::IF_NONE_MATCH
+            | header::LAST_MODIFIED
+            | header::LOCATION
+            | header::ORIGIN
+            | header::PRAGMA
+            | header::REFERER
+            | header::SERVER
+            | header::SET_COOKIE
+            | header::UPGRADE_INSECURE_REQUESTS
+            | header::USER_AGENT
+            | header::VARY
+    )
 }
 
 /// Counts this hop, RFC 9110 7.6.2.
@@ -201,35 +301,40 @@ fn take_one_hop(headers: &mut HeaderMap) -> Result<(), BadHead> {
     Ok(())
 }
 
-/// The host the client asked for; the target becomes a path.
-fn host<B>(request: &mut Request<B>, version: Version) -> Result<HeaderValue, BadHead> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let mut host = hosts.next().cloned();
-    if hosts.next().is_some() {
-        return Err(BadHead::Host);
+/// Refuses a target that is neither a path nor, for OPTIONS, the server as a whole.
+fn check_path<B>(request: &Request<B>) -> Result<(), BadHead> {
+    match request.uri().path() {
+        path if path.starts_with('/') => Ok(()),
+        "*" if *request.method() == Method::OPTIONS => Ok(()),
+        _ => Err(BadHead::Target),
     }
-    let uri = request.uri();
-    if let Some(authority) = uri.authority() {
-        // Absolute-form, which also says what the host is: RFC 9112 3.2.2. A bad Host is bad still.
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(BadHead::Target);
-        }
-        if !host.map_or(version != Version::HTTP_11, |host| is_authority(&host)) {
-            return Err(BadHead::Host);
-        }
-        host = HeaderValue::from_str(authority.as_str()).ok();
-        let path = uri.path_and_query().cloned();
-        *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    } else if !(uri.path().starts_with('/')
-        || (uri.path() == "*" && *request.method() == Method::OPTIONS))
-    {
+}
+
+/// The host of a target in absolute-form, which becomes a path, or of HTTP/1.0 without one.
+fn other_host<B>(
+    request: &mut Request<B>,
+    sent: Option<HeaderValue>,
+    version: Version,
+) -> Result<HeaderValue, BadHead> {
+    let Some(authority) = request.uri().authority() else {
+        check_path(request)?;
+        let old = version == Version::HTTP_10 && sent.is_none();
+        return old
+            .then(|| HeaderValue::from_static("localhost"))
+            .ok_or(BadHead::Host);
+    };
+    if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
         return Err(BadHead::Target);
     }
-    match host {
-        Some(host) if is_authority(&host) => Ok(host),
-        None if version == Version::HTTP_10 => Ok(HeaderValue::from_static("localhost")),
-        _ => Err(BadHead::Host),
+    // It also says what the host is, RFC 9112 3.2.2; but a bad Host stays a bad one.
+    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadHead::Host)?;
+    let sent_is_fine = sent.map_or(version != Version::HTTP_11, |sent| is_authority(&sent));
+    if !sent_is_fine || !is_authority(&host) {
+        return Err(BadHead::Host);
     }
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Ok(host)
 }
 
 /// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
@@ -256,23 +361,22 @@ fn is_authority(host: &HeaderValue) -> bool {
     valid && digits && port_is_fine
 }
 
-/// Removes hop-by-hop fields, and from untrusted peers also what only a proxy may say. `Expect` is
-/// ours to answer, trailers end here, and nobody may say how long a body is in other words.
+/// Whether a request's field ends here: one for this hop, and from untrusted peers also what only a
+/// proxy may say. `Expect` is ours to answer, trailers end here, and nobody may say how long a body
+/// is in other words.
+fn drops(name: &HeaderName, trusted: bool) -> bool {
+    is_hop_by_hop(name)
+        || matches!(*name, header::EXPECT | header::TRAILER)
+        || matches!(name.as_str(), "content_length" | "transfer_encoding")
+        || (!trusted && forwarded::is_spoofable(name))
+}
+
 fn clean(headers: &mut HeaderMap, trusted: bool) {
-    remove(headers, |name| {
-        is_hop_by_hop(name)
-            || matches!(*name, header::EXPECT | header::TRAILER)
-            || matches!(name.as_str(), "content_length" | "transfer_encoding")
-            || (!trusted && forwarded::is_spoofable(name))
-    });
+    remove(headers, |name| drops(name, trusted));
 }
 
 /// Removes the fields that `drops` and `Connection` name. The others keep their order.
 fn remove(headers: &mut HeaderMap, drops: impl Fn(&HeaderName) -> bool) {
-    // `Connection` is dropped itself, so that one that names something gets past this.
-    if !headers.keys().any(&drops) {
-        return;
-    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -355,6 +459,10 @@ mod tests {
         assert!(!headers.contains_key("proxy"), "from nobody");
     }
 
+    fn framing(fields: &[(&str, &str)]) -> Result<(), BadHead> {
+        Survey::of(&map(fields), true).framing()
+    }
+
     #[test]
     fn ambiguous_lengths_are_refused() {
         for bad in [
@@ -368,11 +476,11 @@ mod tests {
             ],
             &[("transfer-encoding", "gzip, chunked")],
         ] {
-            assert_eq!(framing(&map(bad)), Err(BadHead::Framing), "{bad:?}");
+            assert_eq!(framing(bad), Err(BadHead::Framing), "{bad:?}");
         }
-        assert_eq!(framing(&map(&[("transfer-encoding", "Chunked")])), Ok(()));
-        assert_eq!(framing(&map(&[("content-length", "5")])), Ok(()));
-        assert_eq!(framing(&map(&[])), Ok(()));
+        assert_eq!(framing(&[("transfer-encoding", "Chunked")]), Ok(()));
+        assert_eq!(framing(&[("content-length", "5")]), Ok(()));
+        assert_eq!(framing(&[]), Ok(()));
     }
 
     #[test]
@@ -401,7 +509,8 @@ mod tests {
             .header("host", "wrong.example")
             .body(())
             .expect("a request");
-        let host = host(&mut request, Version::HTTP_11);
+        let sent = Some(HeaderValue::from_static("wrong.example"));
+        let host = other_host(&mut request, sent, Version::HTTP_11);
         assert_eq!(host, Ok(HeaderValue::from_static("right.example")));
         assert_eq!(request.uri(), "/p?q=1");
     }

@@ -263,6 +263,8 @@ pub struct ClientIo {
     guard: Guard,
     /// What was read and not passed on: an incomplete head, or the requests after this one.
     held: BytesMut,
+    /// It has not been looked at yet.
+    fresh: bool,
     /// So much of it may pass.
     passed: usize,
     /// The client will send no more.
@@ -279,8 +281,10 @@ pub struct ClientIo {
 }
 
 impl ClientIo {
+    /// `first` is what has been read of the first request.
     pub fn new(
         stream: Stream,
+        first: BytesMut,
         state: Arc<State>,
         limits: Limits,
         write_timeout: Duration,
@@ -290,7 +294,8 @@ impl ClientIo {
             stream,
             state,
             guard: Guard::new(limits),
-            held: BytesMut::new(),
+            fresh: !first.is_empty(),
+            held: first,
             passed: 0,
             ended: false,
             departure: None,
@@ -481,10 +486,11 @@ impl AsyncRead for ClientIo {
             } else {
                 return this.poll_ahead(cx, buf);
             }
-            if !this.held.is_empty() && this.judge_held()? {
-                this.pass(buf);
-                return Poll::Ready(Ok(()));
-            }
+            this.fresh = !this.held.is_empty();
+        }
+        if std::mem::take(&mut this.fresh) && this.judge_held()? {
+            this.pass(buf);
+            return Poll::Ready(Ok(()));
         }
         while !this.ended {
             if this.verdict.is_some() {

@@ -20,6 +20,7 @@ mod hygiene;
 mod io;
 mod listener;
 mod live;
+mod preamble;
 mod probes;
 mod reject;
 mod spool;

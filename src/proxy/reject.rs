@@ -71,7 +71,9 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
                 };
             }
         },
-        Error::Body | Error::BodyCut => (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true),
+        Error::Preamble | Error::Body | Error::BodyCut => {
+            (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
+        }
         Error::HeadTimeout | Error::BodyTimeout => (
             StatusCode::REQUEST_TIMEOUT,
             Reason::RequestTimeout,

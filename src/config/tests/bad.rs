@@ -248,11 +248,6 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
 fn what_is_not_there_yet_is_never_ignored() {
     let cases = [
         (
-            "server.proxy_protocol",
-            "v1",
-            "\"v1\" is not available yet; leave it at \"off\"",
-        ),
-        (
             "backend.profile",
             "uwsgi",
             "\"uwsgi\" is not available yet; use \"auto\" or \"generic\"",

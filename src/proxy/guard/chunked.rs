@@ -1,9 +1,6 @@
 //! The chunked coding, RFC 9112 7.1, byte by byte where it is not data.
 
-use super::{
-    Limits,
-    head::{has_control, is_token},
-};
+use super::{Limits, head::is_token};
 
 /// Hexadecimal digits of a chunk's size: with more, some servers wrap around.
 const DIGITS_MAX: u8 = 16;
@@ -128,7 +125,7 @@ impl Chunked {
             (At::InValue | At::ValueSpace, b' ' | b'\t') => At::ValueSpace,
             (At::Quoted, b'"') => At::ValueSpace,
             (At::Quoted, b'\\') => At::Escaped,
-            (At::Quoted | At::Escaped, _) if !has_control(&[byte]) => At::Quoted,
+            (At::Quoted | At::Escaped, _) if is_text(byte) => At::Quoted,
             _ => return Err(BadBody),
         };
         self.extensions += 1;
@@ -174,6 +171,11 @@ impl Chunked {
     }
 }
 
+/// RFC 9110 5.5: no control character but the tab.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
 /// A field that may come after a body: nothing that says where a message ends or goes, RFC 9110
 /// 6.5.1. (All others end here, too.)
 fn is_trailer(line: &[u8]) -> bool {
@@ -190,6 +192,6 @@ fn is_trailer(line: &[u8]) -> bool {
     let (name, rest) = line.split_at(colon);
     !name.is_empty()
         && rest[0] == b':'
-        && !has_control(&rest[1..])
+        && rest[1..].iter().all(|&byte| is_text(byte))
         && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
 }

@@ -1,6 +1,6 @@
 //! Where a request's head ends, where its body will, and whether both are beyond doubt.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use super::Limits;
 use crate::proxy::hygiene::BadHead;
@@ -52,16 +52,23 @@ impl HeadScanner {
     /// # Errors
     /// As soon as it is certain that no other bytes could mend it.
     pub fn scan(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Head>, BadHead> {
-        while let Some(found) = memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()) {
+        let before = self.line;
+        while let Some(found) =
+            memchr2(b'\r', b'\n', bytes.get(self.searched..).unwrap_or_default())
+        {
             let end = self.searched + found;
+            // A bare LF ends a line for some and not for others; so does a bare CR.
+            match bytes.get(end..end + 2) {
+                Some(b"\r\n") => {}
+                None if bytes[end] == b'\r' => break,
+                _ => return Err(BadHead::Syntax),
+            }
             let line = bytes.get(self.line..end).unwrap_or_default();
-            if end >= limits.head {
+            if end + 1 >= limits.head {
                 return Err(self.too_large());
             }
-            self.line = end + 1;
-            self.searched = end + 1;
-            // A bare LF ends a line for some and not for others.
-            let line = line.strip_suffix(b"\r").ok_or(BadHead::Syntax)?;
+            self.line = end + 2;
+            self.searched = end + 2;
             let Some(is_http10) = self.is_http10 else {
                 if line.is_empty() && !self.blank {
                     // Old clients send one too many after a body: RFC 9112 2.2.
@@ -72,8 +79,11 @@ impl HeadScanner {
                 continue;
             };
             if line.is_empty() {
+                if has_control(bytes.get(before..end).unwrap_or_default()) {
+                    return Err(BadHead::Syntax);
+                }
                 let body = self.framing(is_http10)?;
-                let length = end + 1;
+                let length = end + 2;
                 return Ok(Some(Head { length, body }));
             }
             self.fields += 1;
@@ -82,7 +92,10 @@ impl HeadScanner {
             }
             self.field(line)?;
         }
-        self.searched = bytes.len();
+        if has_control(bytes.get(before..self.line).unwrap_or_default()) {
+            return Err(BadHead::Syntax);
+        }
+        self.searched = bytes.len() - usize::from(bytes.ends_with(b"\r"));
         if bytes.len() >= limits.head {
             return Err(self.too_large());
         }
@@ -108,9 +121,6 @@ impl HeadScanner {
         let colon = colon.filter(|&at| at > 0 && line[at] == b':');
         let (name, rest) = line.split_at(colon.ok_or(BadHead::Syntax)?);
         let value = &rest[1..];
-        if has_control(value) {
-            return Err(BadHead::Syntax);
-        }
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
@@ -179,16 +189,18 @@ fn request_line(line: &[u8]) -> Result<bool, BadHead> {
 
 /// Visible ASCII without a fragment. (What kind of target it is, hygiene looks at.)
 fn is_target(target: &[u8]) -> bool {
-    // Without a branch, for the compiler to take sixteen at a time.
     target.iter().fold(true, |fine, &byte| {
         fine & (byte > b' ') & (byte < 0x7f) & (byte != b'#')
     })
 }
 
-/// Whether there is a control character other than the tab: RFC 9110 5.5.
-pub(super) fn has_control(value: &[u8]) -> bool {
-    value.iter().fold(false, |bad, &byte| {
-        bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f)
+/// Whether there is a control character, RFC 9110 5.5, other than the tab, and CR and LF where they
+/// have been found to be the ends of lines.
+fn has_control(lines: &[u8]) -> bool {
+    // Without a branch, for the compiler to take sixteen at a time.
+    lines.iter().fold(false, |bad, &byte| {
+        let space = (byte == b'\t') | (byte == b'\r') | (byte == b'\n');
+        bad | ((byte < b' ') & !space) | (byte == 0x7f)
     })
 }
 

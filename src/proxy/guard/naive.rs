@@ -45,7 +45,9 @@ fn message(bytes: &[u8], rules: Rules) -> Result<Option<usize>, ()> {
             let hopeless = bytes
                 .get(text)
                 .is_some_and(|b| !token(&[*b]) && *b != b'\r');
-            return if bytes.len() >= rules.head || hopeless {
+            let cr = bytes[at..].iter().position(|&byte| byte == b'\r');
+            let bare_cr = cr.is_some_and(|cr| at + cr + 1 < bytes.len());
+            return if bytes.len() >= rules.head || hopeless || bare_cr {
                 Err(())
             } else {
                 Ok(None)
