@@ -196,7 +196,11 @@ impl State {
         if may_go && self.lanes.roomiest().is_some() {
             return None;
         }
-        let reason = self.reason_to_refuse(ask, now)?;
+        // Where nobody may wait, whoever cannot go at once is refused.
+        let at_once = self.settings.max_wait.is_zero();
+        let reason = self
+            .reason_to_refuse(ask, now)
+            .or(at_once.then_some(Reason::QueueTimeout))?;
         Some(self.refusal(reason))
     }
 

@@ -4,12 +4,16 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use tower::BoxError;
 
 use super::pump::Pipe;
@@ -22,7 +26,7 @@ pub enum RequestBody {
     /// All of it, in memory, with what it holds of the budget.
     Full(Option<Bytes>, Option<Reservation>),
     /// From a file, or as the client sends it.
-    Stream(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>),
+    Stream(Streamed),
 }
 
 impl fmt::Debug for RequestBody {
@@ -39,6 +43,51 @@ impl RequestBody {
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
+    }
+
+    /// How many frames of a stream have been taken, from now on; `None` if it is none.
+    pub(super) fn watch(&mut self) -> Option<Arc<AtomicU64>> {
+        let Self::Stream(inner) = self else {
+            return None;
+        };
+        let moved = Arc::new(AtomicU64::new(0));
+        let empty: Streamed =
+            Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
+        *inner = Box::pin(Counted {
+            inner: std::mem::replace(inner, empty),
+            moved: moved.clone(),
+        });
+        Some(moved)
+    }
+}
+
+type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+
+/// A streamed body that says when it moves.
+struct Counted {
+    inner: Streamed,
+    moved: Arc<AtomicU64>,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.inner.as_mut().poll_frame(cx));
+        self.moved.fetch_add(1, Relaxed);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -162,7 +211,7 @@ impl Body for ResponseBody {
         let frame = match &mut this.source {
             Source::One(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Whole(frames) => next(frames, this.piece).map(Ok),
-            Source::Piped(pipe) => std::task::ready!(pipe.poll_read(cx, this.piece)),
+            Source::Piped(pipe) => ready!(pipe.poll_read(cx, this.piece)),
         };
         if let (Some(remaining), Some(Ok(frame))) = (&mut this.remaining, &frame) {
             let sent = frame.data_ref().map_or(0, Bytes::len) as u64;

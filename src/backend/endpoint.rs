@@ -8,12 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::{HeaderMap, Request, Version};
+
 use super::{
     connect,
     link::{Link, Pool},
+    profile::{Excess, Facts, Knowledge, Limits, Source},
 };
 use crate::{
-    config::Address,
+    config::{Address, Backend, Profile, Protocol},
     observe::EndpointMetrics,
     sync::{Mutex, lock},
 };
@@ -28,6 +31,7 @@ pub struct Endpoint {
     /// Its figures.
     pub metrics: Arc<EndpointMetrics>,
     pool: Mutex<Pool>,
+    knowledge: Knowledge,
     up: AtomicBool,
     /// When it was last seen to accept, milliseconds after `born`.
     seen_up: AtomicU64,
@@ -36,17 +40,78 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint that is taken to be up until it shows otherwise.
-    pub fn new(id: u32, address: Address, metrics: Arc<EndpointMetrics>, now: Instant) -> Self {
+    pub fn new(
+        id: u32,
+        address: Address,
+        backend: &Backend,
+        metrics: Arc<EndpointMetrics>,
+        now: Instant,
+    ) -> Self {
         metrics.set_up(true);
-        Self {
+        let endpoint = Self {
             id,
             address,
             metrics,
             pool: Mutex::new(Pool::default()),
+            knowledge: Knowledge::default(),
             up: AtomicBool::new(true),
             seen_up: AtomicU64::new(0),
             born: now,
+        };
+        if backend.profile != Profile::Auto {
+            endpoint.learn(backend.profile, Source::Configured);
+        } else if backend.protocol == Protocol::Uwsgi {
+            // gunicorn speaks it too.
+            endpoint.learn(Profile::Uwsgi, Source::Behaviour);
         }
+        endpoint
+    }
+
+    /// Notes which server it is, for somebody who found out. A lesser source changes nothing.
+    pub fn learn(&self, profile: Profile, source: Source) {
+        let news = self.knowledge.learn(profile, source);
+        let (profile, source) = self.knowledge.profile();
+        self.metrics.set_server(profile.as_str(), source.as_str());
+        if news {
+            tracing::info!(endpoint = %self.address, profile = profile.as_str(), source = source.as_str(), "the backend is known");
+        }
+    }
+
+    /// Which server it is, and how that is known.
+    pub fn profile(&self) -> (Profile, Source) {
+        self.knowledge.profile()
+    }
+
+    /// What is known of its server.
+    pub fn facts(&self) -> &'static Facts {
+        self.knowledge.facts()
+    }
+
+    /// Its server's limits for a request's head, where it is sure that they apply.
+    pub fn limits(&self) -> Option<&'static Limits> {
+        self.knowledge.limits()
+    }
+
+    /// Whether a connection to it may carry more than one request.
+    pub(super) fn keeps_connections(&self, backend: &Backend) -> bool {
+        backend.keepalive && backend.protocol == Protocol::Http && self.facts().reusable
+    }
+
+    /// Learns from an answer who gave it.
+    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) {
+        if let Some(profile) = self.knowledge.recognise(version, headers) {
+            self.learn(profile, Source::Header);
+        }
+    }
+
+    /// What of a request may be too much for it; where it is sure, nobody sends it such a request.
+    pub(super) fn suspect<B>(&self, request: &Request<B>) -> Option<Excess> {
+        self.knowledge.suspect(request)
+    }
+
+    /// It refused what it was suspected to refuse.
+    pub(super) fn confirm_limits(&self) {
+        self.knowledge.confirm_limits();
     }
 
     /// Whether it accepted the last connection.

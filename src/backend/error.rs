@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::{profile::Excess, uwsgi::Unencodable};
 use crate::observe::ErrorKind;
 
 /// Why an exchange failed.
@@ -26,6 +27,12 @@ pub enum Error {
     /// It answered 101 to a request that asked for no upgrade, or for another one.
     #[error("the backend switched protocols without being asked")]
     Switched,
+    /// The request's head is more than the backend takes.
+    #[error(transparent)]
+    Excess(#[from] Excess),
+    /// The request's body has no length, and the backend's protocol has no other way to end it.
+    #[error("the request's body has no length, and the backend needs one")]
+    NoLength,
     /// The client's own body failed while it was passed on.
     #[error("the request's body ended early: {0}")]
     RequestBody(#[source] hyper::Error),
@@ -50,7 +57,16 @@ impl Error {
             Self::Timeout => Some(ErrorKind::Timeout),
             Self::Reset(_) => Some(ErrorKind::Reset),
             Self::Protocol(_) | Self::Switched => Some(ErrorKind::Protocol),
-            Self::RequestBody(_) => None,
+            Self::Excess(_) | Self::NoLength | Self::RequestBody(_) => None,
+        }
+    }
+}
+
+impl From<Unencodable> for Error {
+    fn from(error: Unencodable) -> Self {
+        match error {
+            Unencodable::TooLarge => Self::Excess(Excess::Fields),
+            Unencodable::NoLength => Self::NoLength,
         }
     }
 }

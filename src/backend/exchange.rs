@@ -17,19 +17,20 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tokio::{task::unconstrained, time::error::Elapsed};
-use tower::BoxError;
 
 use super::{
     Endpoint, Error, RequestBody, ResponseBody, connect,
     link::{Link, ResponseHead},
+    profile,
     pump::{Pipe, len, pump},
     raised::Raised,
     upgraded::{Upgraded, switch},
+    uwsgi,
 };
 use crate::{
     buffer::{Budget, Direction},
     clock,
-    config::Config,
+    config::{Config, Protocol},
     observe::Metrics,
 };
 
@@ -119,11 +120,16 @@ pub async fn exchange<L: Lease>(
 ) -> Result<Response<ResponseBody>, Failed<L>> {
     let backend = &delivery.config.backend;
     let endpoint = &delivery.endpoint;
-    let mut may_reuse = backend.keepalive;
+    let mut may_reuse = endpoint.keeps_connections(backend);
+    let suspect = endpoint.suspect(&request);
     let upgrade = request.headers().get(header::UPGRADE).cloned();
     loop {
         let replayable = is_replayable(&request);
-        let link = match open(&delivery, replayable, may_reuse).await {
+        let packet = match backend.protocol {
+            Protocol::Http => None,
+            Protocol::Uwsgi => Some(uwsgi::encode(&request).map_err(Error::from)?),
+        };
+        let link = match open(&delivery, replayable, may_reuse, packet).await {
             Ok(link) => link,
             Err(error) => {
                 return Err(Failed {
@@ -140,11 +146,26 @@ pub async fn exchange<L: Lease>(
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Ok(switch(flight, response, upgrade.as_ref())?);
             }
-            Ok(response) => return receive(flight, response, &delivery).await,
+            Ok(response) => {
+                endpoint.recognise(response.version(), response.headers());
+                if suspect.is_some() && profile::may_mean_excess(response.status()) {
+                    endpoint.confirm_limits();
+                }
+                return receive(flight, response, &delivery).await;
+            }
             Err(NoHead::Unsent(message, _)) if reused => request = message,
             Err(NoHead::Failed(error)) => match (again, error) {
                 // An idle connection that the server closed under us, PITFALLS B2: resend, once.
                 (Some(copy), Error::Reset(_)) => request = copy,
+                // uWSGI says nothing of a head that is too large for it; it just closes.
+                (None, Error::Reset(_))
+                    if let Some(excess) = suspect
+                        && !endpoint.facts().answers_excess =>
+                {
+                    endpoint.confirm_limits();
+                    flight.finish(Completion::Abandoned);
+                    return Err(Error::from(excess).into());
+                }
                 (_, error) => {
                     let completion = match error {
                         Error::Timeout => Completion::TimedOut,
@@ -172,7 +193,12 @@ pub async fn exchange<L: Lease>(
     }
 }
 
-async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Box<Link>, Error> {
+async fn open(
+    delivery: &Delivery,
+    replayable: bool,
+    may_reuse: bool,
+    packet: Option<Bytes>,
+) -> Result<Box<Link>, Error> {
     let backend = &delivery.config.backend;
     if may_reuse {
         let max_idle = if replayable {
@@ -186,7 +212,7 @@ async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<
     }
     // Boxed: it would be the largest part of every request's future, and most are past it at once.
     let stream = Box::pin(connect(&delivery.endpoint.address, backend.connect_timeout));
-    Link::new(stream.await?).await
+    Link::new(stream.await?, packet).await
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
@@ -244,16 +270,9 @@ impl<L: Lease> Flight<L> {
         lease: L,
         delivery: &Delivery,
     ) -> Self {
-        let mut progress = None;
-        if matches!(request.body(), RequestBody::Stream(_)) {
-            let moved = Arc::new(AtomicU64::new(0));
-            progress = Some(moved.clone());
-            request = request.map(|body| match body {
-                RequestBody::Stream(inner) => {
-                    RequestBody::Stream(Box::pin(Counted { inner, moved }))
-                }
-                other => other,
-            });
+        let progress = request.body_mut().watch();
+        if delivery.config.backend.protocol == Protocol::Uwsgi {
+            request = uwsgi::strip(request);
         }
         let head = link.send(request);
         Self {
@@ -339,7 +358,7 @@ impl<L: Lease> Flight<L> {
         } = *inner;
         drop(stage);
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
-        if whole && config.backend.keepalive && link.reusable() {
+        if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
             endpoint.put_link(link, config.backend.keepalive_idle, clock::now());
         } else {
             drop(link);
@@ -573,32 +592,4 @@ fn is_event_stream<B>(response: &Response<B>) -> bool {
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// A streamed request body that says when it moves.
-struct Counted {
-    inner: Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>,
-    moved: Arc<AtomicU64>,
-}
-
-impl Body for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(self.inner.as_mut().poll_frame(cx));
-        self.moved.fetch_add(1, Relaxed);
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.inner.size_hint()
-    }
 }

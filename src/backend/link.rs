@@ -22,7 +22,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Error, RequestBody, Stream};
+use super::{Error, RequestBody, Stream, substitute::Substituted};
 
 /// The most hyper reads ahead of who consumes the response, bytes.
 const READ_BUFFER: usize = 256 * 1024;
@@ -49,13 +49,14 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Boxed, since it is large and changes hands often.
-    pub(super) async fn new(stream: Stream) -> Result<Box<Self>, Error> {
+    /// Boxed, since it is large and changes hands often. A `packet` goes in the place of its first
+    /// and only request's head.
+    pub(super) async fn new(stream: Stream, packet: Option<Bytes>) -> Result<Box<Self>, Error> {
         let allowance = Arc::new(AtomicU64::new(HEAD_MAX));
         let (sender, connection) = Builder::new()
             .max_buf_size(READ_BUFFER)
             .handshake(TokioIo::new(Metered {
-                stream,
+                stream: Substituted::new(stream, packet),
                 allowance: allowance.clone(),
             }))
             .await
@@ -100,7 +101,7 @@ impl Link {
     pub(super) fn into_raw(mut self) -> Option<(Stream, Bytes)> {
         self.drive(&mut Context::from_waker(Waker::noop()));
         let parts = self.closed.then(|| self.connection.into_parts())?;
-        Some((parts.io.into_inner().stream, parts.read_buf))
+        Some((parts.io.into_inner().stream.into_inner(), parts.read_buf))
     }
 
     pub(super) fn park(&mut self, now: Instant) {
@@ -121,13 +122,13 @@ const UNBOUNDED: u64 = u64::MAX;
 /// to be read.
 #[derive(Debug)]
 struct Metered {
-    stream: Stream,
+    stream: Substituted<Stream>,
     allowance: Arc<AtomicU64>,
 }
 
 /// A write that the other side's end made impossible just never happens. No wake-up is lost by it:
 /// such a socket can be read from, to its end.
-fn never_failed(written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+fn never_failed<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
     match written {
         Poll::Ready(Err(error))
             if matches!(
@@ -187,7 +188,7 @@ impl AsyncWrite for Metered {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        never_failed(Pin::new(&mut self.get_mut().stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -10,9 +10,12 @@ mod endpoint;
 mod error;
 mod exchange;
 mod link;
+pub mod profile;
 mod pump;
 mod raised;
+mod substitute;
 mod upgraded;
+pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},

@@ -60,6 +60,7 @@ pub(super) fn build(
         backend: Backend {
             endpoints: s.addresses("backend.endpoints"),
             profile: s.word("backend.profile", Profile::from_word),
+            protocol: s.word("backend.protocol", Protocol::from_word),
             keepalive: s.bool("backend.keepalive"),
             keepalive_idle: s.duration("backend.keepalive_idle"),
             connect_timeout: s.duration("backend.connect_timeout"),

@@ -82,6 +82,8 @@ pub struct Backend {
     pub endpoints: Vec<Address>,
     /// What the backend is; [`Profile::Auto`] = to be found out.
     pub profile: Profile,
+    /// What the backend speaks.
+    pub protocol: Protocol,
     /// Reuse connections to the backend.
     pub keepalive: bool,
     /// How long an unused connection is kept.
@@ -406,6 +408,16 @@ words! {
         Werkzeug = "werkzeug",
         /// Any other: nothing is assumed.
         Generic = "generic",
+    }
+}
+
+words! {
+    /// `backend.protocol`: what the backend speaks.
+    Protocol {
+        /// HTTP/1.1.
+        Http = "http",
+        /// uWSGI's own: a packet of variables, then the body; the answer is HTTP.
+        Uwsgi = "uwsgi",
     }
 }
 

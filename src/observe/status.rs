@@ -122,9 +122,13 @@ fn load(endpoint: &EndpointSnapshot) -> f64 {
 }
 
 fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
+    let known = metrics.endpoint(&endpoint.label);
+    let server = known.server();
     json!({
         "endpoint": endpoint.label,
-        "up": metrics.endpoint(&endpoint.label).is_up(),
+        "up": known.is_up(),
+        "profile": server.map(|(profile, _)| profile),
+        "profile_source": server.map(|(_, source)| source),
         "limit": endpoint.limit,
         "in_flight": endpoint.in_flight,
         "bound_by": bound_by(endpoint.bound_by),

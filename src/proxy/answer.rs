@@ -105,6 +105,10 @@ where
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
         }
+        let checked = checked.map_err(Error::from).and_then(|()| {
+            let excess = self.shared.excess(&request);
+            excess.map_or(Ok(()), |excess| Err(backend::Error::from(excess).into()))
+        });
         let ask = ask(&request, &self.peer, &live, route, deadline);
         let context = Arc::new(Context::new(live, arrived, route, ask, id, http2));
         let record = Record {
@@ -126,9 +130,7 @@ where
                     future: self.inner.call(request),
                 }
             }
-            Err(bad) => Step::Refused {
-                error: Some(bad.into()),
-            },
+            Err(error) => Step::Refused { error: Some(error) },
         };
         AnswerFuture {
             step,

@@ -19,7 +19,7 @@ use tower::{BoxError, Layer, Service};
 
 use super::{Error, context, hygiene::ExpectsContinue, live::Shared, spool};
 use crate::{
-    backend::RequestBody,
+    backend::{self, RequestBody},
     buffer::{Direction, Reservation},
     clock,
     config::{Config, Server},
@@ -136,19 +136,25 @@ async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Request<Req
     let held = shared.budget.reservation(Direction::Request);
     let body = upload.read_ahead(held, &config, declared).await?;
     let mut request = Request::from_parts(head, body);
-    set_framing(&mut request, &config);
+    let needs_length = shared.needs_length(&config.backend);
+    set_framing(&mut request, config.backend.dechunk, needs_length)?;
     Ok(request)
 }
 
 /// Says how long the body is, if that is known; WSGI servers lose chunked bodies.
-fn set_framing(request: &mut Request<RequestBody>, config: &Config) {
+fn set_framing(
+    request: &mut Request<RequestBody>,
+    dechunk: bool,
+    needs_length: bool,
+) -> Result<(), backend::Error> {
     let exact = request.body().size_hint().exact();
     let headers = request.headers_mut();
     let was_declared = headers.contains_key(header::CONTENT_LENGTH);
     match exact {
-        Some(length) if was_declared || config.backend.dechunk => {
+        Some(length) if was_declared || dechunk || needs_length => {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
+        _ if needs_length => return Err(backend::Error::NoLength),
         // Said explicitly, or hyper would send a GET's body as none.
         _ => {
             headers.remove(header::CONTENT_LENGTH);
@@ -158,6 +164,7 @@ fn set_framing(request: &mut Request<RequestBody>, config: &Config) {
             );
         }
     }
+    Ok(())
 }
 
 /// A body on its way in, held to a minimum rate.

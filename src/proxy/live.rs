@@ -19,7 +19,10 @@ use crate::{
         route::{self, Routes},
         state,
     },
-    backend::Endpoint,
+    backend::{
+        Endpoint,
+        profile::{self, Excess},
+    },
     buffer::Budget,
     clock,
     config::{self, Config},
@@ -147,6 +150,21 @@ impl Shared {
         self.endpoints.load_full()
     }
 
+    /// What of a request's head is more than some endpoint is sure to take.
+    pub fn excess<B>(&self, request: &http::Request<B>) -> Option<Excess> {
+        let endpoints = self.endpoints.load();
+        let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
+        limits.find_map(|limits| limits.excess(request))
+    }
+
+    /// Whether a body must have a length before it can be sent to the backend.
+    pub fn needs_length(&self, backend: &config::Backend) -> bool {
+        backend.protocol == config::Protocol::Uwsgi
+            || self.endpoints.load().iter().any(|endpoint| {
+                endpoint.profile().1 >= profile::Source::Process && !endpoint.facts().chunked
+            })
+    }
+
     /// Puts a new configuration in force. Requests that are under way keep the one they began with.
     pub fn apply(&self, config: Arc<Config>) {
         let before = self.live();
@@ -194,7 +212,8 @@ impl Shared {
                 metrics.declare_limit_change(true, reason);
                 metrics.declare_limit_change(false, reason);
             }
-            endpoints.push(Arc::new(Endpoint::new(id, address.clone(), metrics, now)));
+            let endpoint = Endpoint::new(id, address.clone(), &config.backend, metrics, now);
+            endpoints.push(Arc::new(endpoint));
         }
         // Known before the gate may send anyone there, and gone only after it no longer does.
         let mut known = endpoints.clone();

@@ -8,7 +8,8 @@ use http_body_util::Full;
 
 use super::{Error, hygiene::BadHead};
 use crate::{
-    admission, backend,
+    admission,
+    backend::{self, profile::Excess},
     config::{Reject, RejectBody, RetryAfter},
     observe::Reason,
 };
@@ -120,6 +121,21 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
                 Reason::BackendTimeout,
                 None,
                 false,
+            ),
+            backend::Error::Excess(Excess::Target) => {
+                (StatusCode::URI_TOO_LONG, Reason::TargetTooLong, None, false)
+            }
+            backend::Error::Excess(Excess::Fields) => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                Reason::HeadersTooLarge,
+                None,
+                false,
+            ),
+            backend::Error::NoLength => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Reason::BodyTooLarge,
+                None,
+                true,
             ),
             backend::Error::RequestBody(_) => {
                 (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)

@@ -117,6 +117,7 @@ impl Settings {
         config.server.max_header_bytes = running.server.max_header_bytes;
         config.admin.clone_from(&running.admin);
         config.backend.profile = running.backend.profile;
+        config.backend.protocol = running.backend.protocol;
         config.backend.keepalive = running.backend.keepalive;
         config.backend.keepalive_idle = running.backend.keepalive_idle;
         let slots = config.discovery.slots;

@@ -62,6 +62,19 @@ def echo(rest=""):
         "content_length": request.headers.get("Content-Length"),
         "transfer_encoding": request.headers.get("Transfer-Encoding"),
         "rest": rest,
+        "environ": {
+            name: str(request.environ.get(name, "none"))
+            for name in (
+                "PATH_INFO",
+                "QUERY_STRING",
+                "REMOTE_ADDR",
+                "REQUEST_METHOD",
+                "SCRIPT_NAME",
+                "SERVER_NAME",
+                "SERVER_PORT",
+                "wsgi.url_scheme",
+            )
+        },
     }
     return Response(json.dumps(document), mimetype="application/json")
 

@@ -7,6 +7,7 @@ pub mod app;
 pub mod client;
 pub mod frames;
 pub mod raw;
+pub mod servers;
 pub mod venv;
 
 use std::{

@@ -1,9 +1,10 @@
-//! The Python environment of the tests: Flask and gunicorn, made once, in the target directory.
+//! The Python environment of the tests: Flask and its servers, made once, in the target directory.
+//! Servers that may need a compiler are left out where they cannot be installed, and so are their tests.
 //!
 //! Any number of test processes may ask for it at the same time. The first makes it, under a lock;
 //! the others wait. A finished environment is named by its requirements and its Python, so that a
 //! change of either makes a new one.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::print_stdout)]
 
 use std::{
     fs,
@@ -25,6 +26,9 @@ pub fn venv() -> PathBuf {
         .clone()
 }
 
+/// Servers that need a compiler, or a wheel for this machine: as many of them as can be had.
+const SERVERS: &str = include_str!("../requirements-servers.txt");
+
 fn ready() -> Result<PathBuf, String> {
     let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/requirements.txt");
     let wanted = fs::read_to_string(&requirements)
@@ -42,7 +46,7 @@ fn ready() -> Result<PathBuf, String> {
         .expect("target/tmp has a parent");
     let mut key = DefaultHasher::new();
     // An environment can't be moved, so its place is part of what it is.
-    (&wanted, &python, target).hash(&mut key);
+    (&wanted, SERVERS, &python, target).hash(&mut key);
     let venv = target.join("venv").join(format!("{:016x}", key.finish()));
     let done = venv.join("done");
     if done.exists() {
@@ -83,6 +87,20 @@ fn make(venv: &Path, requirements: &Path) -> Result<(), String> {
     .map_err(|error| {
         format!("Flask and gunicorn could not be installed; is there a network, and can pip reach its package index?\n{error}")
     })?;
+    for server in SERVERS.lines() {
+        let install = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+        ];
+        let python = venv.join("bin/python");
+        if let Err(error) = run(Command::new(python).args(install).arg(server)) {
+            println!("{server} could not be installed, its tests are left out: {error}");
+        }
+    }
     Ok(())
 }
 

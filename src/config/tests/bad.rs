@@ -248,16 +248,6 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
 fn what_is_not_there_yet_is_never_ignored() {
     let cases = [
         (
-            "backend.profile",
-            "uwsgi",
-            "\"uwsgi\" is not available yet; use \"auto\" or \"generic\"",
-        ),
-        (
-            "backend.protocol",
-            "uwsgi",
-            "\"uwsgi\" is not available yet; use \"http\"",
-        ),
-        (
             "limit.algorithm",
             "vegas",
             "\"vegas\" is not available yet; use \"aimd\" or \"fixed\"",
@@ -298,7 +288,8 @@ fn what_is_not_there_yet_is_never_ignored() {
         assert_eq!(lines(load(&sources)), format!("--set {key}: {message}"));
     }
     let fine = [
-        ("backend.profile", "generic"),
+        ("backend.profile", "uwsgi"),
+        ("backend.protocol", "uwsgi"),
         ("discovery.proc", "false"),
         ("discovery.accept_queue", "false"),
         ("discovery.cgroup", "off"),

@@ -17,6 +17,8 @@ pub struct EndpointMetrics {
     dialed: AtomicU64,
     reused: AtomicU64,
     up: AtomicBool,
+    /// The server, and how that is known.
+    server: Mutex<Option<(&'static str, &'static str)>>,
     /// By direction and reason. A lock is fine here: the limit changes a few times a second.
     limit_changes: Mutex<BTreeMap<(bool, &'static str), u64>>,
 }
@@ -51,6 +53,17 @@ impl EndpointMetrics {
     /// Whether the endpoint accepts connections, as last told.
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// What the endpoint's server is, and how that is known.
+    pub fn set_server(&self, profile: &'static str, source: &'static str) {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        *server = Some((profile, source));
+    }
+
+    /// What the endpoint's server is, and how that is known, as last told.
+    pub fn server(&self) -> Option<(&'static str, &'static str)> {
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn errors(&self) -> impl Iterator<Item = (ErrorKind, u64)> {

@@ -1,0 +1,323 @@
+//! The known servers: what each takes, how it treats a connection, and how it is recognised.
+//!
+//! The limits are the servers' defaults, which people change. So a server that was recognised, rather
+//! than named in the configuration, is held to them only once it has shown that they apply.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+
+use http::{HeaderMap, Request, StatusCode, Version, header};
+
+use super::uwsgi;
+use crate::config::Profile;
+
+/// How it is known what the backend is. The later ones are believed over the earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Source {
+    /// It is not known.
+    Nothing,
+    /// From how it answers: a guess.
+    Behaviour,
+    /// From the `Server` field of an answer.
+    Header,
+    /// From the process that owns the backend's socket.
+    Process,
+    /// From `backend.profile` or `backend.protocol`.
+    Configured,
+}
+
+impl Source {
+    const ALL: [Self; 5] = [
+        Self::Nothing,
+        Self::Behaviour,
+        Self::Header,
+        Self::Process,
+        Self::Configured,
+    ];
+
+    /// Its name in the status document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "unknown",
+            Self::Behaviour => "behaviour",
+            Self::Header => "header",
+            Self::Process => "process",
+            Self::Configured => "configured",
+        }
+    }
+}
+
+/// What is known of one server.
+#[derive(Debug, PartialEq)]
+pub struct Facts {
+    /// What it takes of a request's head, by default.
+    pub limits: Limits,
+    /// Whether a head beyond its limits gets an answer. Where not, the connection just ends.
+    pub answers_excess: bool,
+    /// Whether a connection may carry another request. Where not, it says so, or closes without a
+    /// word, or keeps a worker waiting for it.
+    pub reusable: bool,
+    /// Whether the application gets a chunked body. Where not, it gets an empty one, or the client a 411.
+    pub chunked: bool,
+    /// Whether requests beyond its capacity wait in the listen backlog, where the kernel shows them.
+    /// Others accept at once, and queue by themselves.
+    pub waits_in_backlog: bool,
+    /// Whether a worker or its main loop waits, after an answer, for the connection to be closed.
+    pub lingers: bool,
+}
+
+/// The most that a server takes of a head; beyond that it answers with an error, or not at all.
+#[derive(Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes of the request line.
+    line: usize,
+    /// Bytes of a field, name and value.
+    field: usize,
+    /// How many fields.
+    fields: usize,
+    /// Bytes of all variables that CGI makes of the head.
+    vars: usize,
+}
+
+/// What of a request's head is too much for the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Excess {
+    /// The target.
+    #[error("the request target is longer than the backend takes")]
+    Target,
+    /// A field, their number, or all together.
+    #[error("the request's header fields are larger or more than the backend takes")]
+    Fields,
+}
+
+const NO_LIMITS: Limits = Limits {
+    line: usize::MAX,
+    field: usize::MAX,
+    fields: usize::MAX,
+    vars: usize::MAX,
+};
+
+/// `limit_request_line`, `limit_request_field_size`, `limit_request_fields`.
+const GUNICORN_LIMITS: Limits = Limits {
+    line: 4094,
+    field: 8190,
+    fields: 100,
+    ..NO_LIMITS
+};
+
+const GENERIC: Facts = Facts {
+    limits: NO_LIMITS,
+    answers_excess: true,
+    reusable: true,
+    chunked: true,
+    waits_in_backlog: false,
+    lingers: false,
+};
+
+const GUNICORN_SYNC: Facts = Facts {
+    limits: GUNICORN_LIMITS,
+    reusable: false,
+    waits_in_backlog: true,
+    lingers: true,
+    ..GENERIC
+};
+
+const GUNICORN_EAGER: Facts = Facts {
+    reusable: true,
+    waits_in_backlog: false,
+    ..GUNICORN_SYNC
+};
+
+/// `buffer-size`. Its `http11-socket` keeps connections, but spends a core on each that is idle.
+const UWSGI: Facts = Facts {
+    limits: Limits {
+        vars: 4096,
+        ..NO_LIMITS
+    },
+    answers_excess: false,
+    reusable: false,
+    chunked: false,
+    waits_in_backlog: true,
+    lingers: false,
+};
+
+/// Apache's `LimitRequestLine`, `LimitRequestFieldSize` and `LimitRequestFields`.
+const MOD_WSGI: Facts = Facts {
+    limits: Limits {
+        line: 8190,
+        field: 8190,
+        fields: 100,
+        ..NO_LIMITS
+    },
+    chunked: false,
+    ..GENERIC
+};
+
+const WAITRESS: Facts = GENERIC;
+
+/// `http.server` of the standard library.
+const WERKZEUG: Facts = Facts {
+    limits: Limits {
+        line: 65536,
+        field: 65536,
+        fields: 100,
+        ..NO_LIMITS
+    },
+    reusable: false,
+    ..GENERIC
+};
+
+/// The facts of a server; [`Profile::Auto`] is one of which nothing is known.
+pub fn facts(profile: Profile) -> &'static Facts {
+    match profile {
+        Profile::Auto | Profile::Generic => &GENERIC,
+        Profile::GunicornSync => &GUNICORN_SYNC,
+        Profile::GunicornGthread | Profile::GunicornGevent => &GUNICORN_EAGER,
+        Profile::Uwsgi => &UWSGI,
+        Profile::ModWsgi => &MOD_WSGI,
+        Profile::Waitress => &WAITRESS,
+        Profile::Werkzeug => &WERKZEUG,
+    }
+}
+
+impl Limits {
+    /// What of this request is too much; `None` if it all fits.
+    pub fn excess<B>(&self, request: &Request<B>) -> Option<Excess> {
+        if *self == NO_LIMITS {
+            return None;
+        }
+        let target = request
+            .uri()
+            .path_and_query()
+            .map_or(1, |it| it.as_str().len());
+        let line = request.method().as_str().len() + target + " HTTP/1.1 ".len();
+        if line > self.line {
+            return Some(Excess::Target);
+        }
+        let headers = request.headers();
+        let colon = ": ".len();
+        let mut fields = headers.iter();
+        if headers.len() > self.fields
+            || fields.any(|(name, value)| name.as_str().len() + colon + value.len() > self.field)
+        {
+            return Some(Excess::Fields);
+        }
+        if self.vars == usize::MAX || uwsgi::vars_len(request) <= self.vars {
+            return None;
+        }
+        // It is in there twice: as it came, and decoded.
+        let by_target = 2 * target > self.vars / 2;
+        Some(if by_target {
+            Excess::Target
+        } else {
+            Excess::Fields
+        })
+    }
+}
+
+/// What is known of one endpoint's server, shared by all who use it or find something out.
+#[derive(Debug, Default)]
+pub(super) struct Knowledge {
+    profile: AtomicU8,
+    source: AtomicU8,
+    /// Whether the limits of [`Facts`] have shown to apply.
+    limits_apply: AtomicBool,
+}
+
+impl Knowledge {
+    pub(super) fn profile(&self) -> (Profile, Source) {
+        let profile = usize::from(self.profile.load(Relaxed));
+        (
+            Profile::ALL.get(profile).copied().unwrap_or(Profile::Auto),
+            self.source(),
+        )
+    }
+
+    fn source(&self) -> Source {
+        let source = usize::from(self.source.load(Relaxed));
+        Source::ALL.get(source).copied().unwrap_or(Source::Nothing)
+    }
+
+    /// Notes what somebody found out. True if it is news, and not from a lesser source.
+    pub(super) fn learn(&self, profile: Profile, source: Source) -> bool {
+        let known = self.profile();
+        if source < known.1 || (profile, source) == known {
+            return false;
+        }
+        // Whoever reads between the two stores has the new server from the old source: harmless.
+        self.profile.store(profile as u8, Relaxed);
+        self.source.store(source as u8, Relaxed);
+        if known.0 != profile {
+            self.limits_apply
+                .store(source == Source::Configured, Relaxed);
+        }
+        known.0 != profile
+    }
+
+    pub(super) fn facts(&self) -> &'static Facts {
+        facts(self.profile().0)
+    }
+
+    /// The limits that are sure to apply.
+    pub(super) fn limits(&self) -> Option<&'static Limits> {
+        self.limits_apply
+            .load(Relaxed)
+            .then(|| &self.facts().limits)
+    }
+
+    /// What of a request would be too much, if the default limits applied, where that is not sure.
+    pub(super) fn suspect<B>(&self, request: &Request<B>) -> Option<Excess> {
+        if self.limits_apply.load(Relaxed) {
+            return None;
+        }
+        self.facts().limits.excess(request)
+    }
+
+    /// The backend refused a request that exceeded its default limits.
+    pub(super) fn confirm_limits(&self) {
+        self.limits_apply.store(true, Relaxed);
+    }
+
+    /// What an answer tells of who gave it.
+    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) -> Option<Profile> {
+        let settled = match self.source() {
+            Source::Nothing | Source::Behaviour => false,
+            // It says only sometimes that it keeps connections.
+            Source::Header => self.profile().0 != Profile::GunicornSync,
+            Source::Process | Source::Configured => true,
+        };
+        if settled {
+            return None;
+        }
+        recognised(version, headers)
+    }
+}
+
+/// The server that answers like this, by its `Server` field.
+fn recognised(version: Version, headers: &HeaderMap) -> Option<Profile> {
+    let server = headers.get(header::SERVER)?.as_bytes();
+    let says_close = headers
+        .get(header::CONNECTION)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    Some(match server {
+        // Of those who keep connections, gevent's is told apart by its process only.
+        _ if server.starts_with(b"gunicorn") && !says_close && version == Version::HTTP_11 => {
+            Profile::GunicornGthread
+        }
+        _ if server.starts_with(b"gunicorn") => Profile::GunicornSync,
+        _ if server.starts_with(b"Werkzeug/") => Profile::Werkzeug,
+        _ if server.starts_with(b"waitress") => Profile::Waitress,
+        _ if server.starts_with(b"Apache") => Profile::ModWsgi,
+        _ => return None,
+    })
+}
+
+/// Whether an answer to a request with too large a head may mean just that.
+pub(super) fn may_mean_excess(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::URI_TOO_LONG
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    )
+}

@@ -1,0 +1,286 @@
+//! Every server that Flask is run under, the real ones: the same cases for each, then what is special.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Client, Response, Tidegate,
+    servers::{self, Server},
+    since, until,
+};
+use serde_json::Value;
+use tidegate::clock;
+
+/// The longest field that a server takes by default, bytes of the value, as far as these tests go.
+const LARGE: usize = 3_000;
+const TOO_LARGE_FOR_UWSGI: usize = 5_000;
+const TOO_LARGE_FOR_GUNICORN: usize = 9_000;
+
+/// What a server is expected to do.
+struct Expected {
+    /// As the status says it.
+    profile: &'static str,
+    /// The least length of a field's value, of the lengths above, that is answered with 431.
+    too_large: Option<usize>,
+    /// Whether somebody starts a worker that has died again.
+    comes_back: bool,
+    /// More configuration.
+    set: &'static [&'static str],
+}
+
+const GUNICORN: Expected = Expected {
+    profile: "gunicorn-sync",
+    too_large: Some(TOO_LARGE_FOR_GUNICORN),
+    comes_back: true,
+    set: &[],
+};
+
+const UWSGI: Expected = Expected {
+    profile: "uwsgi",
+    too_large: Some(TOO_LARGE_FOR_UWSGI),
+    comes_back: true,
+    set: &["backend.profile=uwsgi"],
+};
+
+const UWSGI_PROTOCOL: Expected = Expected {
+    set: &["backend.protocol=uwsgi"],
+    ..UWSGI
+};
+
+const ALONE: Expected = Expected {
+    profile: "werkzeug",
+    too_large: None,
+    comes_back: false,
+    set: &[],
+};
+
+macro_rules! servers {
+    ($($name:ident: $server:expr, $expected:expr;)*) => {
+        $(#[test] fn $name() { if let Some(server) = $server { cases(server, &$expected); } })*
+    };
+}
+
+servers! {
+    gunicorn_sync: Server::tcp(servers::GUNICORN_SYNC, &[]), GUNICORN;
+    gunicorn_sync_unix: Server::unix(servers::GUNICORN_SYNC, &[]), GUNICORN;
+    gunicorn_gthread: Server::tcp(servers::GUNICORN_GTHREAD, &[]),
+        Expected { profile: "gunicorn-gthread", ..GUNICORN };
+    gunicorn_gevent_unix: Server::unix(servers::GUNICORN_GEVENT, &[]),
+        Expected { profile: "gunicorn-gevent", set: &["backend.profile=gunicorn-gevent"], ..GUNICORN };
+    gunicorn_uwsgi: Server::tcp(servers::GUNICORN_UWSGI, &[]),
+        Expected { too_large: None, set: &["backend.protocol=uwsgi"], ..GUNICORN };
+    uwsgi_http: Server::tcp(servers::UWSGI_HTTP, &[]), UWSGI;
+    uwsgi_http_unix: Server::unix(servers::UWSGI_HTTP, &[]), UWSGI;
+    uwsgi_socket: Server::tcp(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
+    uwsgi_socket_unix: Server::unix(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
+    waitress: Server::tcp(servers::WAITRESS, &[]), Expected { profile: "waitress", ..ALONE };
+    waitress_unix: Server::unix(servers::WAITRESS, &[]), Expected { profile: "waitress", ..ALONE };
+    flask: Server::tcp(servers::FLASK, &[]), ALONE;
+    flask_one_thread_unix: Server::unix(servers::FLASK_ONE_THREAD, &[]), ALONE;
+    mod_wsgi: Server::mod_wsgi(),
+        Expected { profile: "mod_wsgi", comes_back: true, ..ALONE };
+}
+
+/// A body that no cut and no repetition leaves as it is, and its SHA-256.
+fn upload(length: usize) -> (Vec<u8>, &'static str) {
+    let digest = match length {
+        100_000 => "cd2df694e424bc7968cc37f47751019e5ca0cd1bdf2e479ea537c3a1c32ee1aa",
+        1_000_000 => "2c030d49ec131bfbbb446ad21e7a2f12cdb4f2f4f3fda3ac709dd2e68a4646c7",
+        _ => unreachable!("two lengths are known"),
+    };
+    ((0..length).map(|at| (at % 251) as u8).collect(), digest)
+}
+
+/// One after the other, over one connection: one request at a time is all that the gate lets pass,
+/// and nobody may wait, so a permit that came back late would show as a 503.
+fn cases(server: Server, expected: &Expected) {
+    let mut setup = Tidegate::to(server.address())
+        .limit(1)
+        .set("queue.max_wait=0s")
+        .set("buffers.request=64KiB")
+        .set(format!("buffers.spool_dir={}", server.dir().display()));
+    for &assignment in expected.set {
+        setup = setup.set(assignment);
+    }
+    let tidegate = setup.start();
+    let mut client = tidegate.client();
+
+    plain(&mut client);
+    what_the_application_sees(&mut client, expected);
+    uploads(&mut client);
+    answers(&mut client);
+    expectations(&tidegate);
+    heads(&tidegate, expected);
+    let endpoint = &tidegate.status()["backend"]["endpoints"][0];
+    assert_eq!(endpoint["profile"], expected.profile, "{endpoint}");
+    a_worker_dies(&tidegate, expected);
+
+    tidegate.until_idle();
+    let held = tidegate.metric("tidegate_buffered_bytes", &[]);
+    assert_eq!(held, 0.0, "nothing is buffered any more");
+}
+
+fn plain(client: &mut Client) {
+    let start = clock::now();
+    for _ in 0..10 {
+        let answer = client.get("/");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"));
+    }
+    // A worker that lingers after its answer does so for two seconds.
+    assert!(since(start) < Duration::from_secs(15), "{:?}", since(start));
+    client.send("HEAD / HTTP/1.1\r\nHost: app\r\n\r\n");
+    let head = client.response_to("HEAD");
+    assert_eq!(head.status, 200);
+    assert_eq!(head.header("content-length").as_deref(), Some("6"));
+}
+
+fn what_the_application_sees(client: &mut Client, expected: &Expected) {
+    client.send(
+        "GET /echo/a%2Fb%20%C3%A9?q=%20&r HTTP/1.1\r\nHost: app:81\r\nX-Twice: 1\r\nX-Twice: 2\r\n\
+         Cookie: a=1; b=2\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n",
+    );
+    let echo = client.response().json();
+    let environ = &echo["environ"];
+    // gunicorn takes the octets of this protocol for Latin-1, and encodes them once more.
+    if expected.profile != "gunicorn-sync" || expected.set.is_empty() {
+        assert_eq!(echo["path"], "/echo/a/b é", "{echo}");
+    }
+    assert_eq!(echo["query"], "q=%20&r", "{echo}");
+    assert_eq!(environ["SCRIPT_NAME"], "", "{echo}");
+    assert_eq!(environ["wsgi.url_scheme"], "http", "{echo}");
+    assert_eq!(echo["headers"]["Host"], "app:81", "{echo}");
+    assert_eq!(echo["headers"]["Cookie"], "a=1; b=2", "{echo}");
+    let twice = echo["headers"]["X-Twice"].as_str().unwrap_or_default();
+    assert_eq!(twice.replace(' ', ""), "1,2", "{echo}");
+    if expected.profile == "waitress" {
+        return; // It drops X-Forwarded-* from proxies it was not told to trust.
+    }
+    assert_eq!(echo["headers"]["X-Forwarded-For"], "127.0.0.1", "{echo}");
+    if expected.profile == "uwsgi" && expected.set.contains(&"backend.protocol=uwsgi") {
+        assert_eq!(environ["REMOTE_ADDR"], "127.0.0.1", "{echo}");
+        assert_eq!(environ["SERVER_NAME"], "app", "{echo}");
+    }
+}
+
+fn uploads(client: &mut Client) {
+    let arrived = |answer: Response, length: usize, digest: &str| {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let echo = answer.json();
+        assert_eq!(echo["size"], length, "{echo}");
+        assert_eq!(echo["sha256"], digest, "{echo}");
+        assert_eq!(echo["transfer_encoding"], Value::Null, "{echo}");
+    };
+    for length in [100_000, 1_000_000] {
+        let (body, digest) = upload(length);
+        client.send(format!(
+            "POST /echo HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        client.send(&body);
+        arrived(client.response(), length, digest);
+
+        client.send("POST /echo HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for piece in body.chunks(30_000) {
+            client.send(format!("{:x}\r\n", piece.len()));
+            client.send(piece).send("\r\n");
+        }
+        client.send("0\r\n\r\n");
+        arrived(client.response(), length, digest);
+    }
+    client.send("POST /echo HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(client.response().json()["size"], 0);
+
+    // A view that never looks at it.
+    let (body, _) = upload(100_000);
+    client.send("POST /status HTTP/1.1\r\nHost: app\r\nContent-Length: 100000\r\n\r\n");
+    client.send(&body);
+    assert_eq!(client.response().status, 200);
+}
+
+fn answers(client: &mut Client) {
+    for status in [204, 304, 404, 500] {
+        let answer = client.get(&format!("/status?code={status}"));
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.body.is_empty(), status < 400, "{answer:?}");
+    }
+    let length = 5_000_000;
+    let answer = client.get(&format!("/size?n={length}"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.body.len(), length);
+    let right = |(at, &byte): (usize, &u8)| byte == (at % 256) as u8;
+    assert!(answer.body.iter().enumerate().all(right), "in order");
+    let answer = client.get("/chunked?n=5");
+    assert_eq!(
+        answer.text(),
+        "piece 0\npiece 1\npiece 2\npiece 3\npiece 4\n"
+    );
+}
+
+/// `Expect: 100-continue`: the invitation comes when there is room, and not when there is none.
+fn expectations(tidegate: &Tidegate) {
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+    let mut client = tidegate.client();
+    client.send(head);
+    let invitation = client.try_head().expect("an interim answer");
+    assert_eq!(invitation.status, 100);
+    client.send("12345");
+    let answer = client.response();
+    assert_eq!(answer.json()["size"], 5);
+
+    let mut busy = tidegate.client();
+    busy.ask("/sleep?ms=400");
+    tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    client.send(head);
+    let refusal = client.try_head().expect("an answer");
+    assert_eq!(refusal.status, 503, "before the body: {refusal:?}");
+    assert_eq!(busy.response().status, 200);
+}
+
+/// A head that the server would not take is a 431, whoever says it; never a reset.
+fn heads(tidegate: &Tidegate, expected: &Expected) {
+    for length in [LARGE, TOO_LARGE_FOR_UWSGI, TOO_LARGE_FOR_GUNICORN] {
+        let fits = expected.too_large.is_none_or(|limit| length < limit);
+        // Twice: the first may have been the one that showed it.
+        for _ in 0..2 {
+            let field = ("X-Large", "a".repeat(length));
+            let answer =
+                common::request(tidegate.address(), "GET", "/", &[(field.0, &field.1)], b"");
+            match (fits, expected.profile) {
+                // Apache's answer is the same for all that is wrong with a head.
+                (_, "mod_wsgi") if length > 8190 => assert!(matches!(answer.status, 400 | 431)),
+                (true, _) => assert_eq!(answer.status, 200, "{length}: {answer:?}"),
+                (false, profile) => {
+                    assert_eq!(answer.status, 431, "{length}: {answer:?}");
+                    assert!(
+                        profile != "uwsgi" || answer.reason() == "headers_too_large",
+                        "{answer:?}"
+                    );
+                }
+            }
+        }
+    }
+    let lost = tidegate.metric("tidegate_backend_errors_total", &[]);
+    assert_eq!(lost, 0.0, "no error of the backend so far");
+}
+
+/// The client learns of it by a 502, and the next one is served, if somebody starts a new worker.
+fn a_worker_dies(tidegate: &Tidegate, expected: &Expected) {
+    let answer = tidegate.get("/die");
+    // Apache answers in its daemon's place.
+    let own = if expected.profile == "mod_wsgi" {
+        &[500, 502, 504][..]
+    } else {
+        &[502][..]
+    };
+    assert!(own.contains(&answer.status), "{answer:?}");
+    tidegate.until_idle();
+    if expected.comes_back {
+        until("the backend is back", || tidegate.get("/").status == 200);
+    } else {
+        let answer = tidegate.get("/");
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert_eq!(answer.reason(), "backend_unreachable");
+    }
+}
