@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, Gunicorn, Raw, Setup, Tidegate, children, request, since, until, venv::venv};
+use common::{
+    Client, Gunicorn, Raw, Setup, Tidegate, children, memory, request, since, until, venv::venv,
+};
 use peers::Peer;
 use rustix::process::{Pid, Signal, kill_process};
 use tidegate::clock;
@@ -527,6 +529,40 @@ fn a_tunnel_has_a_time_limit_of_its_own() {
         "{:?}",
         since(quiet)
     );
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_side_that_takes_nothing_ends_the_tunnel_and_holds_little() {
+    // The client does not read what the backend sends without end.
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() && conn.send(SWITCHED) {
+            while conn.send([b'x'; 65536]) {}
+        }
+    });
+    let gate = Tidegate::to(backend.address())
+        .set("server.write_timeout=500ms")
+        .start();
+    gate.metrics();
+    let (before, _) = memory(gate.pid());
+    let clients: Vec<_> = (0..4).map(|_| tunnel(&gate)).collect();
+    is_streaming(&gate, 4.0);
+    nothing_is_left(&gate);
+    let (_, most) = memory(gate.pid());
+    assert!(most < before + (8 << 20), "{before} bytes, then {most}");
+    drop(clients);
+
+    // The backend does not read what the client sends.
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() && conn.send(SWITCHED) {
+            std::thread::sleep(common::PATIENCE);
+        }
+    });
+    let gate = Tidegate::to(backend.address())
+        .set("server.idle_timeout=500ms")
+        .start();
+    let mut client = tunnel(&gate);
+    while client.try_send([b'x'; 65536]).is_ok() {}
     nothing_is_left(&gate);
 }
 
