@@ -21,6 +21,7 @@
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |
 //! | [`replay`] | what another configuration would have made of a recorded trace |
 //! | [`admin`] | the admin server and its page |
+//! | [`doctor`] | what the backend is, by a look at its process and a handful of harmless requests |
 //! | [`probe`] | how many parallel requests a backend sustains, measured |
 //! | [`observe`] | metrics, the access log, the status document |
 //! | [`config`] | TOML, environment and flags become one validated configuration |
@@ -43,6 +44,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod observe;
 pub mod probe;
 pub mod proxy;

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Exec(args) => runtime::run(args.sources(), true),
         Command::Check(args) => cli::check::run(&args),
         Command::Config(args) => cli::config::run(&args),
+        Command::Doctor(args) => cli::doctor::run(&args),
         Command::Probe(args) => cli::probe::run(&args),
         Command::Status(args) => {
             let json = args.format == cli::StatusFormat::Json;

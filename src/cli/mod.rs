@@ -6,6 +6,7 @@ pub mod admin_client;
 pub mod check;
 pub mod completions;
 pub mod config;
+pub mod doctor;
 pub mod drain;
 pub mod healthcheck;
 mod options;
@@ -67,6 +68,12 @@ pub enum Command {
     /// Print the effective configuration, with where each value came from
     #[command(after_help = PRECEDENCE)]
     Config(ConfigArgs),
+    /// Show what the backend is, what it can run in parallel, its habits, and a configuration for it
+    ///
+    /// Looks at the process that listens there and sends a handful of harmless requests, which it lists:
+    /// GET / as any health check does, and OPTIONS /, which Flask answers by itself.
+    #[command(after_help = PRECEDENCE)]
+    Doctor(DoctorArgs),
     /// Measure how many parallel requests the backend sustains
     ///
     /// Sends requests to URL with 1, 2, 3, 4, 6, 8, 12, ... clients at once, each of which waits for its
@@ -149,6 +156,27 @@ pub enum ConfigFormat {
     #[default]
     Toml,
     /// Each key as `{"value": ..., "origin": ...}`.
+    Json,
+}
+
+/// `tidegate doctor`
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// Shared options.
+    #[command(flatten)]
+    pub options: Options,
+    /// For people, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub format: DoctorFormat,
+}
+
+/// How `tidegate doctor` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DoctorFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// All of it.
     Json,
 }
 

@@ -118,7 +118,9 @@ fn usage_errors_are_told_apart_from_help() {
         "tidegate run --log-format xml",
         "tidegate check tidegate.toml",
         "tidegate status --admin nowhere",
-        "tidegate doctor",
+        "tidegate probe",
+        "tidegate probe --url x --step 1h",
+        "tidegate replay",
     ] {
         assert_eq!(kind(line).exit_code(), 2, "{line}");
     }

@@ -31,7 +31,7 @@ use linux as platform;
 #[cfg(not(target_os = "linux"))]
 use other as platform;
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use self::{
     facts::{ListenerFacts, ProcessFacts, in_one_line},
@@ -43,6 +43,7 @@ pub use self::{
     watch::{News, Senses},
 };
 use crate::{
+    clock,
     config::{Address, Config, Profile},
     control::{CpuReading, MemoryReading},
 };
@@ -137,6 +138,16 @@ impl Findings {
 /// gunicorn's control socket and uWSGI's stats server where they do not answer.
 pub fn look(endpoint: &Address, config: &Config, child: Option<u32>) -> Findings {
     look_closely(endpoint, config, child).0
+}
+
+/// [`look`], and then what its CPU and memory do for as long as `over`, which is at least 200 ms. Blocks for that
+/// time.
+pub fn look_for(endpoint: &Address, config: &Config, over: Duration) -> (Findings, Gauges) {
+    let (findings, mut eyes) = look_closely(endpoint, config, None);
+    let _ = eyes.gauges(clock::now());
+    std::thread::sleep(over);
+    let gauges = eyes.gauges(clock::now()).unwrap_or_default();
+    (findings, gauges)
 }
 
 fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Findings, Eyes) {

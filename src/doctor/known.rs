@@ -1,0 +1,203 @@
+//! What is known of the servers without asking, and what the answers add to it. Pure.
+
+use super::{Answer, Keep, Manners, Quirk, Recognised};
+use crate::{config::Profile, sense::Findings};
+
+/// The server: by its process, or else by how it answers.
+pub(super) fn recognise(findings: &Findings, manners: &Manners) -> Option<Recognised> {
+    if let Some(server) = &findings.ladder.server {
+        let version = manners
+            .server
+            .as_deref()
+            .and_then(|field| field.split_once('/'))
+            .filter(|(name, _)| name.eq_ignore_ascii_case(server.name))
+            .map_or(String::new(), |(_, version)| {
+                format!(" {}", version.split(' ').next().unwrap_or_default())
+            });
+        return Some(Recognised {
+            name: format!("{}{version}", server.name),
+            profile: server.profile,
+            how: format!("by the {} of its process", server.how),
+        });
+    }
+    by_answer(manners)
+}
+
+/// The field `Server`, and what the server does with the connection.
+fn by_answer(manners: &Manners) -> Option<Recognised> {
+    manners.head.as_ref()?;
+    let closes = manners.keep == Some(Keep::Closes);
+    let says_close = manners
+        .announced
+        .as_deref()
+        .is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let Some(field) = &manners.server else {
+        // It alone says neither who it is nor that it will close.
+        return (closes && !says_close).then(|| Recognised {
+            name: "uWSGI, perhaps".to_owned(),
+            profile: Profile::Uwsgi,
+            how: "by its answer: it has no Server field, and closes without saying so".to_owned(),
+        });
+    };
+    let word = field.split(['/', ' ']).next().unwrap_or_default();
+    let lower = word.to_ascii_lowercase();
+    let profile = match lower.as_str() {
+        "gunicorn" if closes => Profile::GunicornSync,
+        "gunicorn" => Profile::GunicornGthread,
+        "werkzeug" => Profile::Werkzeug,
+        "waitress" => Profile::Waitress,
+        "apache" => Profile::ModWsgi,
+        _ => Profile::Generic,
+    };
+    let and = match lower.as_str() {
+        "gunicorn" if closes => ", and that it closes after each",
+        "gunicorn" => ", and that it keeps connections (threads or greenlets)",
+        _ => "",
+    };
+    Some(Recognised {
+        name: field.clone(),
+        profile,
+        how: format!("by the Server field of its answers{and}"),
+    })
+}
+
+/// The habits that matter to a proxy.
+pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
+    if manners.head.is_none() {
+        return Vec::new();
+    }
+    let quirk = |name, found: String, then: &str| {
+        Some(Quirk {
+            name,
+            found,
+            then: then.to_owned(),
+        })
+    };
+    let keep = manners.keep.and_then(|keep| {
+        let said = match manners.announced.as_deref() {
+            Some(value) => format!("says Connection: {value}"),
+            None => "says nothing of it".to_owned(),
+        };
+        let found = match keep {
+            Keep::Closes => format!("closes after each answer ({said})"),
+            Keep::Keeps(None) => "keeps connections, for more than 2.5 s when idle".to_owned(),
+            Keep::Keeps(Some(idle)) => format!(
+                "keeps connections, and closes them when idle for {:.1} s",
+                idle.as_secs_f64()
+            ),
+            Keep::Stale => "leaves connections open, but answers nothing more on them".to_owned(),
+        };
+        quirk("keep_alive", found, match (keep, profile) {
+            (Keep::Closes | Keep::Stale, _) => "a connection for each request, which is tidegate's default",
+            (_, Profile::Waitress | Profile::GunicornGevent) => "backend.keepalive = true saves connections here",
+            _ => "tidegate opens one for each request all the same: an idle one may hold a worker, and may be closed just when it is used",
+        })
+    });
+    let linger = manners.lingers.and_then(|lingers| {
+        let found = match (lingers, profile) {
+            (true, Profile::GunicornSync) => {
+                "holds its socket after the answer until the client closes, and the worker with it (up to 2 s)"
+            }
+            (true, _) => "holds its socket after the answer until the client closes",
+            (false, _) => "lets go of its socket at once",
+        };
+        let then = "tidegate closes at once, so no worker waits";
+        quirk("linger", found.to_owned(), if lingers { then } else { "" })
+    });
+    let chunked = manners.chunked.and_then(|answer| {
+        let loses = loses_chunked(profile);
+        let found = match answer {
+            Answer::Status(411) => "refuses chunked bodies with 411".to_owned(),
+            Answer::Status(code) if code >= 400 && manners.usual != Some(answer) => {
+                format!("answers a chunked body with {code}")
+            }
+            Answer::Status(_) if loses => {
+                "accepts a chunked body, but this server hands the app an empty one (known, not asked)".to_owned()
+            }
+            Answer::Status(_) => "accepts chunked bodies".to_owned(),
+            other => format!("a chunked body: {other}"),
+        };
+        let as_usual = Some(answer) == manners.usual;
+        let harmless = (as_usual || matches!(answer, Answer::Status(..400))) && !loses;
+        let then = "tidegate sends a Content-Length instead (backend.dechunk)";
+        quirk("chunked", found, if harmless { "" } else { then })
+    });
+    let expect = manners.continues.and_then(|count| {
+        let found = match count {
+            0 => "sends no 100 Continue".to_owned(),
+            1 => "sends 100 Continue".to_owned(),
+            more => format!("sends 100 Continue {more} times"),
+        };
+        quirk(
+            "expect_100",
+            found,
+            "tidegate answers Expect itself, once the request is admitted",
+        )
+    });
+    let limits = limits(manners);
+    let blocks = blocks(profile).and_then(|what| {
+        quirk(
+            "blocked_by",
+            format!("a worker is held by {what} (known, not asked)"),
+            "tidegate reads requests whole before it connects, and answers at the worker's speed",
+        )
+    });
+    [keep, linger, chunked, expect, limits, blocks]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn limits(manners: &Manners) -> Option<Quirk> {
+    let each = [
+        ("a request line", "bytes", manners.line_limit),
+        ("a field", "bytes", manners.field_limit),
+        ("", "fields", manners.count_limit),
+    ];
+    let parts: Vec<String> = each
+        .iter()
+        .filter_map(|(what, unit, limit)| {
+            let (size, answer) = (*limit)?;
+            let what = if what.is_empty() {
+                String::new()
+            } else {
+                format!("{what} of ")
+            };
+            Some(format!("{what}{size} {unit} ({answer})"))
+        })
+        .collect();
+    let silent = each
+        .iter()
+        .any(|(.., limit)| matches!(limit, Some((_, Answer::Closed))));
+    let then = if silent {
+        "tidegate answers in its place, with 414 or 431, once it knows the server"
+    } else {
+        ""
+    };
+    Some(Quirk {
+        name: "header_limits",
+        found: if parts.is_empty() {
+            "takes all that was tried: 70,000 bytes of a line or a field, 201 fields".to_owned()
+        } else {
+            format!("does not take {}", parts.join(", nor "))
+        },
+        then: then.to_owned(),
+    })
+}
+
+/// Servers whose applications get an empty body when the client sent a chunked one.
+fn loses_chunked(profile: Profile) -> bool {
+    matches!(profile, Profile::Uwsgi)
+}
+
+/// What holds a worker without any work to do.
+fn blocks(profile: Profile) -> Option<&'static str> {
+    match profile {
+        Profile::GunicornSync | Profile::GunicornGthread => {
+            Some("an idle connection, a slow head, a slow body and a slow reader")
+        }
+        Profile::Uwsgi => Some("a slow head, a slow body and a slow reader"),
+        Profile::ModWsgi => Some("a slow body and a slow reader"),
+        _ => None,
+    }
+}

@@ -1,0 +1,92 @@
+//! A configuration for the backend that was examined: only what tidegate would not find out by itself.
+//! Pure.
+
+use std::fmt::Write as _;
+
+use super::{Keep, verdict::Evidence};
+use crate::{config::Profile, sense::Source};
+
+/// TOML that `tidegate check` accepts.
+pub(super) fn toml(evidence: &Evidence<'_>) -> String {
+    let mut out = String::new();
+    let name = evidence
+        .server
+        .map_or("a server that is not known", |s| &s.name);
+    // A comment must stay on its line, whatever the server calls itself.
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    let _ = writeln!(
+        out,
+        "# For {name} at {}, by tidegate doctor.",
+        evidence.endpoint
+    );
+    let _ = writeln!(
+        out,
+        "[backend]\nendpoints = [{}]",
+        quoted(&evidence.endpoint.to_string())
+    );
+    let by_process = evidence.findings.ladder.server.is_some();
+    if !by_process && !matches!(evidence.profile, Profile::Auto | Profile::Generic) {
+        let _ = writeln!(out, "# profile = \"{}\"", evidence.profile);
+    }
+    let event_loop = matches!(
+        evidence.profile,
+        Profile::Waitress | Profile::GunicornGevent
+    );
+    if event_loop && matches!(evidence.manners.keep, Some(Keep::Keeps(_))) {
+        let _ = writeln!(out, "keepalive = true");
+    }
+    let discovery = &mut String::new();
+    match evidence.findings.slots() {
+        Some(slots) if slots.source == Source::Configured => {
+            let _ = writeln!(discovery, "slots = {}", slots.count);
+        }
+        Some(slots) => {
+            let _ = writeln!(
+                discovery,
+                "# slots = {}            # {}, found by tidegate itself: {}",
+                slots.count,
+                slots.because,
+                slots.source.as_str()
+            );
+        }
+        None if evidence.is_unbounded() => {}
+        None => {
+            let _ = writeln!(
+                discovery,
+                "# slots = 4            # workers x threads, if you know them better than they can be seen"
+            );
+        }
+    }
+    if evidence.findings.cpu.is_err() {
+        let _ = writeln!(
+            discovery,
+            "# cpu_limit = \"2\"      # its cores, which cannot be seen from here"
+        );
+    }
+    if evidence.gauges.memory.is_none() {
+        let _ = writeln!(
+            discovery,
+            "# memory_limit = \"512MiB\"   # its memory, of which no limit can be seen from here"
+        );
+    }
+    if !discovery.is_empty() {
+        let _ = write!(out, "\n[discovery]\n{discovery}");
+    }
+    out
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' => out += "\\\"",
+            '\\' => out += "\\\\",
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out + "\""
+}

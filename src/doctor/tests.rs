@@ -1,0 +1,388 @@
+use super::*;
+use crate::{
+    config::{Sources, load},
+    control::{CpuReading, MemoryReading},
+    sense::{
+        Accepts, Ladder, Rung, Server, Source,
+        facts::{ListenerFacts, ProcessFacts},
+        server::Count,
+    },
+};
+
+fn address() -> Address {
+    Address::connect("127.0.0.1:8000").unwrap()
+}
+
+fn count(slots: u32, because: &str) -> Result<Count, String> {
+    Ok(Count {
+        slots,
+        because: because.to_owned(),
+    })
+}
+
+/// A server that was recognised by its process.
+fn seen(
+    profile: Profile,
+    name: &'static str,
+    accepts: Accepts,
+    slots: Result<Count, String>,
+) -> Findings {
+    Findings {
+        listener: Ok(ListenerFacts {
+            queued: Some(0),
+            backlog: Some(2048),
+            via: "netlink",
+        }),
+        process: Ok(ProcessFacts {
+            pid: 7,
+            ..ProcessFacts::default()
+        }),
+        ladder: Ladder {
+            rungs: vec![Rung {
+                source: Source::Proc,
+                outcome: slots.clone(),
+            }],
+            server: Some(Server {
+                profile,
+                name,
+                how: "command line",
+                accepts,
+                slots,
+            }),
+        },
+        profile,
+        accepts,
+        cpu: Ok("process 7 and its children, on 2 cores".to_owned()),
+        memory: Ok("process 7 and its children".to_owned()),
+    }
+}
+
+/// Nothing can be seen: another machine.
+fn unseen() -> Findings {
+    let no = || "it is on another machine".to_owned();
+    Findings {
+        listener: Err(no()),
+        process: Err(no()),
+        ladder: Ladder {
+            rungs: vec![Rung {
+                source: Source::Proc,
+                outcome: Err(no()),
+            }],
+            server: None,
+        },
+        profile: Profile::Generic,
+        accepts: Accepts::Unknown,
+        cpu: Err(no()),
+        memory: Err(no()),
+    }
+}
+
+fn manners(server: Option<&str>, announced: Option<&str>, keep: Keep) -> Manners {
+    Manners {
+        asked: vec![Asked {
+            request: "GET / HTTP/1.1".to_owned(),
+            answer: Answer::Status(200),
+        }],
+        head: Some("HTTP/1.1 200 OK".to_owned()),
+        server: server.map(str::to_owned),
+        version: Some(1),
+        announced: announced.map(str::to_owned),
+        keep: Some(keep),
+        lingers: Some(false),
+        chunked: Some(Answer::Status(200)),
+        continues: Some(1),
+        ..Manners::default()
+    }
+}
+
+fn diagnose(findings: Findings, manners: Manners) -> Diagnosis {
+    conclude(&address(), findings, Gauges::default(), manners)
+}
+
+fn sync() -> Diagnosis {
+    diagnose(
+        seen(
+            Profile::GunicornSync,
+            "gunicorn",
+            Accepts::WhenIdle,
+            count(2, "2 workers, one request each"),
+        ),
+        manners(Some("gunicorn"), Some("close"), Keep::Closes),
+    )
+}
+
+#[test]
+fn the_verdict_is_a_sentence_with_the_number_in_it() {
+    assert_eq!(
+        sync().verdict,
+        "gunicorn, 2 workers, one request each: 2 requests in parallel; the third waits in a backlog of 2048 \
+         that no one sees."
+    );
+    let threads = diagnose(
+        seen(
+            Profile::GunicornGthread,
+            "gunicorn",
+            Accepts::Eagerly,
+            count(8, "2 workers x 4 threads"),
+        ),
+        manners(Some("gunicorn"), None, Keep::Keeps(None)),
+    );
+    assert_eq!(
+        threads.verdict,
+        "gunicorn, 2 workers x 4 threads: 8 requests in parallel; the ninth waits inside the server, where no \
+         one sees it."
+    );
+    assert!(
+        threads
+            .advice
+            .iter()
+            .any(|a| a.contains("One gunicorn with one worker for each socket"))
+    );
+    let dev = diagnose(
+        seen(
+            Profile::Werkzeug,
+            "Werkzeug",
+            Accepts::Eagerly,
+            Err("it has no bound: a thread for each request".to_owned()),
+        ),
+        manners(
+            Some("Werkzeug/3.1.3 Python/3.12"),
+            Some("close"),
+            Keep::Closes,
+        ),
+    );
+    assert_eq!(
+        dev.verdict,
+        "Werkzeug 3.1.3: it has no bound: a thread for each request; tidegate finds the limit by measuring."
+    );
+}
+
+#[test]
+fn nobody_and_somebody_who_does_not_answer_are_told_apart() {
+    let silent = |answer| Manners {
+        asked: vec![Asked {
+            request: "GET / HTTP/1.1".to_owned(),
+            answer,
+        }],
+        ..Manners::default()
+    };
+    let nobody = diagnose(unseen(), silent(Answer::Unreachable));
+    assert_eq!(nobody.verdict, "Nothing listens at 127.0.0.1:8000.");
+    assert!(!nobody.answered() && nobody.quirks.is_empty());
+    let busy = diagnose(unseen(), silent(Answer::Silence));
+    assert!(
+        busy.verdict.contains("all of its workers may be busy"),
+        "{}",
+        busy.verdict
+    );
+}
+
+#[test]
+fn a_server_that_cannot_be_seen_is_known_by_its_answers() {
+    for (server, announced, keep, profile) in [
+        (
+            Some("gunicorn"),
+            Some("close"),
+            Keep::Closes,
+            Profile::GunicornSync,
+        ),
+        (
+            Some("gunicorn"),
+            Some("keep-alive"),
+            Keep::Keeps(None),
+            Profile::GunicornGthread,
+        ),
+        (
+            Some("Werkzeug/3.1.3 Python/3.12"),
+            Some("close"),
+            Keep::Closes,
+            Profile::Werkzeug,
+        ),
+        (Some("waitress"), None, Keep::Keeps(None), Profile::Waitress),
+        (
+            Some("Apache/2.4.58"),
+            None,
+            Keep::Keeps(None),
+            Profile::ModWsgi,
+        ),
+        (Some("granian"), None, Keep::Keeps(None), Profile::Generic),
+        (None, None, Keep::Closes, Profile::Uwsgi),
+    ] {
+        let diagnosis = diagnose(unseen(), manners(server, announced, keep));
+        assert_eq!(diagnosis.profile(), profile, "{server:?}");
+        assert!(diagnosis.server.is_some(), "{server:?}");
+        assert!(
+            diagnosis.verdict.contains("finds the limit by measuring"),
+            "{}",
+            diagnosis.verdict
+        );
+    }
+    let stranger = diagnose(unseen(), manners(None, None, Keep::Keeps(None)));
+    assert_eq!(
+        (stranger.server, stranger.findings.profile),
+        (None, Profile::Generic)
+    );
+}
+
+#[test]
+fn what_is_missing_comes_with_a_way_to_get_it() {
+    let names = |diagnosis: &Diagnosis| {
+        let each = diagnosis.signals.iter().filter(|signal| signal.available);
+        each.map(|signal| signal.name).collect::<Vec<_>>()
+    };
+    let near = conclude(
+        &address(),
+        sync().findings,
+        Gauges {
+            cpu: Some(CpuReading {
+                cores: 2.0,
+                ..CpuReading::default()
+            }),
+            memory: Some(MemoryReading::default()),
+            memory_used: Some(100 << 20),
+            memory_limit: Some(512 << 20),
+            stalls: true,
+            ..Gauges::default()
+        },
+        sync().manners,
+    );
+    assert_eq!(
+        names(&near),
+        ["slots", "accept_queue", "cpu", "memory", "psi"]
+    );
+    assert!(
+        text(&near).contains("100 MiB in use of 512 MiB (20 %)"),
+        "{}",
+        text(&near)
+    );
+    let far = diagnose(unseen(), manners(None, None, Keep::Closes));
+    assert!(names(&far).is_empty());
+    let how: String = far
+        .signals
+        .iter()
+        .map(|signal| signal.how.as_str())
+        .collect();
+    for way in [
+        "discovery.slots",
+        "network namespace",
+        "shareProcessNamespace",
+        "discovery.memory_limit",
+    ] {
+        assert!(how.contains(way), "{way}: {how}");
+    }
+}
+
+#[test]
+fn a_core_that_is_pinned_makes_threads_useless() {
+    let gauges = Gauges {
+        cpu: Some(CpuReading {
+            cores: 4.0,
+            pinned: 2,
+            ..CpuReading::default()
+        }),
+        ..Gauges::default()
+    };
+    let diagnosis = conclude(&address(), sync().findings, gauges, sync().manners);
+    assert!(
+        diagnosis.advice[0].starts_with("Threads would not help: 2 of its processes"),
+        "{:?}",
+        diagnosis.advice
+    );
+    assert!(sync().advice[0].contains("threads are cheaper than workers"));
+}
+
+#[test]
+fn habits_say_what_tidegate_does_about_them() {
+    let mut manners = manners(None, None, Keep::Closes);
+    manners.lingers = Some(true);
+    manners.continues = Some(2);
+    manners.field_limit = Some((4_200, Answer::Closed));
+    manners.count_limit = Some((101, Answer::Status(431)));
+    let quirks = diagnose(unseen(), manners).quirks;
+    let found = |name| {
+        let quirk = quirks.iter().find(|quirk| quirk.name == name);
+        quirk
+            .map(|quirk| format!("{}; {}", quirk.found, quirk.then))
+            .unwrap_or_default()
+    };
+    assert!(found("linger").contains("no worker waits"));
+    assert!(
+        found("chunked").contains("hands the app an empty one"),
+        "{quirks:?}"
+    );
+    assert!(found("expect_100").contains("2 times"));
+    assert!(found("header_limits").starts_with(
+        "does not take a field of 4200 bytes (the connection ended without an answer), nor 101 fields (431); tidegate"
+    ), "{}", found("header_limits"));
+    assert!(found("blocked_by").contains("a slow head"));
+}
+
+#[test]
+fn every_configuration_is_a_valid_one() {
+    let mut odd = sync();
+    odd.manners.server = Some("x\n[y".to_owned());
+    let servers = [
+        sync(),
+        odd,
+        diagnose(unseen(), manners(Some("waitress"), None, Keep::Keeps(None))),
+        diagnose(
+            unseen(),
+            manners(Some("gunicorn"), Some("close"), Keep::Closes),
+        ),
+        diagnose(unseen(), manners(None, None, Keep::Closes)),
+        diagnose(unseen(), manners(Some("x\n[z"), None, Keep::Keeps(None))),
+        conclude(
+            &Address::Unix("/run/my \"app\".sock".into()),
+            unseen(),
+            Gauges::default(),
+            manners(None, None, Keep::Closes),
+        ),
+    ];
+    for diagnosis in servers {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        std::fs::write(&file, &diagnosis.toml).unwrap();
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        let loaded = load(&sources).unwrap_or_else(|e| panic!("{}\n{e}", diagnosis.toml));
+        assert_eq!(
+            loaded.config.backend.endpoints,
+            std::slice::from_ref(&diagnosis.endpoint)
+        );
+        let keeps = diagnosis.profile() == Profile::Waitress;
+        assert_eq!(loaded.config.backend.keepalive, keeps, "{}", diagnosis.toml);
+    }
+}
+
+#[test]
+fn both_reports_have_it_all() {
+    let diagnosis = sync();
+    let text = text(&diagnosis);
+    for part in [
+        "127.0.0.1:8000\n",
+        "in parallel",
+        "backlog",
+        "what tidegate can read here",
+        "habits",
+        "advice",
+        "GET / HTTP/1.1",
+        "[backend]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let json = json(&diagnosis);
+    assert_eq!(json["slots"]["count"], 2);
+    assert_eq!(
+        (json["profile"].as_str(), json["backlog"].as_u64()),
+        (Some("gunicorn-sync"), Some(2048))
+    );
+    assert_eq!(json["keep_alive"], "closes");
+    assert!(
+        json["toml"]
+            .as_str()
+            .unwrap()
+            .contains("endpoints = [\"127.0.0.1:8000\"]")
+    );
+}
