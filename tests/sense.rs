@@ -313,7 +313,7 @@ fn cpu_and_memory_of_the_processes_are_measured() {
     let mut client = tidegate.client();
     // Never mind how much of a core a crowded machine leaves it.
     let ratio = until_some("it is seen to work", || {
-        client.ask("/spin?ms=300");
+        client.ask("/cpu?ms=300");
         assert_eq!(client.response().status, 200);
         seen(&tidegate, "/cpu/utilisation")
             .as_f64()
@@ -346,35 +346,43 @@ fn cpu_and_memory_of_the_processes_are_measured() {
     }
 }
 
-/// A cgroup of version 1 or 2 for CPU, below the test's own; `None` where the test may not make one.
-struct CpuGroup {
+/// A cgroup of version 1 or 2, below the test's own; `None` where the test may not make one.
+struct Group {
     dirs: Vec<PathBuf>,
     version: u8,
 }
 
-impl CpuGroup {
-    fn make() -> Option<Self> {
-        let name = format!("tidegate-test-{}", std::process::id());
-        let one: Vec<PathBuf> = ["cpu", "cpuacct"]
+impl Group {
+    /// With these controllers of version 1, of which `file_one` is a file, or `file_two` in version 2.
+    fn make(controllers: &[&str], file_one: &str, file_two: &str) -> Option<Self> {
+        let name = format!("tidegate-test-{}-{}", controllers[0], std::process::id());
+        let one: Vec<PathBuf> = controllers
             .iter()
-            .map(|controller| own_group(controller).join(&name))
+            .map(|controller| own_group(controller))
             .collect();
-        let two = own_group("").join(&name);
-        let (dirs, version, file) = if one[0]
-            .parent()
-            .is_some_and(|dir| dir.join("cpu.shares").exists())
-        {
-            (one, 1, "cpu.cfs_quota_us")
+        let (parents, version, file) = if one[0].join("cgroup.clone_children").exists() {
+            (one, 1, file_one)
         } else {
-            (vec![two], 2, "cpu.max")
+            (vec![own_group("")], 2, file_two)
         };
-        let group = Self { dirs, version };
-        for dir in &group.dirs {
-            if !dir.exists() {
-                fs::create_dir(dir).ok()?;
-            }
+        let mut group = Self {
+            dirs: Vec::new(),
+            version,
+        };
+        for parent in parents {
+            let dir = parent.join(&name);
+            fs::create_dir(&dir).ok()?;
+            group.dirs.push(dir);
         }
         group.dirs[0].join(file).exists().then_some(group)
+    }
+
+    fn cpu() -> Option<Self> {
+        Self::make(&["cpu", "cpuacct"], "cpu.cfs_quota_us", "cpu.max")
+    }
+
+    fn memory() -> Option<Self> {
+        Self::make(&["memory"], "memory.limit_in_bytes", "memory.max")
     }
 
     fn set_cores(&self, cores: f64) {
@@ -386,16 +394,28 @@ impl CpuGroup {
         fs::write(self.dirs[0].join(file), text).expect("a quota");
     }
 
+    fn set_memory(&self, bytes: u64) {
+        let file = match self.version {
+            1 => "memory.limit_in_bytes",
+            _ => "memory.max",
+        };
+        fs::write(self.dirs[0].join(file), bytes.to_string()).expect("a limit");
+    }
+
+    /// Moves a process and its children in.
     fn take(&self, pid: u32) {
-        for dir in &self.dirs {
-            fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("it moves");
+        for pid in std::iter::once(pid).chain(children(pid)) {
+            for dir in &self.dirs {
+                fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("it moves");
+            }
         }
     }
 }
 
-impl Drop for CpuGroup {
+impl Drop for Group {
     fn drop(&mut self) {
         for dir in &self.dirs {
+            // Not before the last process in it is gone.
             for _ in 0..200 {
                 if fs::remove_dir(dir).is_ok() || !dir.exists() {
                     break;
@@ -427,7 +447,7 @@ fn own_group(controller: &str) -> PathBuf {
 
 #[test]
 fn the_quota_of_a_real_cgroup_is_seen_and_followed() {
-    let Some(group) = CpuGroup::make() else {
+    let Some(group) = Group::cpu() else {
         println!("skipped: no cgroup can be made here");
         return;
     };
@@ -435,14 +455,11 @@ fn the_quota_of_a_real_cgroup_is_seen_and_followed() {
     group.set_cores(0.05);
     let app = Gunicorn::sync(1);
     group.take(app.process.pid());
-    for worker in children(app.process.pid()) {
-        group.take(worker);
-    }
     let tidegate = Tidegate::to(app.address()).start();
     let mut client = tidegate.client();
     let mut spin = |what: &str, done: &dyn Fn(&Value) -> bool| {
         until(what, || {
-            client.ask("/spin?ms=20");
+            client.ask("/cpu?ms=20");
             assert_eq!(client.response().status, 200);
             done(&seen(&tidegate, "/cpu"))
         });
@@ -462,6 +479,44 @@ fn the_quota_of_a_real_cgroup_is_seen_and_followed() {
             .is_some_and(|source| source.starts_with("cgroup v")),
         "{source}"
     );
+    drop(app);
+    drop(group);
+}
+
+#[test]
+fn the_memory_of_a_real_cgroup_is_seen_and_followed() {
+    let Some(group) = Group::memory() else {
+        println!("skipped: no cgroup can be made here");
+        return;
+    };
+    group.set_memory(256 << 20);
+    let app = Gunicorn::sync(1);
+    group.take(app.process.pid());
+    let tidegate = Tidegate::to(app.address()).start();
+    let limit = |tidegate: &Tidegate| seen(tidegate, "/memory/limit_bytes").as_u64();
+    until("the limit is seen", || limit(&tidegate) == Some(256 << 20));
+    let source = seen(&tidegate, "/memory/source");
+    assert!(
+        source
+            .as_str()
+            .is_some_and(|source| source.starts_with("cgroup v")),
+        "{source}"
+    );
+    group.set_memory(128 << 20);
+    until("the new limit is seen", || {
+        limit(&tidegate) == Some(128 << 20)
+    });
+    // What the worker takes from now on is counted there.
+    let used = || {
+        seen(&tidegate, "/memory/used_bytes")
+            .as_u64()
+            .expect("in use")
+    };
+    let before = used();
+    let mut client = tidegate.client();
+    client.ask("/memory?mb=32&ms=3000");
+    until("more is in use", || used() > before + (16 << 20));
+    assert_eq!(client.response().status, 200);
     drop(app);
     drop(group);
 }

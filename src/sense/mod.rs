@@ -151,6 +151,17 @@ pub fn look_for(endpoint: &Address, config: &Config, over: Duration) -> (Finding
 }
 
 fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Findings, Eyes) {
+    look_again(endpoint, config, child, None)
+}
+
+/// The same, where `before` was the owner the last time: then it is looked at first, which is far cheaper
+/// than a search among all processes.
+fn look_again(
+    endpoint: &Address,
+    config: &Config,
+    child: Option<u32>,
+    before: Option<u32>,
+) -> (Findings, Eyes) {
     let discovery = &config.discovery;
     let Survey {
         listener,
@@ -158,7 +169,7 @@ fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Fin
         cpu,
         memory,
         eyes,
-    } = platform::survey(endpoint, discovery, child);
+    } = platform::survey(endpoint, discovery, child, before);
     let pid = process.as_ref().map_or(0, |process| process.pid);
     let read = |path: &str| platform::read_file(pid, path);
     let ladder = Ladder::climb(discovery, process.as_ref().map_err(String::as_str), &read);

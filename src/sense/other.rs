@@ -37,8 +37,13 @@ pub struct Survey {
 #[derive(Debug, Default)]
 pub struct Eyes;
 
-/// Looks at everything. `child` is the process that `exec` started.
-pub fn survey(_address: &Address, _discovery: &Discovery, _child: Option<u32>) -> Survey {
+/// Looks at everything. `child` is the process that `exec` started, `before` the owner at the last look.
+pub fn survey(
+    _address: &Address,
+    _discovery: &Discovery,
+    _child: Option<u32>,
+    _before: Option<u32>,
+) -> Survey {
     Survey {
         listener: Err(NOT_HERE.to_owned()),
         process: Err(NOT_HERE.to_owned()),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
-    Accepts, Findings, Gauges, Slots, Source, facts::in_one_line, learned::Learned, look_closely,
+    Accepts, Findings, Gauges, Slots, Source, facts::in_one_line, learned::Learned, look_again,
     platform::Eyes,
 };
 use crate::{
@@ -100,7 +100,7 @@ impl Senses {
         address: &Address,
         config: &Arc<Config>,
     ) -> Option<News> {
-        let looking = spawn_look(address, config, self.child());
+        let looking = spawn_look(address, config, self.child(), None);
         let found = tokio::time::timeout(FIRST_LOOK_MAX, looking).await;
         let (findings, eyes) = found.ok()?.ok()?;
         let now = clock::now();
@@ -140,12 +140,13 @@ fn spawn_look(
     address: &Address,
     config: &Arc<Config>,
     child: Option<u32>,
+    before: Option<u32>,
 ) -> oneshot::Receiver<(Findings, Eyes)> {
     let (address, config) = (address.clone(), config.clone());
     let (sender, looking) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
         // Whoever asked may have gone.
-        let _ = sender.send(look_closely(&address, &config, child));
+        let _ = sender.send(look_again(&address, &config, child, before));
     });
     looking
 }
@@ -229,7 +230,9 @@ impl Watch {
         }
         if self.looking.is_none() && now >= self.next_look {
             self.looked_with = Some((config.clone(), child));
-            self.looking = Some(spawn_look(&self.address, config, child));
+            let before = self.findings.as_ref();
+            let before = before.and_then(|findings| Some(findings.process.as_ref().ok()?.pid));
+            self.looking = Some(spawn_look(&self.address, config, child, before));
             self.next_look = now + LOOK;
         }
         self.read_queue(config, in_flight, now);

@@ -103,15 +103,6 @@ def memory():
     return f"{len(held)}\n"
 
 
-@app.route("/spin")
-def spin():
-    """Keeps a core busy, for at most two seconds."""
-    end = time.monotonic() + min(int(request.args.get("ms", "100")), 2000) / 1000
-    while time.monotonic() < end:
-        pass
-    return "spun\n"
-
-
 @app.route("/slow-body")
 def slow_body():
     """A declared length, in ten pieces."""

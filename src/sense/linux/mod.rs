@@ -47,15 +47,21 @@ pub struct Eyes {
     root: Option<u32>,
 }
 
-/// Looks at everything. `child` is the process that `exec` started. Reads much of `/proc`: milliseconds on a
-/// machine with a thousand processes, and not for the thread that serves requests.
-pub fn survey(address: &Address, discovery: &Discovery, child: Option<u32>) -> Survey {
+/// Looks at everything. `child` is the process that `exec` started, `before` the owner at the last look. Without
+/// either it reads much of `/proc`: milliseconds on a machine with a thousand processes, and not for the thread
+/// that serves requests.
+pub fn survey(
+    address: &Address,
+    discovery: &Discovery,
+    child: Option<u32>,
+    before: Option<u32>,
+) -> Survey {
     let mut lookup = Lookup::new(address);
     let listener = lookup
         .as_mut()
         .map_err(|why| why.clone())
         .and_then(|lookup| lookup.find(None));
-    let root = owner(&listener, discovery, child);
+    let root = owner(&listener, discovery, child, before);
     let process = root.clone().map(|root| facts(root, &listener));
     let meter = match &root {
         Ok(root) => Some(Meter::new(*root, group(*root, discovery), discovery)),
@@ -97,6 +103,7 @@ fn owner(
     listener: &Result<Listener, String>,
     discovery: &Discovery,
     child: Option<u32>,
+    before: Option<u32>,
 ) -> Result<u32, String> {
     if !discovery.proc {
         return child.ok_or_else(|| "discovery.proc is off".to_owned());
@@ -106,9 +113,9 @@ fn owner(
         (Err(_), Some(child)) if Stat::read(child).is_some() => return Ok(child),
         (Err(why), _) => return Err(why.clone()),
     };
-    // A child of our own, or what it has become, before the whole machine.
-    if let Some(child) = child {
-        let holding: Vec<u32> = process::tree(child)
+    // Those that are known, or what they have become, before the whole machine.
+    for known in [child, before].into_iter().flatten() {
+        let holding: Vec<u32> = process::tree(known)
             .into_iter()
             .filter(|pid| process::holds(*pid, &listener.inodes))
             .collect();

@@ -16,7 +16,8 @@ impl Args {
         let Some(first) = words.next() else {
             return Self::default();
         };
-        let mut program = base(first);
+        // A process title is one word of many: `httpd (mod_wsgi-express)`.
+        let mut program = base(first).split_whitespace().next().unwrap_or_default();
         if is_python(program) {
             // Options of the interpreter; -X, -W and -Q take a word.
             while let Some(option) = words.peek().copied().filter(|word| word.starts_with('-')) {
@@ -125,6 +126,8 @@ mod tests {
         assert_eq!(program("python3"), "python3");
         assert_eq!(program(""), "");
         assert_eq!(program("pythonista"), "pythonista");
+        let titled = ["granian wsgi 127.0.0.1:80 a:a worker-1   ".to_owned()];
+        assert_eq!(Args::of_command(&titled).program, "granian");
     }
 
     #[test]

@@ -130,7 +130,11 @@ fn werkzeug(args: &Args, how: &'static str) -> Option<Server> {
 /// Apache, if mod_wsgi's daemons are among its children or in its configuration.
 fn apache(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Server> {
     let config = args.value(&["-f"]).and_then(read).unwrap_or_default();
-    let daemons: Vec<(u32, u32)> = config.lines().filter_map(daemon_process).collect();
+    let in_force = in_force(&config, args);
+    let daemons: Vec<(u32, u32)> = in_force
+        .iter()
+        .filter_map(|line| daemon_process(line))
+        .collect();
     let titled = process
         .children
         .iter()
@@ -165,6 +169,30 @@ fn apache(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Se
         accepts: Accepts::Eagerly,
         slots,
     })
+}
+
+/// The directives of an Apache configuration, continued lines joined, without those under an `<IfDefine>` that
+/// the command line does not meet.
+fn in_force(config: &str, args: &Args) -> Vec<String> {
+    let config = config.replace("\\\n", " ");
+    let mut conditions = Vec::new();
+    let mut found = Vec::new();
+    for line in config.lines().map(str::trim) {
+        if let Some(condition) = line.strip_prefix("<IfDefine ") {
+            let condition = condition.trim_end_matches('>').trim();
+            let (name, wanted) = match condition.strip_prefix('!') {
+                Some(name) => (name.trim(), false),
+                None => (condition, true),
+            };
+            let defined = args.has(&[&format!("-D{name}")]);
+            conditions.push(defined == wanted);
+        } else if line.starts_with("</IfDefine>") {
+            conditions.pop();
+        } else if conditions.iter().all(|met| *met) {
+            found.push(line.to_owned());
+        }
+    }
+    found
 }
 
 /// Processes and threads of a line `WSGIDaemonProcess name processes=2 threads=5`.

@@ -319,18 +319,31 @@ fn the_others_are_told_apart() {
 
 #[test]
 fn apache_shows_mod_wsgis_daemons_in_its_configuration() {
+    // As mod_wsgi-express 6.1 writes it, shortened.
     let config = "\
-<IfModule !wsgi_module>
-WSGIDaemonProcess localhost:8000 \\
-WSGIDaemonProcess app display-name='(wsgi:app:0)' processes=2 threads=5 umask=0022
+<IfDefine MOD_WSGI_MULTIPROCESS>
+WSGIDaemonProcess 'localhost:8000' \\
+   display-name='(wsgi:localhost:8000:0)' \\
+   processes=2 \\
+   threads=5 \\
+   umask=0022
+</IfDefine>
+<IfDefine !MOD_WSGI_MULTIPROCESS>
+WSGIDaemonProcess 'localhost:8000' \\
+   threads=5
+</IfDefine>
 ";
     let read = |path: &str| (path == "/tmp/m/httpd.conf").then(|| config.to_owned());
-    let command = "httpd (mod_wsgi-express) -f /tmp/m/httpd.conf -DMOD_WSGI_X";
-    let mut apache = process(command, &[], 0);
-    let server = recognise(&apache, &read).expect("mod_wsgi");
-    assert_eq!(server.profile, Profile::ModWsgi);
-    // The first line's options are on the next one: its defaults are one process of 15 threads.
-    assert_eq!(server.slots.map(|count| count.slots), Ok(25));
+    let of = |options: &str| {
+        let mut apache = process(&format!("httpd -f /tmp/m/httpd.conf {options}"), &[], 0);
+        apache.command[0] = "httpd (mod_wsgi-express)".into();
+        let server = recognise(&apache, &read).expect("mod_wsgi");
+        assert_eq!(server.profile, Profile::ModWsgi);
+        server.slots.map(|count| count.slots)
+    };
+    assert_eq!(of("-DMOD_WSGI_MULTIPROCESS -k start"), Ok(10));
+    assert_eq!(of("-k start"), Ok(5));
+    let mut apache = process("", &[], 0);
     apache.command = vec!["/usr/sbin/apache2".into(), "-k".into(), "start".into()];
     apache.children = vec![ChildFacts {
         pid: 9,
