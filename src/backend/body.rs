@@ -4,16 +4,13 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use tower::BoxError;
 
 use super::pump::Pipe;
@@ -44,52 +41,10 @@ impl RequestBody {
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
     }
-
-    /// How many frames of a stream have been taken, from now on; `None` if it is none.
-    pub(super) fn watch(&mut self) -> Option<Arc<AtomicU64>> {
-        let Self::Stream(inner) = self else {
-            return None;
-        };
-        let moved = Arc::new(AtomicU64::new(0));
-        let empty: Streamed =
-            Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
-        *inner = Box::pin(Counted {
-            inner: std::mem::replace(inner, empty),
-            moved: moved.clone(),
-        });
-        Some(moved)
-    }
 }
 
-type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
-
-/// A streamed body that says when it moves.
-struct Counted {
-    inner: Streamed,
-    moved: Arc<AtomicU64>,
-}
-
-impl Body for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(self.inner.as_mut().poll_frame(cx));
-        self.moved.fetch_add(1, Relaxed);
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
+/// A body that is still coming.
+pub(super) type Streamed = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -130,6 +85,8 @@ impl Body for RequestBody {
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
+    /// What comes after a whole body.
+    trailers: Option<Box<HeaderMap>>,
     /// What the backend declared, while that is not yet delivered.
     remaining: Option<u64>,
     /// The most that is delivered at once.
@@ -140,21 +97,18 @@ pub struct ResponseBody {
 
 #[derive(Debug)]
 enum Source {
-    Whole(VecDeque<Frame<Bytes>>),
+    Whole(VecDeque<Bytes>),
     One(Option<Bytes>),
     Piped(Arc<Pipe>),
 }
 
-/// The first of the frames, or as much of it as may be delivered at once.
-pub(super) fn next(frames: &mut VecDeque<Frame<Bytes>>, most: usize) -> Option<Frame<Bytes>> {
-    let first = frames.front_mut()?;
-    cut(first, most).or_else(|| frames.pop_front())
-}
-
-/// The first `most` bytes of a longer frame; what is left stays in it.
-fn cut(frame: &mut Frame<Bytes>, most: usize) -> Option<Frame<Bytes>> {
-    let data = frame.data_mut().filter(|data| data.len() > most)?;
-    Some(Frame::data(data.split_to(most)))
+/// The first of the parts, or as much of it as may be delivered at once; what is left stays there.
+pub(super) fn next(parts: &mut VecDeque<Bytes>, most: usize) -> Option<Bytes> {
+    let first = parts.front_mut()?;
+    if first.len() > most {
+        return Some(first.split_to(most));
+    }
+    parts.pop_front()
 }
 
 impl ResponseBody {
@@ -162,6 +116,13 @@ impl ResponseBody {
     pub fn in_pieces(mut self, piece: usize) -> Self {
         self.piece = piece.max(1);
         self
+    }
+
+    fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        match &self.source {
+            Source::Piped(pipe) => pipe.take_trailers(),
+            _ => self.trailers.take(),
+        }
     }
 
     /// No body.
@@ -174,25 +135,31 @@ impl ResponseBody {
         Self {
             remaining: Some(bytes.len() as u64),
             source: Source::One((!bytes.is_empty()).then_some(bytes)),
+            trailers: None,
             piece: usize::MAX,
             _held: None,
         }
     }
 
-    pub(super) fn whole(frames: VecDeque<Frame<Bytes>>, held: Reservation) -> Self {
-        let data = frames.iter().filter_map(Frame::data_ref);
+    pub(super) fn whole(
+        parts: VecDeque<Bytes>,
+        trailers: Option<Box<HeaderMap>>,
+        held: Reservation,
+    ) -> Self {
         Self {
-            remaining: Some(data.map(|bytes| bytes.len() as u64).sum()),
-            source: Source::Whole(frames),
+            remaining: Some(parts.iter().map(|part| part.len() as u64).sum()),
+            source: Source::Whole(parts),
+            trailers,
             piece: usize::MAX,
             _held: Some(held),
         }
     }
 
-    pub(super) fn piped(pipe: Arc<Pipe>, hint: &SizeHint) -> Self {
+    pub(super) fn piped(pipe: Arc<Pipe>, length: Option<u64>) -> Self {
         Self {
-            remaining: hint.exact(),
+            remaining: length,
             source: Source::Piped(pipe),
+            trailers: None,
             piece: usize::MAX,
             _held: None,
         }
@@ -208,22 +175,24 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let frame = match &mut this.source {
-            Source::One(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Whole(frames) => next(frames, this.piece).map(Ok),
+        let part = match &mut this.source {
+            Source::One(bytes) => bytes.take().map(Ok),
+            Source::Whole(parts) => next(parts, this.piece).map(Ok),
             Source::Piped(pipe) => ready!(pipe.poll_read(cx, this.piece)),
         };
-        if let (Some(remaining), Some(Ok(frame))) = (&mut this.remaining, &frame) {
-            let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
-            *remaining = remaining.saturating_sub(sent);
+        if let (Some(remaining), Some(Ok(part))) = (&mut this.remaining, &part) {
+            *remaining = remaining.saturating_sub(part.len() as u64);
         }
-        Poll::Ready(frame)
+        Poll::Ready(match part {
+            Some(part) => Some(part.map(Frame::data)),
+            None => this.take_trailers().map(|it| Ok(Frame::trailers(*it))),
+        })
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::One(bytes) => bytes.is_none(),
-            Source::Whole(frames) => frames.is_empty(),
+            Source::Whole(parts) => parts.is_empty() && self.trailers.is_none(),
             Source::Piped(_) => false,
         }
     }

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use super::{profile::Excess, uwsgi::Unencodable};
+use tower::BoxError;
+
+use super::{codec::Malformed, profile::Excess, uwsgi::Unencodable};
 use crate::observe::ErrorKind;
 
 /// Why an exchange failed.
@@ -20,10 +22,10 @@ pub enum Error {
     Timeout,
     /// The connection ended before the response did.
     #[error("the backend closed the connection before its answer was complete")]
-    Reset(#[source] hyper::Error),
-    /// What the backend sent is not HTTP.
+    Reset(#[source] io::Error),
+    /// What the backend sent is not HTTP, or ambiguous.
     #[error("the backend's answer is not valid HTTP: {0}")]
-    Protocol(#[source] hyper::Error),
+    Protocol(#[source] Malformed),
     /// It answered 101 to a request that asked for no upgrade, or for another one.
     #[error("the backend switched protocols without being asked")]
     Switched,
@@ -35,21 +37,10 @@ pub enum Error {
     NoLength,
     /// The client's own body failed while it was passed on.
     #[error("the request's body ended early: {0}")]
-    RequestBody(#[source] hyper::Error),
+    RequestBody(#[source] BoxError),
 }
 
 impl Error {
-    /// Sorts an error of the connection.
-    pub(super) fn from_hyper(error: hyper::Error) -> Self {
-        if error.is_user() {
-            Self::RequestBody(error)
-        } else if error.is_parse() || is_malformed(&error) {
-            Self::Protocol(error)
-        } else {
-            Self::Reset(error)
-        }
-    }
-
     /// Its label in the metrics; `None` where it was not the backend's fault.
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {
@@ -69,17 +60,4 @@ impl From<Unencodable> for Error {
             Unencodable::NoLength => Self::NoLength,
         }
     }
-}
-
-/// A body whose chunks cannot be read is an I/O error to hyper, of a kind that no socket has.
-fn is_malformed(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error);
-    source
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .is_some_and(|error| {
-            matches!(
-                error.kind(),
-                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
-            )
-        })
 }

@@ -3,24 +3,21 @@
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task::{Context, Poll, ready},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
-use tokio::{task::unconstrained, time::error::Elapsed};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use tokio::task::unconstrained;
 
 use super::{
-    Endpoint, Error, RequestBody, ResponseBody, connect,
-    link::{Link, ResponseHead},
+    Endpoint, Error, RequestBody, ResponseBody,
+    codec::Head,
+    connect,
+    link::{Link, NoHead},
     profile,
     pump::{Pipe, len, pump},
     raised::Raised,
@@ -129,7 +126,7 @@ pub async fn exchange<L: Lease>(
             Protocol::Http => None,
             Protocol::Uwsgi => Some(uwsgi::encode(&request).map_err(Error::from)?),
         };
-        let link = match open(&delivery, replayable, may_reuse, packet).await {
+        let link = match open(&delivery, replayable, may_reuse).await {
             Ok(link) => link,
             Err(error) => {
                 return Err(Failed {
@@ -140,65 +137,57 @@ pub async fn exchange<L: Lease>(
         };
         let reused = link.reused;
         endpoint.metrics.connection(reused);
-        let again = (reused && replayable).then(|| Box::new(copy_head(&request)));
-        let mut flight = Flight::launch(link, *request, lease, &delivery);
-        match flight.head(backend.response_timeout).await {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                return Ok(switch(flight, response, upgrade.as_ref())?);
+        let mut flight = Flight::launch(link, request, packet, lease, &delivery);
+        let error = match flight.head(backend.response_timeout).await {
+            Ok(head) if head.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Ok(switch(flight, head.response, upgrade.as_ref())?);
             }
-            Ok(response) => {
+            Ok(head) => {
+                let response = &head.response;
                 endpoint.recognise(response.version(), response.headers());
                 if suspect.is_some() && profile::may_mean_excess(response.status()) {
                     endpoint.confirm_limits();
                 }
-                return receive(flight, response, &delivery).await;
+                return receive(flight, head, &delivery).await;
             }
-            Err(NoHead::Unsent(message, _)) if reused => request = message,
-            Err(NoHead::Failed(error)) => match (again, error) {
-                // An idle connection that the server closed under us, PITFALLS B2: resend, once.
-                (Some(copy), Error::Reset(_)) => request = copy,
-                // uWSGI says nothing of a head that is too large for it; it just closes.
-                (None, Error::Reset(_))
-                    if let Some(excess) = suspect
-                        && !endpoint.facts().answers_excess =>
-                {
-                    endpoint.confirm_limits();
-                    flight.finish(Completion::Abandoned);
-                    return Err(Error::from(excess).into());
+            // An idle connection that the server closed under us, PITFALLS B2: resend, once, if not
+            // a byte was sent or it does no harm twice.
+            Err(NoHead {
+                error: Error::Reset(_),
+                request: Some(unanswered),
+                begun,
+            }) if reused && (replayable || !begun) => {
+                request = unanswered;
+                match flight.into_lease() {
+                    Some(returned) => lease = returned,
+                    None => return Err(Error::Timeout.into()),
                 }
-                (_, error) => {
-                    let completion = match error {
-                        Error::Timeout => Completion::TimedOut,
-                        Error::RequestBody(_) => Completion::Abandoned,
-                        _ => Completion::Reset,
-                    };
-                    if completion == Completion::TimedOut {
-                        flight.give_up(completion);
-                    } else {
-                        flight.finish(completion);
-                    }
-                    return Err(error.into());
-                }
-            },
-            Err(NoHead::Unsent(_, error)) => {
-                flight.finish(Completion::Reset);
-                return Err(error.into());
+                may_reuse = false;
+                continue;
             }
+            // uWSGI says nothing of a head that is too large for it; it just closes.
+            Err(NoHead {
+                error: Error::Reset(_),
+                ..
+            }) if let Some(excess) = suspect
+                && !endpoint.facts().answers_excess =>
+            {
+                endpoint.confirm_limits();
+                flight.finish(Completion::Abandoned);
+                return Err(Error::from(excess).into());
+            }
+            Err(failed) => failed.error,
+        };
+        match error {
+            Error::Timeout => flight.give_up(Completion::TimedOut),
+            Error::RequestBody(_) => flight.finish(Completion::Abandoned),
+            _ => flight.finish(Completion::Reset),
         }
-        match flight.into_lease() {
-            Some(returned) => lease = returned,
-            None => return Err(Error::Timeout.into()),
-        }
-        may_reuse = false;
+        return Err(error.into());
     }
 }
 
-async fn open(
-    delivery: &Delivery,
-    replayable: bool,
-    may_reuse: bool,
-    packet: Option<Bytes>,
-) -> Result<Box<Link>, Error> {
+async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Box<Link>, Error> {
     let backend = &delivery.config.backend;
     if may_reuse {
         let max_idle = if replayable {
@@ -212,7 +201,7 @@ async fn open(
     }
     // Boxed: it would be the largest part of every request's future, and most are past it at once.
     let stream = Box::pin(connect(&delivery.endpoint.address, backend.connect_timeout));
-    Link::new(stream.await?, packet).await
+    Ok(Link::new(stream.await?))
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
@@ -224,21 +213,6 @@ fn is_replayable(request: &Request<RequestBody>) -> bool {
     ) && request.body().is_empty()
 }
 
-fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    copy
-}
-
-/// Why there is no head.
-enum NoHead {
-    /// Not a byte was sent.
-    Unsent(Box<Request<RequestBody>>, Error),
-    Failed(Error),
-}
-
 /// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
 /// lease tells the truth.
 pub(super) struct Flight<L: Lease> {
@@ -247,10 +221,8 @@ pub(super) struct Flight<L: Lease> {
 
 struct InFlight<L> {
     link: Box<Link>,
-    stage: Stage,
     lease: L,
     status: Option<StatusCode>,
-    progress: Option<Arc<AtomicU64>>,
     /// What to complete with if it is given up.
     verdict: Completion,
     endpoint: Arc<Endpoint>,
@@ -258,30 +230,20 @@ struct InFlight<L> {
     metrics: Arc<Metrics>,
 }
 
-enum Stage {
-    Head(ResponseHead),
-    Body(Incoming),
-}
-
 impl<L: Lease> Flight<L> {
     fn launch(
         mut link: Box<Link>,
-        mut request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
+        packet: Option<Bytes>,
         lease: L,
         delivery: &Delivery,
     ) -> Self {
-        let progress = request.body_mut().watch();
-        if delivery.config.backend.protocol == Protocol::Uwsgi {
-            request = uwsgi::strip(request);
-        }
-        let head = link.send(request);
+        link.send(request, packet);
         Self {
             inner: Some(Box::new(InFlight {
                 link,
-                stage: Stage::Head(head),
                 lease,
                 status: None,
-                progress,
                 verdict: Completion::Abandoned,
                 endpoint: delivery.endpoint.clone(),
                 config: delivery.config.clone(),
@@ -291,35 +253,27 @@ impl<L: Lease> Flight<L> {
     }
 
     /// Waits for the head. While an upload moves, the time does not count.
-    async fn head(&mut self, timeout: Duration) -> Result<Response<Incoming>, NoHead> {
+    async fn head(&mut self, timeout: Duration) -> Result<Head, NoHead> {
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut seen = 0;
         poll_fn(|cx| {
-            let Some(inner) = &mut self.inner else {
-                return Poll::Ready(Err(NoHead::Failed(Error::Timeout)));
+            let late = NoHead {
+                error: Error::Timeout,
+                request: None,
+                begun: true,
             };
-            if let Poll::Ready(result) = inner.poll_head(cx) {
-                return Poll::Ready(match result {
-                    Ok(response) => Ok(response),
-                    Err(mut error) => {
-                        let message = error.take_message();
-                        let error = Error::from_hyper(error.into_error());
-                        Err(match message {
-                            Some(message) => NoHead::Unsent(Box::new(message), error),
-                            None => NoHead::Failed(error),
-                        })
-                    }
-                });
+            let Some(inner) = &mut self.inner else {
+                return Poll::Ready(Err(late));
+            };
+            if let Poll::Ready(result) = inner.link.poll_head(cx) {
+                return Poll::Ready(result);
             }
             // Unconstrained, or a backend that sends interim answers without end spends the task's
             // whole budget each time, and the timer never gets its turn.
             while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
-                let moved = inner
-                    .progress
-                    .as_ref()
-                    .map_or(0, |moved| moved.load(Relaxed));
+                let moved = inner.link.moved();
                 if moved == seen {
-                    return Poll::Ready(Err(NoHead::Failed(Error::Timeout)));
+                    return Poll::Ready(Err(late));
                 }
                 seen = moved;
                 timer
@@ -331,15 +285,19 @@ impl<L: Lease> Flight<L> {
         .await
     }
 
-    /// The next frame of the response's body.
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    /// The next part of the response's body.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         match &mut self.inner {
-            Some(inner) => inner.poll_frame(cx),
+            Some(inner) => inner.link.poll_data(cx),
             None => Poll::Ready(None),
         }
+    }
+
+    /// What came after the body, once all of it was read.
+    pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        self.inner
+            .as_mut()
+            .and_then(|inner| inner.link.take_trailers())
     }
 
     /// The backend is done: closes or keeps the connection, then gives the lease back.
@@ -349,14 +307,12 @@ impl<L: Lease> Flight<L> {
         };
         let InFlight {
             mut link,
-            stage,
             lease,
             status,
             endpoint,
             config,
             ..
         } = *inner;
-        drop(stage);
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
         if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
             endpoint.put_link(link, config.backend.keepalive_idle, clock::now());
@@ -409,48 +365,18 @@ impl<L: Lease> Drop for Flight<L> {
 }
 
 impl<L> InFlight<L> {
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>>
-    {
-        let Stage::Head(head) = &mut self.stage else {
-            return Poll::Pending;
-        };
-        self.link.drive(cx);
-        let result = ready!(head.as_mut().poll(cx));
-        if result.is_ok() {
-            self.link.head_is_complete();
-        }
-        Poll::Ready(result)
-    }
-
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Stage::Body(body) = &mut self.stage else {
-            return Poll::Ready(None);
-        };
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        self.link.drive(cx);
-        Pin::new(body).poll_frame(cx)
-    }
-
     /// Reads and discards until the backend is done.
     async fn discard(&mut self) {
-        if let Stage::Head(_) = self.stage {
-            let Ok(response) = poll_fn(|cx| self.poll_head(cx)).await else {
+        if self.link.is_before_head() {
+            let Ok(head) = poll_fn(|cx| self.link.poll_head(cx)).await else {
                 return;
             };
-            if is_event_stream(&response) {
+            if is_event_stream(&head.response) {
                 return;
             }
-            self.stage = Stage::Body(response.into_body());
+            self.link.expect(head.body);
         }
-        while let Some(Ok(_)) = poll_fn(|cx| self.poll_frame(cx)).await {}
+        while let Some(Ok(_)) = poll_fn(|cx| self.link.poll_data(cx)).await {}
     }
 }
 
@@ -473,58 +399,57 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
 /// Takes the response over: whole if it is small or already there, else through a pipe.
 async fn receive<L: Lease>(
     mut flight: Flight<L>,
-    response: Response<Incoming>,
+    head: Head,
     delivery: &Delivery,
 ) -> Result<Response<ResponseBody>, Failed<L>> {
+    let Head { response, body, .. } = head;
     let stream = delivery.stream || is_event_stream(&response);
-    let (head, body) = response.into_parts();
-    let hint = body.size_hint();
-    let ended = body.is_end_stream();
+    let length = body.remaining();
     if let Some(inner) = &mut flight.inner {
-        inner.status = Some(head.status);
-        inner.stage = Stage::Body(body);
+        inner.status = Some(response.status());
+        inner.link.expect(body);
     }
-    if ended {
+    if length == Some(0) {
         flight.finish(Completion::Answered);
-        return Ok(Response::from_parts(head, ResponseBody::empty()));
+        return Ok(response.map(|()| ResponseBody::empty()));
     }
     let buffers = &delivery.config.buffers;
     let read_timeout = delivery.config.backend.read_timeout;
     let mut held = delivery.budget.reservation(Direction::Response);
-    let mut frames = VecDeque::new();
+    let mut parts = VecDeque::new();
     let whole = !stream
-        && hint
-            .exact()
+        && length
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
     let arrived = if whole {
-        collect(&mut flight, &mut frames, read_timeout)
+        collect(&mut flight, &mut parts, read_timeout)
             .await
-            .map(|collected| collected.map(|()| true))
+            .map(|()| true)
     } else if stream {
-        Ok(Ok(false))
+        Ok(false)
     } else {
         // Short answers of unknown length are often there with their head.
-        Ok(take_ready(&mut flight, &mut frames).await)
+        take_ready(&mut flight, &mut parts).await
     };
     let complete = match arrived {
-        Ok(Ok(complete)) => complete,
-        Ok(Err(error)) => {
-            flight.finish(Completion::Reset);
-            return Err(Error::from_hyper(error).into());
-        }
-        Err(_) => {
+        Ok(complete) => complete,
+        Err(Error::Timeout) => {
             flight.give_up(Completion::TimedOut);
             return Err(Error::Timeout.into());
         }
+        Err(error) => {
+            flight.finish(Completion::Reset);
+            return Err(error.into());
+        }
     };
     if !whole {
-        held.grow(frames.iter().map(len).sum());
+        held.grow(parts.iter().map(len).sum());
     }
     let body = if complete {
+        let trailers = flight.take_trailers();
         flight.finish(Completion::Answered);
-        ResponseBody::whole(frames, held)
+        ResponseBody::whole(parts, trailers, held)
     } else {
-        let pipe = Pipe::new(frames, held, buffers.response);
+        let pipe = Pipe::new(parts, held, buffers.response);
         tokio::spawn(pump(
             flight,
             pipe.clone(),
@@ -532,34 +457,35 @@ async fn receive<L: Lease>(
             stream,
             delivery.metrics.clone(),
         ));
-        ResponseBody::piped(pipe, &hint)
+        ResponseBody::piped(pipe, length)
     };
-    Ok(Response::from_parts(head, body))
+    Ok(response.map(|()| body))
 }
 
 /// Reads to the end, however long that takes, as long as no pause is longer than `read_timeout`.
 async fn collect<L: Lease>(
     flight: &mut Flight<L>,
-    frames: &mut VecDeque<Frame<Bytes>>,
+    parts: &mut VecDeque<Bytes>,
     read_timeout: Duration,
-) -> Result<Result<(), hyper::Error>, Elapsed> {
+) -> Result<(), Error> {
     loop {
         // It is mostly there already; only if not, there is something to time.
-        let there = poll_fn(|cx| match flight.poll_frame(cx) {
+        let there = poll_fn(|cx| match flight.poll_data(cx) {
             Poll::Ready(next) => Poll::Ready(Some(next)),
             Poll::Pending => Poll::Ready(None),
         });
         let next = match there.await {
             Some(next) => next,
             None => {
-                let next = poll_fn(|cx| flight.poll_frame(cx));
-                Box::pin(tokio::time::timeout(read_timeout, next)).await?
+                let next = poll_fn(|cx| flight.poll_data(cx));
+                Box::pin(tokio::time::timeout(read_timeout, next))
+                    .await
+                    .map_err(|_| Error::Timeout)?
             }
         };
-        match next {
-            Some(Ok(frame)) => frames.push_back(frame),
-            Some(Err(error)) => return Ok(Err(error)),
-            None => return Ok(Ok(())),
+        match next.transpose()? {
+            Some(part) => parts.push_back(part),
+            None => return Ok(()),
         }
     }
 }
@@ -567,15 +493,15 @@ async fn collect<L: Lease>(
 /// Takes what has arrived already, up to [`WHOLE_MAX`]; true if that is all.
 async fn take_ready<L: Lease>(
     flight: &mut Flight<L>,
-    frames: &mut VecDeque<Frame<Bytes>>,
-) -> Result<bool, hyper::Error> {
+    parts: &mut VecDeque<Bytes>,
+) -> Result<bool, Error> {
     let mut taken = 0;
     poll_fn(|cx| {
         while taken < WHOLE_MAX {
-            match flight.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    taken += len(&frame);
-                    frames.push_back(frame);
+            match flight.poll_data(cx) {
+                Poll::Ready(Some(Ok(part))) => {
+                    taken += len(&part);
+                    parts.push_back(part);
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),

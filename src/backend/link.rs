@@ -1,112 +1,303 @@
-//! One HTTP/1.1 connection to a worker, driven by whoever uses it: no task of its own, so that
-//! dropping it closes the socket at once.
+//! One connection to a worker, driven by whoever uses it: no task of its own, so that dropping it
+//! closes the socket at once.
 
 use std::{
-    future::Future,
+    future::Future as _,
     io::{self, ErrorKind, IoSlice},
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, Connection, SendRequest},
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, header};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+
+use super::{
+    Error, RequestBody, Stream,
+    body::Streamed,
+    codec::{self, BodyDecoder, Head, Heads, Malformed, Step},
 };
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Error, RequestBody, Stream, substitute::Substituted};
-
-/// The most hyper reads ahead of who consumes the response, bytes.
-const READ_BUFFER: usize = 256 * 1024;
-
-/// The most a backend may send before its answer's head is complete, bytes: the head itself, what
-/// is read ahead with it, and interim answers, which hyper would skip for ever.
-const HEAD_MAX: u64 = 2 * READ_BUFFER as u64;
-
-type TrySend = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>;
-
-/// The future of a response's head. Only ready if its [`Link`] is driven.
-pub(super) type ResponseHead = Pin<Box<dyn Future<Output = TrySend> + Send>>;
+/// The first read takes up to this, bytes: most heads, and many whole answers.
+const READ_FIRST: usize = 4 * 1024;
+/// The most one read takes, bytes.
+const READ_MOST: usize = 256 * 1024;
+/// A body up to this is written together with the head from one buffer, bytes.
+const JOINED_MAX: usize = 16 * 1024;
 
 /// See the module's documentation.
-#[derive(Debug)]
 pub(super) struct Link {
-    connection: Connection<TokioIo<Metered>, RequestBody>,
-    allowance: Arc<AtomicU64>,
-    sender: SendRequest<RequestBody>,
-    closed: bool,
+    stream: Stream,
+    sending: Sending,
+    read: BytesMut,
+    /// Room to make for the next read.
+    room: usize,
+    receiving: Receiving,
+    /// Whether the backend said that it stays open.
+    keep_alive: bool,
+    /// The backend closed its side, or the connection broke.
+    ended: bool,
     /// Whether it has carried a request before this one.
     pub(super) reused: bool,
     idle_since: Option<Instant>,
 }
 
+/// What is left of the request to write.
+#[derive(Default)]
+struct Sending {
+    /// The request, until its response begins: it may have to be sent again.
+    request: Option<Box<Request<RequestBody>>>,
+    /// Head, or a chunk's size; then `data`; then `tail`.
+    head: Vec<u8>,
+    head_at: usize,
+    data: Bytes,
+    tail: &'static [u8],
+    upload: Option<Upload>,
+    /// Parts of `upload` so far.
+    moved: u64,
+    /// Whether a byte of it was written.
+    begun: bool,
+    /// The other side takes no more: what is left is never written.
+    broken: bool,
+}
+
+/// A body that is still coming.
+struct Upload {
+    body: Streamed,
+    /// Bytes to come of a declared length; `None`: it goes in chunks.
+    left: Option<u64>,
+}
+
+enum Receiving {
+    Head(Heads),
+    Body(BodyDecoder),
+}
+
+/// Why there is no head.
+pub(super) struct NoHead {
+    pub(super) error: Error,
+    /// The request, if it is whole: whether it may be sent again is another question.
+    pub(super) request: Option<Box<Request<RequestBody>>>,
+    /// Whether a byte of it was written.
+    pub(super) begun: bool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Link {
-    /// Boxed, since it is large and changes hands often. A `packet` goes in the place of its first
-    /// and only request's head.
-    pub(super) async fn new(stream: Stream, packet: Option<Bytes>) -> Result<Box<Self>, Error> {
-        let allowance = Arc::new(AtomicU64::new(HEAD_MAX));
-        let (sender, connection) = Builder::new()
-            .max_buf_size(READ_BUFFER)
-            .handshake(TokioIo::new(Metered {
-                stream: Substituted::new(stream, packet),
-                allowance: allowance.clone(),
-            }))
-            .await
-            .map_err(Error::from_hyper)?;
-        Ok(Box::new(Self {
-            connection,
-            allowance,
-            sender,
-            closed: false,
+    /// Boxed, since it changes hands often.
+    pub(super) fn new(stream: Stream) -> Box<Self> {
+        Box::new(Self {
+            stream,
+            sending: Sending::default(),
+            read: BytesMut::new(),
+            room: READ_FIRST,
+            receiving: Receiving::Body(BodyDecoder::none()),
+            keep_alive: false,
+            ended: false,
             reused: false,
             idle_since: None,
-        }))
+        })
     }
 
-    /// Queues a request; [`Link::drive`] writes it.
-    pub(super) fn send(&mut self, request: Request<RequestBody>) -> ResponseHead {
-        self.allowance.store(HEAD_MAX, Relaxed);
-        Box::pin(self.sender.try_send_request(request))
+    /// Takes a request; [`Link::poll_head`] writes it. A `packet` goes in the place of its head.
+    pub(super) fn send(&mut self, mut request: Box<Request<RequestBody>>, packet: Option<Bytes>) {
+        let sending = &mut self.sending;
+        sending.begun = false;
+        sending.head.clear();
+        sending.head_at = 0;
+        let chunked = packet.is_none() && request.headers().contains_key(header::TRANSFER_ENCODING);
+        match packet {
+            Some(packet) => sending.head.extend_from_slice(&packet),
+            None => codec::head(&request, &mut sending.head),
+        }
+        match request.body_mut() {
+            RequestBody::Empty => {}
+            RequestBody::Full(bytes, _) => {
+                // A clone of a reference: the request stays whole.
+                let bytes = bytes.clone().unwrap_or_default();
+                let tail = match (chunked, bytes.is_empty()) {
+                    (false, _) => "",
+                    (true, true) => "0\r\n\r\n",
+                    (true, false) => {
+                        codec::chunk(bytes.len(), &mut sending.head);
+                        "\r\n0\r\n\r\n"
+                    }
+                };
+                if bytes.len() <= JOINED_MAX {
+                    sending.head.extend_from_slice(&bytes);
+                    sending.head.extend_from_slice(tail.as_bytes());
+                } else {
+                    sending.data = bytes;
+                    sending.tail = tail.as_bytes();
+                }
+            }
+            body @ RequestBody::Stream(_) => {
+                if let RequestBody::Stream(body) = std::mem::replace(body, RequestBody::Empty) {
+                    let declared = request.headers().get(header::CONTENT_LENGTH);
+                    let left = declared.and_then(|value| value.to_str().ok()?.parse().ok());
+                    sending.upload = Some(Upload { body, left });
+                }
+            }
+        }
+        let upgrade = request.headers().contains_key(header::UPGRADE);
+        self.receiving = Receiving::Head(Heads::new(request.method(), upgrade));
+        sending.request = Some(request);
+        self.room = READ_FIRST;
     }
 
-    /// The head has come: what follows is as long as the body is.
-    pub(super) fn head_is_complete(&self) {
-        self.allowance.store(UNBOUNDED, Relaxed);
+    /// The response's head. Writes and reads what it can.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, NoHead>> {
+        let polled = self.poll_for_head(cx);
+        polled.map_err(|error| NoHead {
+            error,
+            begun: self.sending.begun,
+            request: self.sending.take_back(),
+        })
     }
 
-    /// Lets the connection write and read what it can. Errors surface in the response, not here.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.closed && Pin::new(&mut self.connection).poll(cx).is_ready() {
-            self.closed = true;
+    fn poll_for_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Error>> {
+        if let Poll::Ready(Err(error)) = self.sending.poll(&mut self.stream, cx) {
+            return Poll::Ready(Err(error));
+        }
+        loop {
+            let Receiving::Head(heads) = &mut self.receiving else {
+                return Poll::Pending;
+            };
+            if let Some(head) = heads.take(&mut self.read).map_err(Error::Protocol)? {
+                if !self.sending.begun {
+                    // An answer to nobody's question.
+                    return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
+                }
+                self.sending.request = None;
+                self.keep_alive = head.keep_alive;
+                return Poll::Ready(Ok(head));
+            }
+            if !ready!(self.poll_fill(cx))? {
+                return Poll::Ready(Err(cut()));
+            }
         }
     }
 
-    /// After a complete response: whether another request may follow.
-    pub(super) fn reusable(&mut self) -> bool {
-        // One more turn lets the connection see that the message is over.
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        !self.closed && self.sender.is_ready()
+    /// Whether the response has not begun.
+    pub(super) fn is_before_head(&self) -> bool {
+        matches!(self.receiving, Receiving::Head(_))
     }
 
-    /// After a 101: the socket, and what has been read of the new protocol already. `None` if the
-    /// connection still speaks HTTP, for a server that switches before it has the whole request.
-    pub(super) fn into_raw(mut self) -> Option<(Stream, Bytes)> {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        let parts = self.closed.then(|| self.connection.into_parts())?;
-        Some((parts.io.into_inner().stream.into_inner(), parts.read_buf))
+    /// How many parts of a body that is still coming were passed on.
+    pub(super) fn moved(&self) -> u64 {
+        self.sending.moved
+    }
+
+    /// From here on [`Link::poll_data`] reads this body.
+    pub(super) fn expect(&mut self, body: BodyDecoder) {
+        self.receiving = Receiving::Body(body);
+    }
+
+    /// The next part of the response's body.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        if !self.sending.is_over() {
+            // An answer that came early: its request goes on while somebody takes it.
+            let _ = self.sending.poll(&mut self.stream, cx);
+        }
+        loop {
+            let Receiving::Body(body) = &mut self.receiving else {
+                return Poll::Ready(None);
+            };
+            match body.next(&mut self.read) {
+                Ok(Step::Data(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Step::Done) => return Poll::Ready(None),
+                Ok(Step::More) => {}
+                Err(malformed) => return Poll::Ready(Some(Err(Error::Protocol(malformed)))),
+            }
+            if let Some(left) = body.remaining() {
+                let left = usize::try_from(left).unwrap_or(usize::MAX);
+                self.room = self.room.max(left).min(READ_MOST);
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let whole = match &mut self.receiving {
+                        Receiving::Body(body) => body.end(),
+                        Receiving::Head(_) => false,
+                    };
+                    return Poll::Ready((!whole).then(|| Err(cut())));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+
+    /// What came after the body, once all of it was read.
+    pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        match &mut self.receiving {
+            Receiving::Body(body) => body.take_trailers(),
+            Receiving::Head(_) => None,
+        }
+    }
+
+    /// Reads once; false at the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
+        self.read.reserve(self.room);
+        let room = self.read.capacity() - self.read.len();
+        let read = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx));
+        match read {
+            Ok(0) => {
+                self.ended = true;
+                Poll::Ready(Ok(false))
+            }
+            Ok(read) => {
+                if read == room {
+                    self.room = (2 * self.room).min(READ_MOST);
+                }
+                Poll::Ready(Ok(true))
+            }
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Err(Error::Reset(error)))
+            }
+        }
+    }
+
+    /// After a complete response: whether another request may follow. Not if anything came after the
+    /// response: that is the answer to nobody's question.
+    pub(super) fn reusable(&mut self) -> bool {
+        let idle = matches!(&self.receiving, Receiving::Body(body) if body.is_done());
+        if !(idle && self.keep_alive && self.sending.is_over() && !self.sending.broken)
+            || self.ended
+            || !self.read.is_empty()
+        {
+            return false;
+        }
+        // Makes no room for it: what comes now is not wanted.
+        let mut byte = [0];
+        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        let quiet =
+            tokio::io::AsyncRead::poll_read(Pin::new(&mut self.stream), &mut cx, &mut buffer);
+        self.ended = quiet.is_ready();
+        quiet.is_pending()
+    }
+
+    /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
+    /// server that switches before it has the whole request.
+    pub(super) fn into_raw(self) -> Option<(Stream, Bytes)> {
+        let switched = self.sending.is_over() && !self.sending.broken && !self.ended;
+        switched.then(|| (self.stream, self.read.freeze()))
     }
 
     pub(super) fn park(&mut self, now: Instant) {
         self.idle_since = Some(now);
         self.reused = true;
+        // What was read is with whoever reads the response.
+        self.read = BytesMut::new();
     }
 
     pub(super) fn idle_for(&self, now: Instant) -> Duration {
@@ -115,84 +306,141 @@ impl Link {
     }
 }
 
-const UNBOUNDED: u64 = u64::MAX;
-
-/// A stream that fails when more is read than allowed; and that fails by reading, not by writing: a
-/// server that has answered an upload early and closed cannot be written to, but its answer is there
-/// to be read.
-#[derive(Debug)]
-struct Metered {
-    stream: Substituted<Stream>,
-    allowance: Arc<AtomicU64>,
+/// The backend closed before the end.
+fn cut() -> Error {
+    Error::Reset(ErrorKind::UnexpectedEof.into())
 }
 
-/// A write that the other side's end made impossible just never happens. No wake-up is lost by it:
-/// such a socket can be read from, to its end.
-fn never_failed<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-    match written {
-        Poll::Ready(Err(error))
-            if matches!(
-                error.kind(),
-                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-            ) =>
-        {
-            Poll::Pending
-        }
-        other => other,
+impl Sending {
+    /// Whether nothing more will be written.
+    fn is_over(&self) -> bool {
+        self.broken || (self.upload.is_none() && self.pieces_left() == 0)
     }
-}
 
-impl AsyncRead for Metered {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        let allowed = this.allowance.load(Relaxed);
-        if allowed != UNBOUNDED {
-            let read = (buf.filled().len() - before) as u64;
-            let Some(left) = allowed.checked_sub(read) else {
-                let text = "the answer does not begin";
-                return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, text)));
+    fn pieces_left(&self) -> usize {
+        self.head.len() - self.head_at + self.data.len() + self.tail.len()
+    }
+
+    /// Writes what it can.
+    fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        loop {
+            while self.pieces_left() > 0 && !self.broken {
+                ready!(self.poll_write(stream, cx))?;
+            }
+            if self.broken {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(upload) = &mut self.upload else {
+                self.forget_body();
+                return Poll::Ready(Ok(()));
             };
-            this.allowance.store(left, Relaxed);
+            let Some(data) = ready!(upload.poll_next(cx)).transpose()? else {
+                let chunked = upload.left.is_none();
+                self.upload = None;
+                if chunked {
+                    self.head.clear();
+                    self.head_at = 0;
+                    codec::last_chunk(&mut self.head);
+                }
+                continue;
+            };
+            self.moved += 1;
+            if upload.left.is_none() {
+                self.head.clear();
+                self.head_at = 0;
+                codec::chunk(data.len(), &mut self.head);
+                self.tail = b"\r\n";
+            }
+            self.data = data;
         }
-        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let head = &self.head[self.head_at..];
+        let written = if self.data.is_empty() && self.tail.is_empty() {
+            ready!(Pin::new(stream).poll_write(cx, head))
+        } else {
+            let pieces = [head, &self.data, self.tail].map(IoSlice::new);
+            let from = usize::from(head.is_empty());
+            ready!(Pin::new(stream).poll_write_vectored(cx, &pieces[from..]))
+        };
+        match written {
+            Ok(written) => {
+                self.begun |= written > 0;
+                self.advance(written);
+                Poll::Ready(Ok(()))
+            }
+            // A server that has answered an upload early and closed cannot be written to, but its
+            // answer is there to be read: failing is left to the reading.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) =>
+            {
+                self.broken = true;
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => Poll::Ready(Err(Error::Reset(error))),
+        }
+    }
+
+    fn advance(&mut self, written: usize) {
+        let of_head = written.min(self.head.len() - self.head_at);
+        self.head_at += of_head;
+        let of_data = (written - of_head).min(self.data.len());
+        if of_data > 0 {
+            drop(self.data.split_to(of_data));
+        }
+        self.tail = &self.tail[written - of_head - of_data..];
+    }
+
+    /// The request, unless a part of its body is gone.
+    fn take_back(&mut self) -> Option<Box<Request<RequestBody>>> {
+        let mut request = self.request.take()?;
+        match self.upload.take() {
+            None => Some(request),
+            // Not polled before the head is written.
+            Some(upload) if !self.begun => {
+                *request.body_mut() = RequestBody::Stream(upload.body);
+                Some(request)
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// All of it is written: what its body holds of the budget goes back.
+    fn forget_body(&mut self) {
+        if let Some(request) = &mut self.request
+            && matches!(request.body(), RequestBody::Full(..))
+        {
+            self.request = None;
+        }
     }
 }
 
-impl AsyncWrite for Metered {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.get_mut().stream).poll_write(cx, buf);
-        never_failed(written)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs);
-        never_failed(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        never_failed(Pin::new(&mut self.get_mut().stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+impl Upload {
+    /// The next bytes, never none.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        loop {
+            let frame = ready!(self.body.as_mut().poll_frame(cx));
+            let data = match frame {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(Error::RequestBody(error)))),
+                None if self.left.is_none_or(|left| left == 0) => return Poll::Ready(None),
+                None => {
+                    let short =
+                        io::Error::new(ErrorKind::UnexpectedEof, "it is shorter than declared");
+                    return Poll::Ready(Some(Err(Error::RequestBody(short.into()))));
+                }
+            };
+            if let Some(left) = &mut self.left {
+                *left = left.saturating_sub(data.len() as u64);
+            }
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(data)));
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! head arrives: an exchange that nobody waits for any more goes on in the background.
 
 mod body;
+mod codec;
 pub(crate) mod connect;
 mod endpoint;
 mod error;
@@ -13,12 +14,12 @@ mod link;
 pub mod profile;
 mod pump;
 mod raised;
-mod substitute;
 mod upgraded;
 pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
+    codec::Malformed,
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

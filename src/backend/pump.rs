@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::Frame;
+use http::HeaderMap;
 use tower::BoxError;
 
 use super::{
@@ -34,10 +34,10 @@ pub(super) struct Pipe {
 }
 
 struct State {
-    frames: VecDeque<Frame<Bytes>>,
+    parts: VecDeque<Bytes>,
     bytes: u64,
     held: Reservation,
-    end: Option<Result<(), BoxError>>,
+    end: Option<Result<Option<Box<HeaderMap>>, BoxError>>,
     /// The client has gone.
     abandoned: bool,
     reader: Option<Waker>,
@@ -51,17 +51,13 @@ impl fmt::Debug for Pipe {
 }
 
 impl Pipe {
-    /// A pipe that holds about `capacity` bytes, with `frames` in it already, accounted for in `held`.
-    pub(super) fn new(
-        frames: VecDeque<Frame<Bytes>>,
-        held: Reservation,
-        capacity: u64,
-    ) -> Arc<Self> {
-        let bytes = frames.iter().map(len).sum();
+    /// A pipe that holds about `capacity` bytes, with `parts` in it already, accounted for in `held`.
+    pub(super) fn new(parts: VecDeque<Bytes>, held: Reservation, capacity: u64) -> Arc<Self> {
+        let bytes = parts.iter().map(len).sum();
         Arc::new(Self {
             capacity: capacity.max(1),
             state: Mutex::new(State {
-                frames,
+                parts,
                 bytes,
                 held,
                 end: None,
@@ -72,15 +68,15 @@ impl Pipe {
         })
     }
 
-    /// The client's side: the next frame, or at most `most` bytes of it, or the end.
+    /// The client's side: the next part, or at most `most` bytes of it, or the end.
     pub(super) fn poll_read(
         &self,
         cx: &mut Context<'_>,
         most: usize,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    ) -> Poll<Option<Result<Bytes, BoxError>>> {
         let mut state = lock(&self.state);
-        if let Some(frame) = next(&mut state.frames, most) {
-            let size = len(&frame);
+        if let Some(part) = next(&mut state.parts, most) {
+            let size = len(&part);
             state.bytes -= size;
             state.held.shrink(size);
             let writer = state.writer.take();
@@ -88,15 +84,15 @@ impl Pipe {
             if let Some(writer) = writer {
                 writer.wake();
             }
-            return Poll::Ready(Some(Ok(frame)));
+            return Poll::Ready(Some(Ok(part)));
         }
         match state.end.take() {
-            Some(Ok(())) => {
-                state.end = Some(Ok(()));
+            Some(Ok(trailers)) => {
+                state.end = Some(Ok(trailers));
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                state.end = Some(Ok(()));
+                state.end = Some(Ok(None));
                 Poll::Ready(Some(Err(error)))
             }
             None => {
@@ -106,11 +102,19 @@ impl Pipe {
         }
     }
 
+    /// What came after the last part.
+    pub(super) fn take_trailers(&self) -> Option<Box<HeaderMap>> {
+        match &mut lock(&self.state).end {
+            Some(Ok(trailers)) => trailers.take(),
+            _ => None,
+        }
+    }
+
     /// The client has gone.
     pub(super) fn abandon(&self) {
         let mut state = lock(&self.state);
         state.abandoned = true;
-        state.frames.clear();
+        state.parts.clear();
         let bytes = std::mem::take(&mut state.bytes);
         state.held.shrink(bytes);
         let writer = state.writer.take();
@@ -127,7 +131,7 @@ impl Pipe {
             return Poll::Ready(false);
         }
         state.writer = Some(cx.waker().clone());
-        // One frame may always lie here, or a spent budget would stop everyone for good.
+        // One part may always lie here, or a spent budget would stop everyone for good.
         let room =
             state.bytes == 0 || (state.bytes < self.capacity && state.held.bytes() >= state.bytes);
         if room {
@@ -137,16 +141,16 @@ impl Pipe {
         }
     }
 
-    fn push(&self, frame: Frame<Bytes>) {
+    fn push(&self, part: Bytes) {
         let mut state = lock(&self.state);
         if state.abandoned {
             return;
         }
-        let size = len(&frame);
+        let size = len(&part);
         state.bytes += size;
         // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read.
         state.held.grow(size);
-        state.frames.push_back(frame);
+        state.parts.push_back(part);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
@@ -154,7 +158,7 @@ impl Pipe {
         }
     }
 
-    fn end(&self, result: Result<(), BoxError>) {
+    fn end(&self, result: Result<Option<Box<HeaderMap>>, BoxError>) {
         let mut state = lock(&self.state);
         state.end = Some(result);
         let reader = state.reader.take();
@@ -165,15 +169,15 @@ impl Pipe {
     }
 }
 
-pub(super) fn len(frame: &Frame<Bytes>) -> u64 {
-    frame.data_ref().map_or(0, |bytes| bytes.len() as u64)
+pub(super) fn len(part: &Bytes) -> u64 {
+    part.len() as u64
 }
 
 /// What the pump found at its last look.
 enum Next {
-    Frame(Frame<Bytes>),
+    Part(Bytes),
     End,
-    Failed(hyper::Error),
+    Failed(Error),
     Abandoned,
     Stalled,
     Resumed,
@@ -201,8 +205,8 @@ pub(super) async fn pump<L: Lease>(
                     return Poll::Pending;
                 }
             }
-            match flight.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame)),
+            match flight.poll_data(cx) {
+                Poll::Ready(Some(Ok(part))) => Poll::Ready(Next::Part(part)),
                 Poll::Ready(Some(Err(error))) => Poll::Ready(Next::Failed(error)),
                 Poll::Ready(None) => Poll::Ready(Next::End),
                 Poll::Pending if waited => Poll::Ready(Next::Resumed),
@@ -218,24 +222,25 @@ pub(super) async fn pump<L: Lease>(
         }
         let restart = || tokio::time::Instant::from_std(clock::now() + read_timeout);
         match next {
-            Next::Frame(frame) => {
-                pipe.push(frame);
+            Next::Part(part) => {
+                pipe.push(part);
                 timer.as_mut().reset(restart());
             }
             // The client's pause is not the backend's.
             Next::Resumed => timer.as_mut().reset(restart()),
             Next::End => {
+                let trailers = flight.take_trailers();
                 flight.finish(if stream {
                     Completion::Streamed
                 } else {
                     Completion::Answered
                 });
-                pipe.end(Ok(()));
+                pipe.end(Ok(trailers));
                 break;
             }
             Next::Failed(error) => {
                 flight.finish(Completion::Reset);
-                pipe.end(Err(Error::from_hyper(error).into()));
+                pipe.end(Err(error.into()));
                 break;
             }
             Next::Stalled => {

@@ -4,7 +4,6 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
-use hyper::body::Incoming;
 
 use super::{
     Error, ResponseBody, Stream,
@@ -89,14 +88,14 @@ struct Handover(Arc<Mutex<Option<Upgraded>>>);
 /// Takes a 101 over, if it is the one that was asked for.
 pub(super) fn switch<L: Lease>(
     flight: Flight<L>,
-    response: Response<Incoming>,
+    response: Response<()>,
     asked: Option<&HeaderValue>,
 ) -> Result<Response<ResponseBody>, Error> {
     if !switches_to(asked, response.headers()) {
         flight.finish(Completion::Reset);
         return Err(Error::Switched);
     }
-    let mut response = response.map(|_| ResponseBody::empty());
+    let mut response = response.map(|()| ResponseBody::empty());
     match flight.into_upgraded() {
         Some(upgraded) => upgraded.attach(&mut response),
         None => return Err(Error::Switched),

@@ -2,10 +2,8 @@
 //! answer is HTTP's own, and ends the connection.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Uri, header};
+use http::{HeaderMap, HeaderName, Request, header};
 use http_body::Body;
-
-use super::RequestBody;
 
 /// The length of all variables is a 16-bit number, bytes.
 pub const VARS_MAX: usize = u16::MAX as usize;
@@ -74,18 +72,6 @@ fn put(packet: &mut Vec<u8>, text: &[u8]) -> Result<(), Unencodable> {
     packet.extend(length.to_le_bytes());
     packet.extend(text);
     Ok(())
-}
-
-/// What is left for the HTTP connection that reads the answer to know of a request sent this way.
-pub(super) fn strip(request: Request<RequestBody>) -> Request<RequestBody> {
-    let (mut head, body) = request.into_parts();
-    let length = head.headers.remove(header::CONTENT_LENGTH);
-    head.headers = HeaderMap::new();
-    if let Some(length) = length {
-        head.headers.insert(header::CONTENT_LENGTH, length);
-    }
-    head.uri = Uri::from_static("/");
-    Request::from_parts(head, body)
 }
 
 /// The variables, in order: the CGI ones, then the fields.

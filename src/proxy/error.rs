@@ -45,11 +45,10 @@ impl Error {
     /// What went wrong with a request's body while it was passed on, from the error that the
     /// exchange ended with.
     pub fn of_exchange(error: backend::Error) -> Self {
-        use std::error::Error as _;
         let backend::Error::RequestBody(cause) = &error else {
             return Self::Backend(error);
         };
-        match cause.source().and_then(|cause| cause.downcast_ref()) {
+        match cause.downcast_ref() {
             Some(Self::Body) => Self::Body,
             Some(Self::BodyCut) => Self::BodyCut,
             Some(Self::BodyTimeout) => Self::BodyTimeout,

@@ -1,10 +1,11 @@
 //! The one place where an error becomes a response.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
+use serde::Serialize;
 
 use super::{Error, hygiene::BadHead};
 use crate::{
@@ -227,18 +228,36 @@ pub fn response(
 /// RFC 9457.
 fn problem(error: &Error, rejection: &Rejection, request_id: &str) -> (Bytes, HeaderValue) {
     let reason = rejection.reason.map_or("internal_error", Reason::as_str);
-    let document = serde_json::json!({
-        "type": format!("urn:tidegate:reason:{reason}"),
-        "title": rejection.status.canonical_reason().unwrap_or("Error"),
-        "status": rejection.status.as_u16(),
-        "detail": error.to_string(),
-        "reason": reason,
-        "request_id": request_id,
-    });
+    let problem = Problem {
+        kind: format_args!("urn:tidegate:reason:{reason}"),
+        title: rejection.status.canonical_reason().unwrap_or("Error"),
+        status: rejection.status.as_u16(),
+        detail: format_args!("{error}"),
+        reason,
+        request_id,
+    };
+    let mut text = Vec::with_capacity(PROBLEM);
+    // A Vec takes everything.
+    let _ = serde_json::to_writer(&mut text, &problem);
     (
-        Bytes::from(document.to_string()),
+        Bytes::from(text),
         HeaderValue::from_static("application/problem+json"),
     )
+}
+
+/// Room for an ordinary problem document, bytes.
+const PROBLEM: usize = 320;
+
+/// The members of RFC 9457 and two of our own.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: fmt::Arguments<'a>,
+    title: &'a str,
+    status: u16,
+    detail: fmt::Arguments<'a>,
+    reason: &'a str,
+    request_id: &'a str,
 }
 
 /// A response as it goes over the wire, for a client whose request hyper could not read.

@@ -1,0 +1,85 @@
+//! A request on its way to bytes.
+
+use std::io::Write as _;
+
+use http::Request;
+
+/// Room for an ordinary head: one allocation.
+const HEAD: usize = 1024;
+
+/// Writes the head. Fields are written as they are: whoever calls this has said by Content-Length or
+/// Transfer-Encoding how the body is framed.
+pub fn head<B>(request: &Request<B>, out: &mut Vec<u8>) {
+    out.reserve(HEAD);
+    out.extend_from_slice(request.method().as_str().as_bytes());
+    out.push(b' ');
+    match request.uri().path_and_query() {
+        Some(target) if !target.as_str().is_empty() => {
+            out.extend_from_slice(target.as_str().as_bytes());
+        }
+        _ => out.push(b'/'),
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes what goes before a chunk of this many bytes; CRLF goes after it. An empty chunk would end
+/// the body.
+pub fn chunk(length: usize, out: &mut Vec<u8>) {
+    debug_assert!(length > 0, "an empty chunk ends the body");
+    // A Vec takes everything.
+    let _ = write!(out, "{length:x}\r\n");
+}
+
+/// Writes the end of a chunked body.
+pub fn last_chunk(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written<B>(request: &Request<B>) -> String {
+        let mut out = Vec::new();
+        head(request, &mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    #[test]
+    fn a_head_is_written_in_the_order_of_its_fields() {
+        let request = Request::builder()
+            .method("POST")
+            .uri("/a/b?c=d%20e")
+            .header("Host", "app")
+            .header("Accept", "a")
+            .header("Accept", "b")
+            .header("Content-Length", "3")
+            .body(())
+            .expect("a request");
+        assert_eq!(
+            written(&request),
+            "POST /a/b?c=d%20e HTTP/1.1\r\nhost: app\r\naccept: a\r\naccept: b\r\ncontent-length: 3\r\n\r\n"
+        );
+        let options = Request::builder()
+            .method("OPTIONS")
+            .uri("*")
+            .body(())
+            .expect("a request");
+        assert_eq!(written(&options), "OPTIONS * HTTP/1.1\r\n\r\n");
+    }
+
+    #[test]
+    fn chunks_have_hexadecimal_sizes() {
+        let mut out = Vec::new();
+        chunk(26, &mut out);
+        last_chunk(&mut out);
+        assert_eq!(out, b"1a\r\n0\r\n\r\n");
+    }
+}

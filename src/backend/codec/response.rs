@@ -1,0 +1,421 @@
+//! A response's head, from the bytes that have come.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use hyper::ext::ReasonPhrase;
+
+use super::{BodyDecoder, Malformed};
+
+/// The most that may come before a head is complete, bytes: the head itself, what is read with it, and
+/// the interim answers before it, of which a backend could send any number.
+const HEAD_MAX: usize = 512 * 1024;
+/// The most fields of a head.
+const FIELDS_MAX: usize = 100;
+
+/// Looks for the head of the response to one request.
+#[derive(Debug)]
+pub struct Heads {
+    /// Whether the response cannot have a body: it is one to HEAD.
+    bodiless: bool,
+    /// Whether the request asked for another protocol.
+    upgrade: bool,
+    /// Bytes of interim answers so far.
+    interim: usize,
+    /// Bytes that were looked at already and hold no end of a head.
+    searched: usize,
+}
+
+/// A head, and how what follows is framed.
+#[derive(Debug)]
+pub struct Head {
+    /// Status, version and fields.
+    pub response: Response<()>,
+    /// Reads the body.
+    pub body: BodyDecoder,
+    /// Whether the backend keeps the connection open after it.
+    pub keep_alive: bool,
+}
+
+impl Heads {
+    /// For the response to a request like this one.
+    pub fn new(method: &Method, upgrade: bool) -> Self {
+        Self {
+            bodiless: *method == Method::HEAD,
+            upgrade,
+            interim: 0,
+            searched: 0,
+        }
+    }
+
+    /// Takes the head out of the bytes, if all of it is there. Interim answers are for this hop and
+    /// go no further.
+    ///
+    /// # Errors
+    /// The backend does not speak HTTP, or leaves doubt about where its answer ends.
+    pub fn take(&mut self, bytes: &mut BytesMut) -> Result<Option<Head>, Malformed> {
+        loop {
+            let Some(end) = self.end(bytes)? else {
+                return Ok(None);
+            };
+            let head = bytes.split_to(end).freeze();
+            self.searched = 0;
+            let (response, minor) = parse(&head)?;
+            let status = response.status();
+            if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
+                return Err(Malformed::Unasked);
+            }
+            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                self.interim += end;
+                continue;
+            }
+            let body = self.framing(&response)?;
+            let keep_alive = stays_open(response.headers(), minor) && body.has_an_end();
+            return Ok(Some(Head {
+                response,
+                body,
+                keep_alive,
+            }));
+        }
+    }
+
+    /// Where the head ends.
+    fn end(&mut self, bytes: &BytesMut) -> Result<Option<usize>, Malformed> {
+        // Not HTTP at all is told at once, without waiting for an end that never comes.
+        let start = &bytes.chunk()[..bytes.len().min(5)];
+        if !b"HTTP/".starts_with(start) {
+            return Err(Malformed::StatusLine);
+        }
+        // Bare line ends are found here and refused by `parse`: nobody waits for what will not come.
+        let mut from = self.searched.saturating_sub(2);
+        while let Some(at) = memchr::memchr(b'\n', &bytes[from..]) {
+            from += at + 1;
+            let end = match &bytes[from..] {
+                [b'\n', ..] => from + 1,
+                [b'\r', b'\n', ..] => from + 2,
+                _ => continue,
+            };
+            return if self.interim + end <= HEAD_MAX {
+                Ok(Some(end))
+            } else {
+                Err(Malformed::HeadTooLong)
+            };
+        }
+        if self.interim + bytes.len() > HEAD_MAX {
+            return Err(Malformed::HeadTooLong);
+        }
+        self.searched = bytes.len();
+        Ok(None)
+    }
+
+    /// How the body is framed: RFC 9112 6.3, without the repairs it allows.
+    fn framing(&self, response: &Response<()>) -> Result<BodyDecoder, Malformed> {
+        let headers = response.headers();
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+        let (coding, length) = (codings.next(), lengths.next());
+        if codings.next().is_some() || lengths.next().is_some() {
+            return Err(Malformed::Framing);
+        }
+        let declared = match length {
+            Some(value) => Some(decimal(value.as_bytes()).ok_or(Malformed::Framing)?),
+            None => None,
+        };
+        let status = response.status();
+        let bodiless = self.bodiless
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        match (coding, declared) {
+            (Some(_), Some(_)) => Err(Malformed::Framing),
+            (Some(coding), None)
+                if response.version() != Version::HTTP_11
+                    || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+            {
+                Err(Malformed::Framing)
+            }
+            _ if bodiless => Ok(BodyDecoder::none()),
+            (Some(_), None) => Ok(BodyDecoder::chunked()),
+            (None, Some(length)) => Ok(BodyDecoder::length(length)),
+            (None, None) => Ok(BodyDecoder::until_close()),
+        }
+    }
+}
+
+/// Parses a whole head.
+fn parse(head: &Bytes) -> Result<(Response<()>, u8), Malformed> {
+    // httparse takes a bare LF for a line's end.
+    let bare = memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r');
+    if bare {
+        return Err(Malformed::Field);
+    }
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut parsed,
+        head,
+        &mut fields,
+    );
+    match outcome {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Err(httparse::Error::Status | httparse::Error::Version) => {
+            return Err(Malformed::StatusLine);
+        }
+        Err(httparse::Error::TooManyHeaders) => return Err(Malformed::Fields),
+        _ => return Err(Malformed::Field),
+    }
+    let (Some(minor), Some(code)) = (parsed.version, parsed.code) else {
+        return Err(Malformed::StatusLine);
+    };
+    let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    for field in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
+            .map_err(|_| Malformed::Field)?;
+        headers.append(name, value);
+    }
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.version_mut() = if minor == 0 {
+        Version::HTTP_10
+    } else {
+        Version::HTTP_11
+    };
+    *response.headers_mut() = headers;
+    let reason = parsed.reason.unwrap_or_default();
+    if status.canonical_reason() != Some(reason)
+        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
+    {
+        response.extensions_mut().insert(reason);
+    }
+    Ok((response, minor))
+}
+
+/// Whether the connection outlives the message: RFC 9112 9.3.
+fn stays_open(headers: &HeaderMap, minor: u8) -> bool {
+    let mut open = minor > 0;
+    for value in headers.get_all(header::CONNECTION) {
+        for option in value.as_bytes().split(|&byte| byte == b',') {
+            let option = option.trim_ascii();
+            if option.eq_ignore_ascii_case(b"close") {
+                return false;
+            }
+            open |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+    open
+}
+
+/// A length of plain digits that fits.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(method: &Method, text: &[u8]) -> Result<Option<(Head, BytesMut)>, Malformed> {
+        let mut bytes = BytesMut::from(text);
+        let head = Heads::new(method, false).take(&mut bytes)?;
+        Ok(head.map(|head| (head, bytes)))
+    }
+
+    fn get(text: &[u8]) -> (Head, BytesMut) {
+        take(&Method::GET, text)
+            .expect("it is HTTP")
+            .expect("it is whole")
+    }
+
+    #[test]
+    fn a_head_is_taken_and_the_body_left() {
+        let (head, rest) =
+            get(b"HTTP/1.1 201 Made\r\nA: 1\r\nB:  x y \r\na: 2\r\nContent-Length: 3\r\n\r\nabc");
+        assert_eq!(head.response.status(), 201);
+        let fields: Vec<_> = head.response.headers().get_all("a").iter().collect();
+        assert_eq!(fields, ["1", "2"]);
+        assert_eq!(head.response.headers()["b"], "x y");
+        let reason = head.response.extensions().get::<ReasonPhrase>();
+        assert_eq!(reason.map(ReasonPhrase::as_bytes), Some(&b"Made"[..]));
+        assert_eq!(head.body.remaining(), Some(3));
+        assert!(head.keep_alive);
+        assert_eq!(&rest[..], b"abc");
+    }
+
+    #[test]
+    fn interim_answers_are_skipped_up_to_a_bound() {
+        let (head, _) = get(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(head.response.status(), 204);
+        let endless = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(HEAD_MAX / 20);
+        assert_eq!(
+            take(&Method::GET, &endless).unwrap_err(),
+            Malformed::HeadTooLong
+        );
+        let unended = [b"HTTP/1.1 200 OK\r\nA: ", vec![b'a'; HEAD_MAX].as_slice()].concat();
+        assert_eq!(
+            take(&Method::GET, &unended).unwrap_err(),
+            Malformed::HeadTooLong
+        );
+    }
+
+    #[test]
+    fn what_says_where_the_body_ends() {
+        let body = |method: &Method, text: &str| {
+            let text = format!("HTTP/1.1 {text}\r\n\r\n");
+            let (head, _) = take(method, text.as_bytes()).expect("HTTP").expect("whole");
+            (head.body.remaining(), head.body.has_an_end())
+        };
+        let get = Method::GET;
+        assert_eq!(body(&get, "200 OK\r\nContent-Length: 5"), (Some(5), true));
+        assert_eq!(
+            body(&get, "200 OK\r\nTransfer-Encoding: Chunked"),
+            (None, true)
+        );
+        assert_eq!(body(&get, "200 OK"), (None, false));
+        assert_eq!(
+            body(&get, "204 No Content\r\nContent-Length: 5"),
+            (Some(0), true)
+        );
+        assert_eq!(
+            body(&get, "304 Not Modified\r\nContent-Length: 5"),
+            (Some(0), true)
+        );
+        assert_eq!(
+            body(&Method::HEAD, "200 OK\r\nContent-Length: 5"),
+            (Some(0), true)
+        );
+        assert_eq!(
+            body(&Method::HEAD, "200 OK\r\nTransfer-Encoding: chunked"),
+            (Some(0), true)
+        );
+    }
+
+    #[test]
+    fn whether_the_connection_stays_open() {
+        for (text, open) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0", true),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, Close",
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\nConnection: close",
+                false,
+            ),
+            ("HTTP/1.1 200 OK", false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0", false),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive",
+                true,
+            ),
+        ] {
+            let (head, _) = get(format!("{text}\r\n\r\n").as_bytes());
+            assert_eq!(head.keep_alive, open, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_two_readers_could_read_differently_is_refused() {
+        use Malformed::{Field, Fields, Framing, StatusLine, Unasked};
+        let many = format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(FIELDS_MAX + 1));
+        for (text, why) in [
+            ("\r\nHTTP/1.1 200 OK\r\n", StatusLine),
+            ("hello\r\n", StatusLine),
+            ("HTTP/2.0 200 OK\r\n", StatusLine),
+            ("HTTP/1.1 099 Low\r\n", StatusLine),
+            ("HTTP/1.1 1000 High\r\n", StatusLine),
+            ("HTTP/1.1 200OK\r\n", StatusLine),
+            ("HTTP/1.1 20 OK\r\n", StatusLine),
+            (
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n",
+                Unasked,
+            ),
+            ("HTTP/1.1 200 OK\nA: b\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA: b\nB: c\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA : b\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA: b\0\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA: b\rc\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA\r\n", Field),
+            ("HTTP/1.1 200 OK\r\n: b\r\n", Field),
+            (&many, Fields),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
+                Framing,
+            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n", Framing),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +1\r\n", Framing),
+            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n", Framing),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n",
+                Framing,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+                Framing,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Framing,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n",
+                Framing,
+            ),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n", Framing),
+            ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing),
+        ] {
+            let told = take(&Method::GET, format!("{text}\r\n").as_bytes());
+            assert_eq!(told.err(), Some(why), "{text:?}");
+        }
+        // Without waiting for the end of a head.
+        assert_eq!(take(&Method::GET, b"<html>").unwrap_err(), StatusLine);
+        assert_eq!(
+            take(&Method::GET, b"HTTP/1.1 200 OK\n\n").unwrap_err(),
+            Field
+        );
+    }
+
+    #[test]
+    fn a_101_is_taken_where_it_was_asked_for() {
+        let mut bytes =
+            BytesMut::from(&b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nfirst"[..]);
+        let head = Heads::new(&Method::GET, true)
+            .take(&mut bytes)
+            .expect("HTTP")
+            .expect("whole");
+        assert_eq!(head.response.status(), 101);
+        assert_eq!(&bytes[..], b"first");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_segmentation_tells_the_same(cuts in proptest::collection::vec(1..20_usize, 0..40)) {
+            let text: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: y\r\n\r\nab";
+            let mut heads = Heads::new(&Method::GET, false);
+            let (mut bytes, mut at, mut found) = (BytesMut::new(), 0, None);
+            for cut in cuts.into_iter().chain([text.len()]) {
+                let to = (at + cut).min(text.len());
+                bytes.extend_from_slice(&text[at..to]);
+                at = to;
+                if found.is_none() {
+                    found = heads.take(&mut bytes).expect("HTTP");
+                }
+            }
+            let head = found.expect("it is whole");
+            proptest::prop_assert_eq!(head.response.status().as_u16(), 200);
+            proptest::prop_assert_eq!(&bytes[..], b"ab");
+        }
+
+        #[test]
+        fn no_bytes_panic(text: Vec<u8>, head: bool) {
+            let method = if head { Method::HEAD } else { Method::GET };
+            let _ = take(&method, &[b"HTTP/1.1 ", text.as_slice(), b"\r\n\r\n"].concat());
+            let _ = take(&method, &text);
+        }
+    }
+}
