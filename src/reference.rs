@@ -11,7 +11,7 @@ use std::{
 use crate::{
     config::{
         format_duration, format_size,
-        schema::{self, Availability, Key, Kind},
+        schema::{self, Key, Kind},
     },
     observe::metrics::tests::example,
 };
@@ -50,13 +50,12 @@ fn generated() -> String {
         for key in keys {
             let _ = writeln!(
                 out,
-                "| `{}` | `{}` | {} | {} | {}{} |",
+                "| `{}` | `{}` | {} | {} | {} |",
                 key.name(),
                 key.default_toml(),
                 takes(key.kind),
                 if key.hot { "yes" } else { "no" },
                 key.doc.replace('|', "\\|").replace('<', "&lt;"),
-                missing(key.availability),
             );
         }
     }
@@ -94,14 +93,6 @@ fn takes(kind: Kind) -> String {
         Kind::Listen => "an address".to_owned(),
         Kind::Listens | Kind::Endpoints => "a list of addresses".to_owned(),
         Kind::Networks => "a list of IP addresses and CIDRs".to_owned(),
-    }
-}
-
-fn missing(availability: Availability) -> String {
-    match availability {
-        Availability::Full => String::new(),
-        Availability::Words(words) => format!(" So far only {}.", words.join(", ")),
-        Availability::DefaultOnly => " Not available yet: accepted at its default only.".to_owned(),
     }
 }
 

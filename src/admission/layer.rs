@@ -156,13 +156,8 @@ impl Default for Builder {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         Self {
             control: control::Settings {
-                algorithm: control::Algorithm::Aimd,
                 initial: 2 * cores,
-                min: 1,
-                max: 1000,
-                increase: 1.0,
-                decrease: 0.7,
-                tolerance: 1.35,
+                ..control::Settings::default()
             },
             queue: state::Settings::default(),
             slots: None,

@@ -296,6 +296,9 @@ mod tests {
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
                 capacity: None,
+                law: "aimd",
+                shadows: vec![("vegas", 5)],
+                leaking: false,
                 sight: Sight::default(),
                 curve: [(1, 20.0), (4, 80.0)]
                     .map(|(in_flight, throughput)| CurvePoint {

@@ -99,6 +99,19 @@ pub(super) fn build(
                 decrease: s.f64("limit.aimd.decrease"),
                 tolerance: s.f64("limit.aimd.tolerance"),
             },
+            shadow: s
+                .texts("limit.shadow")
+                .iter()
+                .filter_map(|word| Algorithm::from_word(word))
+                .collect(),
+            state_file: s.text("limit.state_file").to_owned(),
+            resources: Resources {
+                cpu: s.bool("limit.resources.cpu"),
+                cpu_high: s.f64("limit.resources.cpu_high"),
+                memory: s.bool("limit.resources.memory"),
+                memory_high: s.f64("limit.resources.memory_high"),
+                memory_max: s.f64("limit.resources.memory_max"),
+            },
         },
         queue: Queue {
             capacity: s.usize("queue.capacity"),

@@ -3,6 +3,7 @@
 use super::{
     address::Address,
     problem::{closest, did_you_mean},
+    types::Algorithm,
     units::parse_size,
 };
 
@@ -105,6 +106,14 @@ pub(super) fn reject_body(text: &str) -> Result<(), String> {
                 did_you_mean(meant)
             ))
         }
+    }
+}
+
+/// A law that can run in another's shadow.
+pub(super) fn law(text: &str) -> Result<(), String> {
+    match Algorithm::from_word(text) {
+        Some(law) if law != Algorithm::Fixed => Ok(()),
+        _ => Err("write aimd, gradient or vegas".to_owned()),
     }
 }
 

@@ -56,9 +56,6 @@ impl Settings {
         let Entry { key, value, origin } = entry;
         match typed::typed(&key.kind, value) {
             Ok(value) => {
-                if let Some(message) = typed::unavailable(key, &value) {
-                    report.value(origin, label, &message);
-                }
                 self.set(key.path, value, origin.clone());
             }
             Err(faults) => {

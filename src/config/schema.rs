@@ -42,17 +42,6 @@ pub enum Kind {
     Networks,
 }
 
-/// What of a key this release can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Availability {
-    /// All of it.
-    Full,
-    /// Only these words of its enum.
-    Words(&'static [&'static str]),
-    /// Nothing yet: the key is accepted at its default only.
-    DefaultOnly,
-}
-
 /// One key.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -64,8 +53,6 @@ pub struct Key {
     pub default: &'static str,
     /// Does a reload change it without dropping a request?
     pub hot: bool,
-    /// What of it this release can do.
-    pub availability: Availability,
     /// One sentence, with the unit.
     pub doc: &'static str,
 }
@@ -92,20 +79,6 @@ impl Key {
 
     const fn hot(self) -> Key {
         Key { hot: true, ..self }
-    }
-
-    const fn words(self, words: &'static [&'static str]) -> Key {
-        Key {
-            availability: Availability::Words(words),
-            ..self
-        }
-    }
-
-    const fn later(self) -> Key {
-        Key {
-            availability: Availability::DefaultOnly,
-            ..self
-        }
     }
 }
 
@@ -156,7 +129,6 @@ const fn key(path: &'static str, kind: Kind, default: &'static str, doc: &'stati
         kind,
         default,
         hot: false,
-        availability: Availability::Full,
         doc,
     }
 }
@@ -242,7 +214,7 @@ pub const KEYS: &[Key] = &[
         "Memory of the backend, when it can't be seen, as \"512MiB\"."),
 
     key("limit.algorithm", Kind::Enum(&["aimd", "gradient", "vegas", "fixed"]), "aimd",
-        "The law that sets the limit.").words(&["aimd", "fixed"]).hot(),
+        "The law that sets the limit.").hot(),
     key("limit.initial", Kind::Integer(0, MANY), "0",
         "Requests at once to start with; 0 = the backend's slots if known, else 2 x cores.").hot(),
     key("limit.min", Kind::Integer(1, MANY), "1",
@@ -251,10 +223,10 @@ pub const KEYS: &[Key] = &[
         "The limit is never above this.").hot(),
     key("limit.dry_run", Kind::Bool, "false",
         "Compute and export the limit, but never queue and never refuse.").hot(),
-    key("limit.shadow", Kind::Texts(check::any), "",
-        "Laws that are computed beside the real one and exported.").later().hot(),
+    key("limit.shadow", Kind::Texts(check::law), "",
+        "Laws that are computed beside the real one and exported.").hot(),
     key("limit.state_file", Kind::Text(check::any), "",
-        "A file that keeps the learned curve across restarts.").later().hot(),
+        "A file that keeps the learned curve across restarts.").hot(),
 
     key("limit.aimd.increase", Kind::Float(0.01, 100.0), "1.0",
         "Added to the limit at each step up.").hot(),
@@ -266,13 +238,13 @@ pub const KEYS: &[Key] = &[
     key("limit.resources.cpu", Kind::Bool, "true",
         "Let the backend's CPU bound the limit.").hot(),
     key("limit.resources.cpu_high", Kind::Float(0.0, 1.0), "0.9",
-        "The share of the CPU quota above which the limit doesn't grow.").later().hot(),
+        "The share of the CPU quota above which the limit doesn't grow.").hot(),
     key("limit.resources.memory", Kind::Bool, "true",
         "Let the backend's memory bound the limit.").hot(),
     key("limit.resources.memory_high", Kind::Float(0.0, 1.0), "0.85",
-        "The share of the memory limit above which the limit doesn't grow.").later().hot(),
+        "The share of the memory limit above which the limit doesn't grow.").hot(),
     key("limit.resources.memory_max", Kind::Float(0.0, 1.0), "0.92",
-        "The share of the memory limit above which the limit shrinks.").later().hot(),
+        "The share of the memory limit above which the limit shrinks.").hot(),
 
     key("queue.capacity", Kind::Integer(0, MANY), "0",
         "Requests that wait at most; 0 = 10 x limit, at most 1024.").hot(),

@@ -9,7 +9,7 @@ use super::{
     check::Check,
     origin::Position,
     problem::{closest, did_you_mean},
-    schema::{Availability, Key, Kind},
+    schema::{Key, Kind},
     units::{format_duration, format_size, parse_duration, parse_size},
     value::{Item, Value, quote},
 };
@@ -51,23 +51,6 @@ pub(super) fn default(key: &Key) -> Typed {
     typed(&key.kind, &value).unwrap_or_else(|faults| {
         unreachable!("the default of {} fits its kind: {faults:?}", key.path)
     })
-}
-
-/// Why this release does not take the value, if it doesn't.
-pub(super) fn unavailable(key: &Key, value: &Typed) -> Option<String> {
-    let remedy = match (key.availability, value) {
-        (Availability::Full, _) => return None,
-        (Availability::DefaultOnly, _) if *value == default(key) => return None,
-        (Availability::DefaultOnly, _) => format!("leave it at {}", default(key)),
-        (Availability::Words(words), Typed::Text(text)) if words.contains(&text.as_str()) => {
-            return None;
-        }
-        (Availability::Words(words), _) => {
-            let quoted: Vec<_> = words.iter().map(|word| quote(word)).collect();
-            format!("use {}", quoted.join(" or "))
-        }
-    };
-    Some(format!("{value} is not available yet; {remedy}"))
 }
 
 /// Turns what was given into what the kind takes.

@@ -161,8 +161,29 @@ pub struct Limit {
     pub max: u32,
     /// Compute and export, never queue, never refuse.
     pub dry_run: bool,
+    /// Laws that are computed beside the real one and exported.
+    pub shadow: Vec<Algorithm>,
+    /// Where the learned curve is kept across restarts; empty = nowhere.
+    pub state_file: String,
     /// The parameters of the law `aimd`.
     pub aimd: Aimd,
+    /// How far the backend's resources bound the limit.
+    pub resources: Resources,
+}
+
+/// `[limit.resources]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resources {
+    /// Whether the CPU does.
+    pub cpu: bool,
+    /// The share of the CPU quota above which the limit doesn't grow.
+    pub cpu_high: f64,
+    /// Whether the memory does.
+    pub memory: bool,
+    /// The share of the memory limit above which the limit doesn't grow.
+    pub memory_high: f64,
+    /// The share of the memory limit above which the limit shrinks.
+    pub memory_max: f64,
 }
 
 /// `[limit.aimd]`
@@ -426,6 +447,10 @@ words! {
     Algorithm {
         /// Additive increase, multiplicative decrease.
         Aimd = "aimd",
+        /// By the ratio of the usual latency to the present one.
+        Gradient = "gradient",
+        /// By the queue inside the backend, as latency tells of it.
+        Vegas = "vegas",
         /// The limit stays at `initial`.
         Fixed = "fixed",
     }

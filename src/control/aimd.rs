@@ -5,11 +5,10 @@
 use std::time::{Duration, Instant};
 
 use super::curve::{Curve, LOW_SHARE};
-use super::elastic::{Decreases, Point, Verdict};
+use super::elastic::{Decreases, Point, Steady, Verdict};
+use super::law::{LIMITED, Measured, overloaded};
 use super::{BoundBy, Settings, reason};
 
-/// Growth needs the limit to be reached for this share of the window. CONTROL §4.3, F6, F15.
-pub(super) const LIMITED: f64 = 0.30;
 /// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
 const FLAT_PART: f64 = 0.343;
 /// A decrease aims at this part of the tolerated stretch: 1.20 of 1.35. CONTROL §4.3.
@@ -46,10 +45,6 @@ const STEP_MOST: f64 = 0.25;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// Least share of drops in a window that counts as overload. CONTROL §4.3.
-const DROP_SHARE: f64 = 0.10;
-/// And their least number. CONTROL §4.3.
-const DROPS: u32 = 2;
 /// Least time between dips. CONTROL §4.3, F1.
 const DIP_EVERY: Duration = Duration::from_secs(15);
 /// Each dip that finds what was known doubles it, so many times at most.
@@ -92,26 +87,6 @@ const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
 const DROP_GAIN: f64 = 0.05;
 /// Standard errors above that share that count as overload.
 const DROP_ERRORS: f64 = 3.0;
-
-/// A closed window as the law sees it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Measured {
-    pub(super) point: Point,
-    pub(super) samples: u32,
-    pub(super) drops: u32,
-    /// Whether there is a baseline; without one the stretch is 1.
-    pub(super) known: bool,
-    /// The baseline: unloaded latency of one unit of cost.
-    pub(super) scale: f64,
-    /// Standard error of the stretch, baseline included.
-    pub(super) sigma: f64,
-    /// Share of the window at the limit.
-    pub(super) limited: f64,
-    /// Mean latency, seconds.
-    pub(super) latency: f64,
-    /// The most that makes sense: slots or `max`.
-    pub(super) ceiling: u32,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
@@ -208,6 +183,14 @@ impl Aimd {
             }
             None => {}
         }
+    }
+
+    /// A resource is short: the limit falls to this.
+    pub(super) fn shrink(&mut self, to: f64) {
+        self.slow_start = false;
+        self.growths = 0;
+        self.trial = None;
+        self.limit = self.limit.min(to);
     }
 
     /// Takes a closed window, moves the limit, and says why.
@@ -325,7 +308,7 @@ impl Aimd {
     fn dropping(&mut self, m: &Measured) -> bool {
         let n = f64::from(m.samples.max(1));
         let usual = self.failing + DROP_ERRORS * (self.failing * (1.0 - self.failing) / n).sqrt();
-        let dropping = m.drops >= DROPS && m.point.drops >= DROP_SHARE.max(usual);
+        let dropping = overloaded(m) && m.point.drops >= usual;
         if !dropping && self.failing > 0.0 {
             self.failing += DROP_GAIN * (m.point.drops - self.failing);
             self.failing = self.failing.min(self.failing_most);
@@ -402,6 +385,10 @@ impl Aimd {
     }
 
     fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
+        if let Some(by) = m.veto {
+            self.cause = by;
+            return reason::vetoed(by);
+        }
         let in_force = f64::from(m.point.limit);
         if self.limit() >= m.ceiling {
             self.limit = self.limit.min(f64::from(m.ceiling) + 0.99);
@@ -482,6 +469,7 @@ impl Aimd {
         if let Some(before) = self.steady
             && before.windows >= PROBE_WINDOWS_LEAST
             && m.point.limit < m.ceiling
+            && m.veto.is_none()
             && since(self.last_probe.or(self.last_growth)).is_none_or(|passed| passed > every)
         {
             self.trial = Some(Trial::Probe {
@@ -534,52 +522,6 @@ impl Aimd {
         self.high *= LOST;
         self.probes_lost += 1;
         reason::RESTORE
-    }
-}
-
-/// Windows at the same limit, taken together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Steady {
-    limit: u32,
-    windows: f64,
-    in_flight: f64,
-    work: f64,
-    stretch: f64,
-    /// Sum of the windows' squared relative errors.
-    squares: f64,
-}
-
-impl Steady {
-    /// Windows remembered.
-    const MEMORY: f64 = 8.0;
-
-    fn with(known: Option<Steady>, point: &Point) -> Steady {
-        let mut all = known
-            .filter(|known| known.limit == point.limit)
-            .unwrap_or(Steady {
-                limit: point.limit,
-                windows: 0.0,
-                in_flight: 0.0,
-                work: 0.0,
-                stretch: 0.0,
-                squares: 0.0,
-            });
-        if all.windows >= Self::MEMORY {
-            all.squares *= (Self::MEMORY - 1.0) / all.windows;
-            all.windows = Self::MEMORY - 1.0;
-        }
-        all.windows += 1.0;
-        all.squares += point.noise * point.noise;
-        let gain = 1.0 / all.windows;
-        all.in_flight += gain * (point.in_flight - all.in_flight);
-        all.work += gain * (point.work - all.work);
-        all.stretch += gain * (point.stretch - all.stretch);
-        all
-    }
-
-    /// The relative standard error of the means.
-    fn noise(&self) -> f64 {
-        self.squares.sqrt() / self.windows
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::aimd::{Aimd, LIMITED, Measured};
+use super::ceilings::Ceilings;
 use super::curve::{Baseline, Curve};
 use super::elastic::Point;
+use super::law::{LIMITED, Law, Measured};
+use super::memory::Remembered;
 use super::pause::Pauses;
 use super::routes::Routes;
 use super::window::{Summary, Window};
@@ -14,8 +16,6 @@ use super::{
     usl::{self, Usl},
 };
 
-/// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
-const HEADROOM: u32 = 1;
 /// After a change of the limit one latency passes before samples count, but no more than this.
 /// CONTROL §4.3, F10.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
@@ -28,11 +28,15 @@ const VARIATION: f64 = 0.5;
 /// Gain of the coefficient of variation, a window.
 const VARIATION_GAIN: f64 = 0.2;
 
-#[derive(Clone, Debug)]
-enum Law {
-    Aimd(Box<Aimd>),
-    Fixed,
-}
+/// Latency stretched by more than this is slow: a short CPU may be the cause. CONTROL §4.4.
+const SLOW: f64 = 1.12;
+/// Slow windows in a row before the CPU may cut. CONTROL §4.4.
+const SLOW_WINDOWS: u32 = 2;
+/// A resource that has cut the limit is what bounds it for this long, if nothing else does.
+const CUT_REMEMBERED: Duration = Duration::from_secs(10);
+/// A shadow cannot see what would follow from a limit much above the one in force: it stops at so
+/// many times that.
+const SHADOW_REACH: u32 = 2;
 
 /// The concurrency limit of one backend endpoint, and why it is what it is.
 ///
@@ -45,7 +49,16 @@ pub struct Controller {
     limit: u32,
     bound_by: BoundBy,
     pinned: Option<u32>,
-    slots: Option<u32>,
+    shadows: Vec<Law>,
+    ceilings: Ceilings,
+    readings: Readings,
+    /// The last look: when, and the integral of in-flight.
+    looked: Option<(Instant, f64)>,
+    /// Windows in a row in which latency was stretched.
+    slow: u32,
+    /// The last cut by a resource.
+    cut: Option<(BoundBy, Instant)>,
+    leaking: bool,
     /// Only requests started since then enter the window. CONTROL F2.
     epoch: Instant,
     /// While the last change settles: until then.
@@ -71,17 +84,20 @@ impl Controller {
     /// A controller that starts at `settings.initial`, within `min..=max`.
     pub fn new(settings: Settings, now: Instant) -> Self {
         let limit = settings.clamp(settings.initial);
-        let law = match settings.algorithm {
-            Algorithm::Aimd => Law::Aimd(Box::new(Aimd::new(limit))),
-            Algorithm::Fixed => Law::Fixed,
-        };
+        let law = Law::new(settings.algorithm, limit);
         let mut controller = Controller {
             settings,
             law,
             limit,
             bound_by: BoundBy::Idle,
             pinned: None,
-            slots: None,
+            shadows: Vec::new(),
+            ceilings: Ceilings::default(),
+            readings: Readings::default(),
+            looked: None,
+            slow: 0,
+            cut: None,
+            leaking: false,
             epoch: now,
             settling: None,
             window: Window::new(now, None),
@@ -99,7 +115,8 @@ impl Controller {
             evidence: None,
             reason: reason::IDLE,
         };
-        controller.bound_by = controller.find_bound();
+        controller.cast_shadows();
+        controller.bound_by = controller.find_bound(now);
         if controller.bound_by == BoundBy::Configured {
             controller.reason = reason::CONFIGURED;
         }
@@ -110,14 +127,45 @@ impl Controller {
     /// [`Algorithm::Fixed`] it becomes the new `initial`. What was learned of the backend stays.
     pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
         let (min, max) = settings.bounds();
-        match (&mut self.law, settings.algorithm) {
-            (Law::Aimd(aimd), Algorithm::Aimd) => aimd.clamp(min, max),
-            (Law::Fixed, Algorithm::Aimd) => {
-                self.law = Law::Aimd(Box::new(Aimd::new(self.limit.clamp(min, max))));
-            }
-            (_, Algorithm::Fixed) => self.law = Law::Fixed,
+        if self.law.algorithm() == settings.algorithm {
+            self.law.clamp(min, max);
+        } else {
+            self.law = Law::new(settings.algorithm, self.limit.clamp(min, max));
         }
         self.settings = settings;
+        self.cast_shadows();
+        self.apply(now);
+    }
+
+    /// The shadows that the settings name; those that are there already go on.
+    fn cast_shadows(&mut self) {
+        let in_force = self.law.algorithm();
+        let limit = self.limit;
+        let mut wanted: Vec<Algorithm> = Vec::new();
+        for &algorithm in &self.settings.shadow {
+            if algorithm != in_force && !wanted.contains(&algorithm) {
+                wanted.push(algorithm);
+            }
+        }
+        let mut known = std::mem::take(&mut self.shadows);
+        self.shadows = wanted
+            .into_iter()
+            .map(
+                |algorithm| match known.iter().position(|law| law.algorithm() == algorithm) {
+                    Some(at) => known.swap_remove(at),
+                    None => Law::new(algorithm, limit),
+                },
+            )
+            .collect();
+    }
+
+    /// Starts at this limit instead, unless something has been learned already: the backend's slots
+    /// have become known.
+    pub fn begin(&mut self, limit: u32, now: Instant) {
+        self.settings.initial = self.settings.clamp(limit);
+        if self.windows == 0 {
+            self.law = Law::new(self.settings.algorithm, self.settings.initial);
+        }
         self.apply(now);
     }
 
@@ -128,14 +176,38 @@ impl Controller {
         self.apply(now);
     }
 
-    /// Starts at this limit instead, unless something has been learned already: the backend's slots have
-    /// become known.
-    pub fn begin(&mut self, limit: u32, now: Instant) {
-        self.settings.initial = self.settings.clamp(limit);
-        if let (0, Law::Aimd(aimd)) = (self.windows, &mut self.law) {
-            **aimd = Aimd::new(self.settings.initial);
+    /// What was learned of the backend, to be kept across a restart; `None` while that is too little.
+    pub fn remember(&self) -> Option<Remembered> {
+        let scale = self.baseline?.scale;
+        Some(Remembered {
+            slots: self.readings.slots,
+            limit: self.law_limit(),
+            scale,
+            cost: self.cost,
+            latency: self.latency,
+            bins: self.curve.remember(),
+        })
+    }
+
+    /// Goes on from what an earlier process learned, if this one has learned nothing yet: says whether
+    /// it did. Figures that make no sense, and those of a backend with other slots, are refused.
+    pub fn recall(&mut self, known: &Remembered, now: Instant) -> bool {
+        let same = match (known.slots, self.readings.slots) {
+            (Some(then), Some(now)) => then == now,
+            _ => true,
+        };
+        if self.windows > 0 || self.averaged > 0 || !same || !known.makes_sense() {
+            return false;
         }
+        self.curve.recall(known.scale, &known.bins, now);
+        self.baseline = self.curve.baseline(known.limit);
+        (self.cost, self.latency, self.averaged) = (known.cost, known.latency, 1);
+        let limit = self.settings.clamp(known.limit);
+        self.law = Law::new(self.settings.algorithm, limit);
+        // It is the end of a search, not its beginning.
+        self.law.shrink(f64::from(limit));
         self.apply(now);
+        true
     }
 
     /// Takes one finished request. Constant time, no allocation.
@@ -221,7 +293,7 @@ impl Controller {
             self.epoch = now;
             self.window = Window::new(now, Some(*usage));
         }
-        self.slots = readings.slots.filter(|&slots| slots > 0);
+        self.look(now, usage, readings);
         let mut closed = false;
         if self.settling.is_none() {
             if self.due(now) {
@@ -233,24 +305,62 @@ impl Controller {
                 self.window = Window::new(now, Some(*usage));
             }
         }
+        let cut = self.cut_back(now);
         self.apply(now);
+        let alarm = self.ceilings.leaking() && !self.leaking;
+        self.leaking = self.ceilings.leaking();
         let changed = self.limit != from || self.bound_by != bound_by;
-        if !closed && changed {
-            self.reason = match self.bound_by {
-                BoundBy::Workers => reason::SLOTS,
-                BoundBy::Configured => reason::CONFIGURED,
-                BoundBy::Idle => reason::IDLE,
-                _ => reason::HOLD,
-            };
+        if let Some(by) = cut {
+            self.reason = reason::vetoed(by);
+        } else if !closed && changed {
+            self.reason = reason::vetoed(self.bound_by);
         }
-        (closed || changed).then(|| Decision {
+        if alarm {
+            self.reason = reason::LEAK;
+        }
+        (closed || changed || alarm).then(|| Decision {
             at: now,
             from,
             limit: self.limit,
             bound_by: self.bound_by,
             reason: self.reason,
-            evidence: self.evidence.unwrap_or_default(),
+            evidence: Evidence {
+                law_limit: self.law_limit(),
+                ceiling: self.ceiling(),
+                readings: self.readings,
+                ..self.evidence.unwrap_or_default()
+            },
         })
+    }
+
+    /// Hands what the sensors say to the ceilings.
+    fn look(&mut self, now: Instant, usage: &Usage, readings: &Readings) {
+        let mut mean = f64::from(usage.in_flight);
+        if let Some((at, busy)) = self.looked {
+            let seconds = now.saturating_duration_since(at).as_secs_f64();
+            let grown = (usage.busy_seconds - busy) / seconds.max(1e-6);
+            if seconds > 0.0 && grown.is_finite() {
+                mean = grown.clamp(0.0, f64::from(u32::MAX));
+            }
+        }
+        self.looked = Some((now, usage.busy_seconds));
+        self.readings = *readings;
+        let resources = self.settings.resources;
+        self.ceilings
+            .note(now, readings, usage.in_flight, mean, &resources);
+    }
+
+    /// Takes the cut that a resource asks for.
+    fn cut_back(&mut self, now: Instant) -> Option<BoundBy> {
+        if self.pinned.is_some() || matches!(self.law, Law::Fixed) {
+            return None;
+        }
+        let cut = self.ceilings.cut(now, self.slow >= SLOW_WINDOWS)?;
+        let (min, _) = self.settings.bounds();
+        let to = f64::from(self.limit) * cut.factor;
+        self.law.shrink(to.max(f64::from(min)));
+        self.cut = Some((cut.by, now));
+        Some(cut.by)
     }
 
     /// The limit in force, requests in flight; at least 1.
@@ -260,10 +370,22 @@ impl Controller {
 
     /// What the law alone would allow, without pin, slots or bounds; `initial` when fixed.
     pub fn law_limit(&self) -> u32 {
-        match &self.law {
-            Law::Aimd(aimd) => aimd.limit(),
-            Law::Fixed => self.settings.initial,
-        }
+        self.law.limit(&self.settings)
+    }
+
+    /// What the laws of `settings.shadow` would set, by the same windows.
+    pub fn shadows(&self) -> impl Iterator<Item = (Algorithm, u32)> {
+        self.shadows.iter().map(|law| {
+            (
+                law.algorithm(),
+                self.settings.clamp(law.limit(&self.settings)),
+            )
+        })
+    }
+
+    /// Whether the backend's memory grows while its requests do not.
+    pub fn leaking(&self) -> bool {
+        self.leaking
     }
 
     /// What holds the limit where it is.
@@ -343,16 +465,13 @@ impl Controller {
     }
 
     fn dipping(&self) -> bool {
-        matches!(&self.law, Law::Aimd(aimd) if aimd.dipping()) && self.pinned.is_none()
+        self.law.dipping() && self.pinned.is_none()
     }
 
-    /// The most that makes sense by the sensors. Seam: the ceilings of CPU, memory and the accept
-    /// queue (CONTROL §4.4) join here, each with its [`BoundBy`].
+    /// The most that makes sense by the sensors.
     fn ceiling(&self) -> u32 {
         let (min, max) = self.settings.bounds();
-        self.slots
-            .map_or(max, |slots| slots.saturating_add(HEADROOM))
-            .clamp(min, max)
+        self.ceilings.lowest(max).0.clamp(min, max)
     }
 
     fn close(&mut self, now: Instant, usage: &Usage) {
@@ -375,13 +494,21 @@ impl Controller {
             throughput: summary.work * self.baseline.map_or(1.0, |baseline| baseline.scale),
             limited_share: summary.limited,
             mean_latency: Duration::try_from_secs_f64(summary.latency).unwrap_or_default(),
+            in_flight: summary.in_flight,
+            ..Evidence::default()
         });
-        self.reason = match &mut self.law {
-            Law::Aimd(aimd) if self.pinned.is_none() => {
-                aimd.decide(&measured, &mut self.curve, &self.settings)
-            }
-            _ => reason::CONFIGURED,
+        for shadow in &mut self.shadows {
+            shadow.decide(&measured, &mut self.curve.clone(), &self.settings);
+            let reach = measured.point.limit.saturating_mul(SHADOW_REACH);
+            shadow.clamp(1, reach.max(1));
+        }
+        self.reason = if self.pinned.is_some() {
+            reason::CONFIGURED
+        } else {
+            self.law.decide(&measured, &mut self.curve, &self.settings)
         };
+        let slow = summary.limited >= LIMITED && measured.point.stretch > SLOW;
+        self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
         self.baseline = self.curve.baseline(self.limit);
     }
 
@@ -408,10 +535,12 @@ impl Controller {
             drops: summary.drops,
             known,
             scale: self.baseline.map_or(0.0, |baseline| baseline.scale),
+            ratio: summary.ratio,
             sigma,
             limited: summary.limited,
             latency: summary.latency,
             ceiling: self.ceiling(),
+            veto: self.ceilings.veto(),
         }
     }
 
@@ -419,29 +548,36 @@ impl Controller {
         match (&self.law, self.pinned) {
             (_, Some(pinned)) => self.settings.clamp(pinned),
             (Law::Fixed, None) => self.settings.clamp(self.settings.initial),
-            (Law::Aimd(aimd), None) => self.settings.clamp(aimd.limit().min(self.ceiling())),
+            (law, None) => {
+                let limit = law.limit(&self.settings).min(self.ceiling());
+                self.settings.clamp(limit)
+            }
         }
     }
 
-    fn find_bound(&self) -> BoundBy {
+    fn find_bound(&self, now: Instant) -> BoundBy {
         let (min, max) = self.settings.bounds();
-        let Law::Aimd(aimd) = &self.law else {
-            return BoundBy::Configured;
-        };
-        if self.pinned.is_some() {
+        if self.pinned.is_some() || matches!(self.law, Law::Fixed) {
             return BoundBy::Configured;
         }
-        if self
-            .slots
-            .is_some_and(|slots| self.limit >= slots && slots < max)
-        {
+        let (ceiling, by) = self.ceilings.lowest(max);
+        let recently =
+            |(_, at): &(BoundBy, Instant)| now.saturating_duration_since(*at) < CUT_REMEMBERED;
+        let cause = self.law.cause();
+        if self.limit < max && self.ceilings.fills_workers(self.limit) {
             BoundBy::Workers
+        } else if self.limit >= ceiling && by != BoundBy::Configured {
+            by
         } else if self.limit >= max || (self.limited && self.limit <= min && min > 1) {
             BoundBy::Configured
-        } else if self.limited {
-            aimd.cause()
-        } else {
+        } else if !self.limited {
             BoundBy::Idle
+        } else if let Some((by, _)) = self.cut.filter(recently) {
+            by
+        } else if cause == BoundBy::Latency && self.ceilings.cpu_is_short() {
+            BoundBy::Cpu
+        } else {
+            cause
         }
     }
 
@@ -458,6 +594,6 @@ impl Controller {
             };
             self.settling = Some(now + settle);
         }
-        self.bound_by = self.find_bound();
+        self.bound_by = self.find_bound(now);
     }
 }

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::memory::RememberedBin;
+
 /// Bins of the curve: four an octave, up to 65 535 in flight. CONTROL §4.1.
 const BINS: usize = 64;
 /// Memory of a bin, in samples. CONTROL §4.1 (`n_eff`).
@@ -179,6 +181,39 @@ impl Curve {
         for bin in &mut self.bins[..=index(Self::low(limit))] {
             bin.weight = bin.weight.min(1.0);
         }
+    }
+
+    /// Its bins, for a later process.
+    pub(super) fn remember(&self) -> Vec<RememberedBin> {
+        self.bins
+            .iter()
+            .filter(|bin| bin.weight >= 1.0 && bin.latency > 0.0 && bin.cost > 0.0)
+            .map(|bin| RememberedBin {
+                in_flight: bin.in_flight,
+                latency: bin.latency,
+                cost: bin.cost,
+                cost_squared: bin.cost_squared,
+                weight: bin.weight,
+            })
+            .collect()
+    }
+
+    /// Takes an earlier process's bins. They count for half: the backend may have changed.
+    pub(super) fn recall(&mut self, scale: f64, bins: &[RememberedBin], now: Instant) {
+        for known in bins {
+            self.bins[index(known.in_flight.round() as u32)] = Bin {
+                in_flight: known.in_flight,
+                latency: known.latency,
+                cost: known.cost,
+                cost_squared: known.cost_squared,
+                weight: 0.5 * known.weight.min(MEMORY),
+                at: Some(now),
+            };
+        }
+        self.remembered = Some(Baseline {
+            scale,
+            weight: KEPT,
+        });
     }
 
     /// The curve in words of the status page, given the unloaded latency of one unit of cost, and the

@@ -64,6 +64,52 @@ impl Point {
     }
 }
 
+/// Windows at the same limit, taken together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Steady {
+    limit: u32,
+    pub(super) windows: f64,
+    pub(super) in_flight: f64,
+    pub(super) work: f64,
+    pub(super) stretch: f64,
+    /// Sum of the windows' squared relative errors.
+    squares: f64,
+}
+
+impl Steady {
+    /// Windows remembered.
+    const MEMORY: f64 = 8.0;
+
+    pub(super) fn with(known: Option<Steady>, point: &Point) -> Steady {
+        let mut all = known
+            .filter(|known| known.limit == point.limit)
+            .unwrap_or(Steady {
+                limit: point.limit,
+                windows: 0.0,
+                in_flight: 0.0,
+                work: 0.0,
+                stretch: 0.0,
+                squares: 0.0,
+            });
+        if all.windows >= Self::MEMORY {
+            all.squares *= (Self::MEMORY - 1.0) / all.windows;
+            all.windows = Self::MEMORY - 1.0;
+        }
+        all.windows += 1.0;
+        all.squares += point.noise * point.noise;
+        let gain = 1.0 / all.windows;
+        all.in_flight += gain * (point.in_flight - all.in_flight);
+        all.work += gain * (point.work - all.work);
+        all.stretch += gain * (point.stretch - all.stretch);
+        all
+    }
+
+    /// The relative standard error of the means.
+    pub(super) fn noise(&self) -> f64 {
+        self.squares.sqrt() / self.windows
+    }
+}
+
 /// What a run of decreases has taught.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Verdict {

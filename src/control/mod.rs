@@ -6,19 +6,24 @@
 //!
 //! The way of a sample: `pause` takes stop-the-world pauses out of its latency, `routes` knows
 //! what its route costs, `curve` learns latency over concurrency, `window` gathers. When a
-//! window closes, `aimd` decides, with the paired tests of `elastic`; `controller` holds it all
-//! together. Seams: another law is one more variant beside `Aimd` and `Fixed` with its `decide`;
-//! a resource ceiling joins in `Controller::ceiling`; [`usl`] fits the
+//! window closes, the `law` in force decides: `aimd` with the paired tests of `elastic`, `gradient`
+//! or `vegas`; others may decide beside it, in its shadow. `ceilings` holds what the sensors say of
+//! workers, accept queue, CPU and memory; `controller` holds it all together. [`usl`] fits the
 //! Universal Scalability Law to [`Controller::curve`].
 
 mod aimd;
+mod ceilings;
 mod controller;
 mod curve;
 mod elastic;
+mod gradient;
+mod law;
+mod memory;
 mod pause;
 pub mod reason;
 mod routes;
 pub mod usl;
+mod vegas;
 mod window;
 
 #[cfg(test)]
@@ -27,11 +32,14 @@ mod properties;
 mod scenarios;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
 pub use controller::Controller;
 pub use curve::CurvePoint;
+pub use memory::{Remembered, RememberedBin};
 pub use reason::explain;
 
 /// How a request ended, as far as a control law is concerned.
@@ -129,8 +137,59 @@ pub struct MemoryReading {
 pub enum Algorithm {
     /// Stretch-AIMD, the default: additive growth while latency is flat, a cut when it is stretched.
     Aimd,
+    /// The limit follows the ratio of the usual latency to the present one.
+    Gradient,
+    /// The queue inside the backend is kept between two bounds.
+    Vegas,
     /// The limit is `initial`.
     Fixed,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Algorithm; 4] = [
+        Algorithm::Aimd,
+        Algorithm::Gradient,
+        Algorithm::Vegas,
+        Algorithm::Fixed,
+    ];
+
+    /// Its word in the configuration, in metrics and in `/status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Aimd => "aimd",
+            Algorithm::Gradient => "gradient",
+            Algorithm::Vegas => "vegas",
+            Algorithm::Fixed => "fixed",
+        }
+    }
+}
+
+/// How far the backend's resources bound the limit; `[limit.resources]` in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resources {
+    /// Whether its CPU does.
+    pub cpu: bool,
+    /// The share of the CPU above which the limit does not grow, 0 to 1.
+    pub cpu_high: f64,
+    /// Whether its memory does.
+    pub memory: bool,
+    /// The share of the memory limit above which the limit does not grow, 0 to 1.
+    pub memory_high: f64,
+    /// The share of the memory limit above which the limit falls, 0 to 1.
+    pub memory_max: f64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Resources {
+            cpu: true,
+            cpu_high: 0.90,
+            memory: true,
+            memory_high: 0.85,
+            memory_max: 0.92,
+        }
+    }
 }
 
 /// The settings of a [`Controller`]; `[limit]` in the configuration.
@@ -150,6 +209,10 @@ pub struct Settings {
     pub decrease: f64,
     /// Latency stretch above which the limit falls.
     pub tolerance: f64,
+    /// How far the backend's resources count.
+    pub resources: Resources,
+    /// Laws that are computed on the same windows and only looked at.
+    pub shadow: Vec<Algorithm>,
 }
 
 impl Default for Settings {
@@ -162,6 +225,8 @@ impl Default for Settings {
             increase: 1.0,
             decrease: 0.7,
             tolerance: 1.35,
+            resources: Resources::default(),
+            shadow: Vec::new(),
         }
     }
 }
@@ -217,6 +282,14 @@ pub struct Evidence {
     pub limited_share: f64,
     /// Mean latency of the window's answers.
     pub mean_latency: Duration,
+    /// Mean requests in flight.
+    pub in_flight: f64,
+    /// What the law alone wanted.
+    pub law_limit: u32,
+    /// What workers, accept queue, memory and `max` allowed.
+    pub ceiling: u32,
+    /// What the sensors said.
+    pub readings: Readings,
 }
 
 /// One closed window and what followed from it.

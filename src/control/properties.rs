@@ -28,7 +28,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     let share = prop_oneof![0.0..2.0, Just(f64::NAN), Just(f64::INFINITY), Just(-1.0)];
     let count = || prop_oneof![0..200_u32, Just(u32::MAX)];
     (
-        any::<bool>(),
+        0..4_usize,
         count(),
         count(),
         count(),
@@ -37,18 +37,16 @@ fn settings() -> impl Strategy<Value = Settings> {
         share,
     )
         .prop_map(
-            |(fixed, initial, min, max, increase, decrease, tolerance)| Settings {
-                algorithm: if fixed {
-                    Algorithm::Fixed
-                } else {
-                    Algorithm::Aimd
-                },
+            |(law, initial, min, max, increase, decrease, tolerance)| Settings {
+                algorithm: Algorithm::ALL[law],
                 initial,
                 min,
                 max,
                 increase,
                 decrease,
                 tolerance,
+                resources: Resources::default(),
+                shadow: vec![Algorithm::Aimd, Algorithm::Vegas, Algorithm::Gradient],
             },
         )
 }

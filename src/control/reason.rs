@@ -55,6 +55,22 @@ pub const REASONS: &[(&str, &str)] = &[
         "The backend has no more workers than this: what is sent beyond them only waits inside it.",
     ),
     (
+        ACCEPT_QUEUE,
+        "Requests wait in the kernel for a worker to accept them: the workers are all busy, and the limit ends at one more.",
+    ),
+    (
+        CPU,
+        "The backend's CPU is used up: more requests at once would only share it, so the limit does not grow, or falls.",
+    ),
+    (
+        MEMORY,
+        "The backend's memory is nearly used up: the limit does not grow, or falls, before a worker is killed for it.",
+    ),
+    (
+        LEAK,
+        "The backend's memory grows while its requests do not: it leaks. No limit stops that, so the limit stays.",
+    ),
+    (
         CONFIGURED,
         "The configuration or the operator holds the limit here.",
     ),
@@ -86,8 +102,29 @@ pub const HOLD: &str = "hold";
 pub const IDLE: &str = "idle";
 /// The workers are counted.
 pub const SLOTS: &str = "slots";
+/// The workers are seen to be busy.
+pub const ACCEPT_QUEUE: &str = "accept_queue";
+/// The CPU is short.
+pub const CPU: &str = "cpu";
+/// The memory is short.
+pub const MEMORY: &str = "memory";
+/// The memory grows by itself: an alarm.
+pub const LEAK: &str = "leak";
 /// A person decided.
 pub const CONFIGURED: &str = "configured";
+
+/// The word for a resource that does not let the limit grow.
+pub(super) fn vetoed(by: super::BoundBy) -> &'static str {
+    match by {
+        super::BoundBy::Workers => SLOTS,
+        super::BoundBy::AcceptQueue => ACCEPT_QUEUE,
+        super::BoundBy::Cpu => CPU,
+        super::BoundBy::Memory => MEMORY,
+        super::BoundBy::Configured => CONFIGURED,
+        super::BoundBy::Idle => IDLE,
+        super::BoundBy::Latency | super::BoundBy::Errors => HOLD,
+    }
+}
 
 /// The sentence for people that goes with a [`Decision`](super::Decision)'s reason.
 ///

@@ -304,6 +304,29 @@ fn processor_sharing() {
     );
 }
 
+#[test]
+fn the_other_laws_hold_their_own() {
+    for algorithm in [Algorithm::Gradient, Algorithm::Vegas] {
+        let settings = Settings {
+            algorithm,
+            ..auto()
+        };
+        for (k, mean) in [(2, 0.020), (8, 0.050)] {
+            let backend = slots(k, mean, 0.5);
+            let full = k as f64 / mean;
+            let phases = [Phase::new(5.0, 0.4 * full), Phase::new(60.0, 2.0 * full)];
+            let all = five(&settings, false, &backend, &phases);
+            let name = format!("{} {k} slots", algorithm.as_str());
+            let result = against_best(&name, &all, &backend, &phases, &[2, 3, 4, 8, 10]);
+            assert!(result[1].1 >= 0.9, "{name}: {result:?}");
+            for run in &all {
+                let mean = run[1].mean_limit();
+                assert!(mean <= 2.5 * k as f64 + 2.0, "{name}: {mean}");
+            }
+        }
+    }
+}
+
 /// Every decision of one run, for looking at: `cargo test --lib look -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints, asserts nothing"]

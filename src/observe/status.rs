@@ -150,6 +150,13 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
                 })
             })
             .collect::<Vec<_>>(),
+        "law": endpoint.law,
+        "shadow_limits": endpoint
+            .shadows
+            .iter()
+            .map(|(law, limit)| ((*law).to_owned(), (*limit).into()))
+            .collect::<serde_json::Map<_, Value>>(),
+        "memory_leak": endpoint.leaking,
         "capacity": endpoint.capacity.as_ref().map(capacity_document),
     })
 }
@@ -186,6 +193,19 @@ fn decision_document(endpoint: &str, decision: &Decision, now: Instant) -> Value
             "throughput": evidence.throughput,
             "limited_share": evidence.limited_share,
             "mean_latency_seconds": evidence.mean_latency.as_secs_f64(),
+            "in_flight": evidence.in_flight,
+            "law_limit": evidence.law_limit,
+            "ceiling": evidence.ceiling,
+            "slots": evidence.readings.slots,
+            "accept_queue": evidence.readings.accept_queue,
+            "cpu_ratio": evidence.readings.cpu.map(|cpu| cpu.utilisation),
+            "cpu_throttled": evidence.readings.cpu.map(|cpu| cpu.throttled),
+            "cpu_run_delay": evidence.readings.cpu.map(|cpu| cpu.run_delay),
+            "memory_ratio": evidence
+                .readings
+                .memory
+                .filter(|memory| memory.limit > 0)
+                .map(|memory| memory.used as f64 / memory.limit as f64),
         },
     })
 }
@@ -211,6 +231,9 @@ mod tests {
             sight: Sight::default(),
             curve: Vec::new(),
             capacity: None,
+            law: "aimd",
+            shadows: vec![("vegas", 5)],
+            leaking: false,
         }
     }
 
@@ -252,6 +275,11 @@ mod tests {
         assert_eq!(status["backend"]["slots"], 8);
         assert_eq!(status["totals"]["requests"], 1);
         assert_eq!(status["decisions"][0]["age_seconds"], 2.0);
+        assert_eq!(status["decisions"][0]["evidence"]["cpu_ratio"], Value::Null);
+        assert_eq!(
+            status["backend"]["endpoints"][0]["shadow_limits"]["vegas"],
+            5
+        );
         // JSON has no NaN: an unknown figure is null.
         assert_eq!(
             status["backend"]["endpoints"][0]["stretch_ratio"],

@@ -299,16 +299,30 @@ pub fn control_settings(config: &Config) -> control::Settings {
         (initial, _) => initial,
     };
     control::Settings {
-        algorithm: match limit.algorithm {
-            config::Algorithm::Aimd => control::Algorithm::Aimd,
-            config::Algorithm::Fixed => control::Algorithm::Fixed,
-        },
+        algorithm: law(limit.algorithm),
         initial: initial.clamp(limit.min, limit.max),
         min: limit.min,
         max: limit.max,
         increase: limit.aimd.increase,
         decrease: limit.aimd.decrease,
         tolerance: limit.aimd.tolerance,
+        resources: control::Resources {
+            cpu: limit.resources.cpu,
+            cpu_high: limit.resources.cpu_high,
+            memory: limit.resources.memory,
+            memory_high: limit.resources.memory_high,
+            memory_max: limit.resources.memory_max,
+        },
+        shadow: limit.shadow.iter().copied().map(law).collect(),
+    }
+}
+
+fn law(algorithm: config::Algorithm) -> control::Algorithm {
+    match algorithm {
+        config::Algorithm::Aimd => control::Algorithm::Aimd,
+        config::Algorithm::Gradient => control::Algorithm::Gradient,
+        config::Algorithm::Vegas => control::Algorithm::Vegas,
+        config::Algorithm::Fixed => control::Algorithm::Fixed,
     }
 }
 

@@ -56,6 +56,12 @@ impl Running {
                     sight,
                     curve: law.curve().collect(),
                     capacity: law.capacity(),
+                    law: law.settings().algorithm.as_str(),
+                    shadows: law
+                        .shadows()
+                        .map(|(law, limit)| (law.as_str(), limit))
+                        .collect(),
+                    leaking: law.leaking(),
                 })
             })
             .collect();

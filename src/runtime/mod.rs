@@ -8,6 +8,7 @@ mod handle;
 mod notify;
 mod process;
 mod reload;
+mod state_file;
 mod threads;
 
 use std::{
@@ -33,6 +34,9 @@ use crate::{
     sense::{self, Senses},
     tuner,
 };
+
+/// Between two writes of `limit.state_file`.
+const KEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// What ends `run` and `exec` badly.
 #[derive(Debug)]
@@ -172,7 +176,9 @@ async fn serve(
     let mut ready = std::pin::pin!(async {
         readiness.wait(&shared).await;
         tuner::first_look(&shared, &senses).await;
+        state_file::recall(&shared);
     });
+    let mut keep = tokio::time::interval(KEEP_EVERY);
     let code = loop {
         tokio::select! {
             () = &mut ready, if !serving => {
@@ -211,9 +217,13 @@ async fn serve(
                 Signal::ReopenLogs => tracing::info!("the log goes to standard error: there is no file to reopen"),
                 Signal::DumpState => running.log_state(),
             },
+            _ = keep.tick(), if serving => state_file::save(&shared),
             Some(()) = changed.recv() => reload(&settings, "the file changed").await,
         }
     };
+    if serving {
+        state_file::save(&shared);
+    }
     Ok(code)
 }
 
@@ -250,6 +260,13 @@ async fn bind_admin(loaded: &Loaded) -> Result<AdminListener, Failure> {
 fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {
     let figures = metrics.clone();
     let on_decision = move |lane: &crate::admission::Lane, decision: &crate::control::Decision| {
+        if decision.reason == crate::control::reason::LEAK {
+            tracing::warn!(
+                endpoint = lane.label(),
+                bytes = decision.evidence.readings.memory.map(|memory| memory.used),
+                "the backend's memory grows while its requests do not: it leaks"
+            );
+        }
         if decision.limit == decision.from {
             return;
         }
@@ -270,6 +287,12 @@ fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {
             limited_share = evidence.limited_share,
             samples = evidence.samples,
             drops = evidence.drops,
+            in_flight = evidence.in_flight,
+            law_limit = evidence.law_limit,
+            ceiling = evidence.ceiling,
+            accept_queue = evidence.readings.accept_queue,
+            cpu = evidence.readings.cpu.map(|cpu| cpu.utilisation),
+            memory = evidence.readings.memory.map(|memory| memory.used),
             "limit changed"
         );
     };

@@ -245,48 +245,7 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_never_ignored() {
-    let cases = [
-        (
-            "limit.algorithm",
-            "vegas",
-            "\"vegas\" is not available yet; use \"aimd\" or \"fixed\"",
-        ),
-        (
-            "limit.algorithm",
-            "gradient",
-            "\"gradient\" is not available yet; use \"aimd\" or \"fixed\"",
-        ),
-        (
-            "limit.shadow",
-            "vegas",
-            "[\"vegas\"] is not available yet; leave it at []",
-        ),
-        (
-            "limit.state_file",
-            "/a",
-            "\"/a\" is not available yet; leave it at \"\"",
-        ),
-        (
-            "limit.resources.cpu_high",
-            "0.5",
-            "0.5 is not available yet; leave it at 0.9",
-        ),
-        (
-            "limit.resources.memory_high",
-            "0.5",
-            "0.5 is not available yet; leave it at 0.85",
-        ),
-        (
-            "limit.resources.memory_max",
-            "0.95",
-            "0.95 is not available yet; leave it at 0.92",
-        ),
-    ];
-    for (key, value, message) in cases {
-        let sources = set(Sources::default(), key, value);
-        assert_eq!(lines(load(&sources)), format!("--set {key}: {message}"));
-    }
+fn keys_take_all_that_the_interface_names() {
     let fine = [
         ("backend.profile", "uwsgi"),
         ("backend.protocol", "uwsgi"),
@@ -302,7 +261,13 @@ fn what_is_not_there_yet_is_never_ignored() {
         ("discovery.memory_limit", "512MiB"),
         ("limit.resources.cpu", "false"),
         ("limit.resources.memory", "false"),
-        ("limit.resources.cpu_high", "0.90"),
+        ("limit.resources.cpu_high", "0.5"),
+        ("limit.resources.memory_high", "0.5"),
+        ("limit.resources.memory_max", "0.95"),
+        ("limit.algorithm", "gradient"),
+        ("limit.algorithm", "vegas"),
+        ("limit.shadow", "vegas, gradient"),
+        ("limit.state_file", "/var/lib/tidegate/state.json"),
         ("server.http2", "false"),
     ];
     for (key, value) in fine {
@@ -311,12 +276,22 @@ fn what_is_not_there_yet_is_never_ignored() {
 }
 
 #[test]
+fn a_shadow_is_a_law_that_moves() {
+    for word in ["fixed", "bbr"] {
+        let sources = set(Sources::default(), "limit.shadow", word);
+        assert_eq!(
+            lines(load(&sources)),
+            format!("--set limit.shadow: \"{word}\" write aimd, gradient or vegas")
+        );
+    }
+}
+
+#[test]
 fn memory_thresholds_are_in_order() {
     let text = "[limit.resources]\nmemory_high = 0.95";
     assert_eq!(
         lines(load_text(text, &Sources::default())),
-        "tidegate.toml:2:15: limit.resources.memory_high: 0.95 is not available yet; leave it at 0.85\n\
-         tidegate.toml:2:15: limit.resources.memory_high: 0.95 is above limit.resources.memory_max (0.92); lower one or raise the other"
+        "tidegate.toml:2:15: limit.resources.memory_high: 0.95 is above limit.resources.memory_max (0.92); lower one or raise the other"
     );
 }
 

@@ -68,6 +68,16 @@ fn limits(out: &mut Exposition, snapshot: &Snapshot, endpoints: &Named<EndpointM
         }
     }
     let mut family = out.family(
+        Gauge,
+        "tidegate_shadow_limit",
+        "What the laws of limit.shadow would set, on the same traffic.",
+    );
+    for endpoint in &snapshot.endpoints {
+        for (law, limit) in &endpoint.shadows {
+            family.sample(&[("endpoint", &*endpoint.label), ("law", law)], *limit);
+        }
+    }
+    let mut family = out.family(
         Counter,
         "tidegate_limit_changes_total",
         "Changes of the limit, by reason.",

@@ -52,6 +52,12 @@ pub struct EndpointSnapshot {
     pub curve: Vec<CurvePoint>,
     /// The law of scalability that fits the curve.
     pub capacity: Option<Usl>,
+    /// The law in force.
+    pub law: &'static str,
+    /// What other laws would set, on the same traffic.
+    pub shadows: Vec<(&'static str, u32)>,
+    /// Whether the backend's memory grows while its requests do not.
+    pub leaking: bool,
 }
 
 impl Snapshot {

@@ -1,0 +1,121 @@
+//! What the sensors say about the limit, whatever latency says: the backend's workers, its accept
+//! queue, its CPU and its memory (CONTROL §4.2, §4.4).
+//!
+//! A resource either bounds the limit (a ceiling), forbids it to grow (a veto), or cuts it. Resources
+//! are correlated, so at most one cut a second is taken, by whichever asks for the deepest.
+
+mod accept;
+mod cpu;
+mod memory;
+
+use std::time::{Duration, Instant};
+
+use self::{accept::Accept, cpu::Cpu, memory::Memory};
+use super::{BoundBy, Readings, Resources};
+
+/// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
+const HEADROOM: u32 = 1;
+/// Least time between two cuts: the backend's answer to the first has to be seen.
+const CUT_EVERY: Duration = Duration::from_secs(1);
+
+/// A limit that the law is asked to fall to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cut {
+    /// The factor on the limit; 0 = down to `min`.
+    pub(super) factor: f64,
+    pub(super) by: BoundBy,
+}
+
+/// The ceilings of one endpoint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ceilings {
+    slots: Option<u32>,
+    accept: Accept,
+    cpu: Cpu,
+    memory: Memory,
+    last_cut: Option<Instant>,
+}
+
+impl Ceilings {
+    /// Takes what the sensors say now. `in_flight` is now, `mean_in_flight` since the last look.
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        readings: &Readings,
+        in_flight: u32,
+        mean_in_flight: f64,
+        resources: &Resources,
+    ) {
+        self.slots = readings.slots.filter(|&slots| slots > 0);
+        self.accept.note(now, readings.accept_queue, in_flight);
+        let cpu = readings.cpu.filter(|_| resources.cpu);
+        self.cpu.note(now, cpu.as_ref(), resources.cpu_high);
+        let memory = readings.memory.filter(|_| resources.memory);
+        self.memory
+            .note(now, memory.as_ref(), mean_in_flight, resources);
+    }
+
+    /// The lowest ceiling below `max`, and whose it is.
+    pub(super) fn lowest(&self, max: u32) -> (u32, BoundBy) {
+        let slots = self.slots.map(|slots| slots.saturating_add(HEADROOM));
+        [
+            (slots, BoundBy::Workers),
+            (self.accept.ceiling(), BoundBy::AcceptQueue),
+            (self.memory.ceiling(), BoundBy::Memory),
+        ]
+        .into_iter()
+        .filter_map(|(ceiling, by)| Some((ceiling?, by)))
+        .min_by_key(|(ceiling, _)| *ceiling)
+        .filter(|(ceiling, _)| *ceiling < max)
+        .unwrap_or((max, BoundBy::Configured))
+    }
+
+    /// Whether the workers are all that a limit of so many could keep busy.
+    pub(super) fn fills_workers(&self, limit: u32) -> bool {
+        self.slots.is_some_and(|slots| limit >= slots)
+    }
+
+    /// Who forbids the limit to grow.
+    pub(super) fn veto(&self) -> Option<BoundBy> {
+        match (self.memory.veto(), self.cpu.veto()) {
+            (true, _) => Some(BoundBy::Memory),
+            (_, true) => Some(BoundBy::Cpu),
+            _ => None,
+        }
+    }
+
+    /// Whether the CPU is what makes the backend slow.
+    pub(super) fn cpu_is_short(&self) -> bool {
+        self.cpu.veto()
+    }
+
+    /// The cut that is due, if any. `slow` says that latency was stretched in the last two windows:
+    /// the CPU never cuts on its own word.
+    pub(super) fn cut(&mut self, now: Instant, slow: bool) -> Option<Cut> {
+        if self
+            .last_cut
+            .is_some_and(|at| now.saturating_duration_since(at) < CUT_EVERY)
+        {
+            return None;
+        }
+        let cpu = self.cpu.cut().filter(|_| slow).map(|factor| Cut {
+            factor,
+            by: BoundBy::Cpu,
+        });
+        let memory = self.memory.cut(now).map(|factor| Cut {
+            factor,
+            by: BoundBy::Memory,
+        });
+        let deepest = [memory, cpu]
+            .into_iter()
+            .flatten()
+            .min_by(|a, b| a.factor.total_cmp(&b.factor))?;
+        self.last_cut = Some(now);
+        Some(deepest)
+    }
+
+    /// Memory grows while the requests in flight do not.
+    pub(super) fn leaking(&self) -> bool {
+        self.memory.leaking()
+    }
+}

@@ -1,0 +1,271 @@
+//! The controller as a whole: which ceiling wins, who is named, shadows and memory.
+
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        initial: 8,
+        ..Settings::default()
+    }
+}
+
+/// A controller under a load that always reaches the limit, and a clock.
+struct Bench {
+    controller: Controller,
+    now: Instant,
+    usage: Usage,
+    readings: Readings,
+    /// Seconds that a request takes.
+    latency: f64,
+    decisions: Vec<Decision>,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        let now = crate::clock::now();
+        Bench {
+            controller: Controller::new(settings, now),
+            now,
+            usage: Usage::default(),
+            readings: Readings::default(),
+            latency: 0.05,
+            decisions: Vec::new(),
+        }
+    }
+
+    /// Runs for so many seconds, with requests one after the other in every place.
+    fn run(&mut self, seconds: f64) {
+        let mut left = seconds;
+        while left > 0.0 {
+            let limit = self.controller.limit();
+            let step = 0.05;
+            self.now += Duration::from_secs_f64(step);
+            self.usage.in_flight = limit;
+            self.usage.limit = limit;
+            self.usage.queued = 3;
+            self.usage.busy_seconds += step * f64::from(limit);
+            self.usage.limit_seconds += step * f64::from(limit);
+            self.usage.saturated_seconds += step;
+            for _ in 0..((step / self.latency * f64::from(limit)).ceil() as u32).min(100) {
+                self.controller.observe(&Sample {
+                    started: self.now - Duration::from_secs_f64(self.latency),
+                    finished: self.now,
+                    in_flight: limit,
+                    route: 0,
+                    outcome: Outcome::Success,
+                });
+            }
+            let decision = self.controller.tick(self.now, &self.usage, &self.readings);
+            self.decisions.extend(decision);
+            left -= step;
+        }
+    }
+
+    fn said(&self, reason: &str) -> bool {
+        self.decisions.iter().any(|d| d.reason == reason)
+    }
+}
+
+fn cpu(utilisation: f64, throttled: f64) -> Option<CpuReading> {
+    Some(CpuReading {
+        utilisation,
+        throttled,
+        cores: 2.0,
+        ..CpuReading::default()
+    })
+}
+
+fn memory(share: f64) -> Option<MemoryReading> {
+    Some(MemoryReading {
+        used: (share * 1e9) as u64,
+        limit: 1_000_000_000,
+        ..MemoryReading::default()
+    })
+}
+
+#[test]
+fn a_busy_cpu_stops_every_law_from_growing() {
+    for algorithm in [Algorithm::Aimd, Algorithm::Gradient, Algorithm::Vegas] {
+        let with = |utilisation| {
+            let mut bench = Bench::new(Settings {
+                algorithm,
+                ..settings()
+            });
+            bench.readings.cpu = cpu(utilisation, 0.0);
+            bench.run(4.0);
+            bench
+        };
+        let free = with(0.4);
+        assert!(free.controller.limit() > 8, "{algorithm:?}");
+        let busy = with(0.97);
+        assert_eq!(busy.controller.limit(), 8, "{algorithm:?}");
+        assert_eq!(busy.controller.bound_by(), BoundBy::Cpu, "{algorithm:?}");
+        assert!(busy.said(reason::CPU), "{algorithm:?}");
+    }
+}
+
+#[test]
+fn the_operator_can_tell_it_to_ignore_them() {
+    let resources = Resources {
+        cpu: false,
+        memory: false,
+        ..Resources::default()
+    };
+    let mut bench = Bench::new(Settings {
+        resources,
+        ..settings()
+    });
+    bench.readings.cpu = cpu(1.0, 0.9);
+    bench.readings.memory = memory(0.99);
+    bench.run(4.0);
+    assert!(bench.controller.limit() > 8);
+}
+
+#[test]
+fn memory_stops_growth_then_shrinks_the_limit_and_is_named() {
+    let mut bench = Bench::new(settings());
+    bench.readings.memory = memory(0.88);
+    bench.run(2.0);
+    assert_eq!(bench.controller.limit(), 8);
+    assert_eq!(bench.controller.bound_by(), BoundBy::Memory);
+    bench.readings.memory = memory(0.94);
+    bench.run(2.0);
+    assert!(
+        bench.controller.limit() <= 5,
+        "{}",
+        bench.controller.limit()
+    );
+    assert_eq!(bench.controller.bound_by(), BoundBy::Memory);
+    assert!(bench.said(reason::MEMORY));
+    let cut = bench.decisions.iter().find(|d| d.limit < d.from);
+    let cut = cut.expect("a cut").clone();
+    assert_eq!(cut.evidence.readings.memory, memory(0.94));
+    bench.readings.memory = memory(0.5);
+    bench.run(5.0);
+    assert!(bench.controller.limit() > 8, "it grows again");
+}
+
+#[test]
+fn the_accept_queue_shows_what_no_latency_does() {
+    let mut bench = Bench::new(settings());
+    bench.readings.accept_queue = Some(0);
+    bench.run(1.0);
+    let before = bench.controller.limit();
+    assert!(before >= 8);
+    // Three workers, whatever is in flight.
+    for _ in 0..40 {
+        bench.readings.accept_queue = Some(bench.controller.limit().saturating_sub(3));
+        bench.run(0.05);
+    }
+    assert_eq!(bench.controller.limit(), 4);
+    assert_eq!(bench.controller.bound_by(), BoundBy::AcceptQueue);
+    assert!(bench.said(reason::ACCEPT_QUEUE));
+}
+
+#[test]
+fn a_leak_is_an_alarm_and_no_cut() {
+    let mut bench = Bench::new(Settings {
+        max: 8,
+        ..settings()
+    });
+    for i in 0..150 {
+        bench.readings.memory = memory(0.6 + 0.0025 * f64::from(i));
+        bench.run(1.0);
+    }
+    assert!(bench.controller.leaking());
+    assert!(bench.said(reason::LEAK));
+    let alarms = bench.decisions.iter().filter(|d| d.reason == reason::LEAK);
+    assert_eq!(alarms.count(), 1);
+    assert!(
+        bench.controller.limit() >= 4,
+        "{}",
+        bench.controller.limit()
+    );
+}
+
+#[test]
+fn the_lowest_ceiling_is_named() {
+    let mut bench = Bench::new(Settings {
+        max: 6,
+        ..settings()
+    });
+    bench.run(1.0);
+    assert_eq!(bench.controller.bound_by(), BoundBy::Configured);
+    bench.readings.slots = Some(3);
+    bench.run(1.0);
+    assert_eq!(bench.controller.bound_by(), BoundBy::Workers);
+    assert_eq!(bench.controller.limit(), 4);
+}
+
+#[test]
+fn shadows_follow_the_settings_and_leave_the_limit_alone() {
+    let shadow = vec![
+        Algorithm::Vegas,
+        Algorithm::Aimd,
+        Algorithm::Vegas,
+        Algorithm::Gradient,
+    ];
+    let run = |shadow: &[Algorithm]| {
+        let mut bench = Bench::new(Settings {
+            shadow: shadow.to_vec(),
+            ..settings()
+        });
+        bench.run(1.0);
+        bench.latency = 0.2;
+        bench.run(5.0);
+        bench
+    };
+    let (with, without) = (run(&shadow), run(&[]));
+    assert_eq!(with.controller.limit(), without.controller.limit());
+    let shadows: Vec<_> = with.controller.shadows().collect();
+    let laws: Vec<_> = shadows.iter().map(|(law, _)| *law).collect();
+    assert_eq!(laws, [Algorithm::Vegas, Algorithm::Gradient]);
+    assert!(shadows.iter().all(|(_, limit)| *limit >= 1));
+    let mut controller = with.controller;
+    controller.reconfigure(
+        Settings {
+            algorithm: Algorithm::Vegas,
+            shadow: vec![Algorithm::Aimd],
+            ..settings()
+        },
+        with.now,
+    );
+    let laws: Vec<_> = controller.shadows().map(|(law, _)| law).collect();
+    assert_eq!(laws, [Algorithm::Aimd]);
+}
+
+#[test]
+fn what_is_remembered_is_recalled_unless_it_makes_no_sense() {
+    let mut bench = Bench::new(settings());
+    bench.readings.slots = Some(20);
+    assert_eq!(bench.controller.remember(), None);
+    for n in [1, 2, 4, 8, 8, 8] {
+        bench.controller.pin(Some(n), bench.now);
+        bench.run(3.0);
+    }
+    bench.controller.pin(None, bench.now);
+    let known = bench.controller.remember().expect("it has learned");
+    assert!(known.bins.len() >= 4, "{known:?}");
+
+    let fresh = |slots| {
+        let mut bench = Bench::new(settings());
+        bench.readings.slots = slots;
+        bench
+            .controller
+            .tick(bench.now, &bench.usage, &bench.readings);
+        bench.controller
+    };
+    let now = crate::clock::now();
+    let mut next = fresh(Some(20));
+    assert!(next.recall(&known, now));
+    assert_eq!(next.limit(), known.limit.min(21));
+    assert!(next.baseline().is_some());
+    assert_eq!(next.curve().count(), known.bins.len());
+    assert!(!next.recall(&known, now), "only once");
+    assert!(!fresh(Some(3)).recall(&known, now), "another backend");
+    for wrong in [f64::NAN, -1.0, 0.0, f64::INFINITY] {
+        let mut known = known.clone();
+        known.bins[0].latency = wrong;
+        assert!(!fresh(None).recall(&known, now));
+    }
+}

@@ -1,0 +1,156 @@
+//! `limit.state_file`: what the control laws have learned, kept across restarts.
+//!
+//! JSON, written whole beside its place and then moved there, so that a crash leaves the old one or the
+//! new one. A file that cannot be read, is of another version or belongs to another endpoint is a
+//! warning, and tidegate learns anew.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{clock, control::Remembered, proxy::Shared};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+/// A file larger than this is not ours.
+const LARGEST: u64 = 1 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    /// By endpoint, as `host:port` or `unix:/path`.
+    endpoints: BTreeMap<String, Remembered>,
+}
+
+/// Goes on from what the file says, if there is one.
+pub fn recall(shared: &Shared) {
+    let Some(path) = path(shared) else { return };
+    let state = match read(&path) {
+        Ok(Some(state)) => state,
+        Ok(None) => return,
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "limit.state_file is of no use; learning anew");
+            return;
+        }
+    };
+    let now = clock::now();
+    for lane in shared.limiter.lanes() {
+        let Some(known) = state.endpoints.get(lane.label()) else {
+            continue;
+        };
+        if lane.with_controller(|law| law.recall(known, now)) {
+            tracing::info!(
+                endpoint = lane.label(),
+                limit = known.limit,
+                "the limit goes on from limit.state_file"
+            );
+        } else {
+            tracing::warn!(
+                endpoint = lane.label(),
+                "limit.state_file is of another backend; learning anew"
+            );
+        }
+    }
+    shared.limiter.tick(now);
+}
+
+/// Writes down what is known now.
+pub fn save(shared: &Shared) {
+    let Some(path) = path(shared) else { return };
+    let endpoints: BTreeMap<String, Remembered> = shared
+        .limiter
+        .lanes()
+        .iter()
+        .filter_map(|lane| {
+            let known = lane.with_controller(|law| law.remember())?;
+            Some((lane.label().to_owned(), known))
+        })
+        .collect();
+    if endpoints.is_empty() {
+        return;
+    }
+    let state = State {
+        version: VERSION,
+        endpoints,
+    };
+    if let Err(error) = write(&path, &state) {
+        tracing::warn!(file = %path.display(), %error, "cannot write limit.state_file");
+    }
+}
+
+fn path(shared: &Shared) -> Option<PathBuf> {
+    let file = &shared.live().config.limit.state_file;
+    (!file.is_empty()).then(|| PathBuf::from(file))
+}
+
+fn read(path: &Path) -> io::Result<Option<State>> {
+    let size = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if size > LARGEST {
+        return Err(io::Error::other("it is too large"));
+    }
+    let state: State = serde_json::from_slice(&fs::read(path)?)?;
+    if state.version != VERSION {
+        return Err(io::Error::other(format!(
+            "it is of version {}, not {VERSION}",
+            state.version
+        )));
+    }
+    Ok(Some(state))
+}
+
+fn write(path: &Path, state: &State) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut file, state)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_rubbish_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.json");
+        assert!(read(&path).expect("no file is no error").is_none());
+        let known = Remembered {
+            slots: Some(2),
+            limit: 3,
+            scale: 0.02,
+            cost: 1.0,
+            latency: 0.02,
+            bins: Vec::new(),
+        };
+        let state = State {
+            version: VERSION,
+            endpoints: [("127.0.0.1:8000".to_owned(), known.clone())].into(),
+        };
+        write(&path, &state).expect("it is written");
+        let back = read(&path).expect("it is read").expect("it is there");
+        assert_eq!(back.endpoints["127.0.0.1:8000"], known);
+        assert_eq!(
+            fs::read_dir(folder.path()).expect("a folder").count(),
+            1,
+            "nothing is left beside it"
+        );
+        for rubbish in ["", "{", "{\"version\":2,\"endpoints\":{}}", "[]"] {
+            fs::write(&path, rubbish).expect("it is written");
+            assert!(read(&path).is_err(), "{rubbish}");
+        }
+        assert!(write(&folder.path().join("no/such/folder/state"), &state).is_err());
+    }
+}
