@@ -1,0 +1,89 @@
+//! The servers of `examples/servers`, each started by `tidegate exec` as docs/deploy.md says. mod_wsgi is
+//! not among them: it takes Apache's headers to install.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Tidegate, venv::venv};
+
+/// Starts it, asks, and ends it.
+#[track_caller]
+fn serves(command: &[&str], code: i32) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = std::env::var("PATH").expect("a path");
+    let command = command
+        .iter()
+        .map(|word| match word.strip_prefix("examples/") {
+            Some(_) => root.join(word).display().to_string(),
+            None => (*word).to_owned(),
+        });
+    let mut tidegate = Tidegate::exec(command)
+        .env("PATH", &format!("{}:{path}", venv().display()))
+        .start();
+    let mut client = tidegate.client();
+    for _ in 0..3 {
+        let answer = client.get("/");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().starts_with("Hello from Flask"));
+    }
+    let upload = common::request(
+        tidegate.address(),
+        "POST",
+        "/upload",
+        &[("Content-Type", "application/octet-stream")],
+        &[b'x'; 100_000],
+    );
+    assert_eq!(upload.json()["bytes"], 100_000);
+    // The app sees who the client is, and not tidegate.
+    let seen = client.get("/headers").text();
+    assert!(
+        seen.contains("X-Forwarded-For") || seen.contains("127.0.0.1"),
+        "{seen}"
+    );
+    assert_eq!(tidegate.stop(), code);
+}
+
+#[test]
+fn gunicorn() {
+    serves(
+        &[
+            "gunicorn",
+            "--config",
+            "examples/servers/gunicorn.conf.py",
+            "--no-control-socket",
+            "--bind",
+            "{addr}",
+            "--chdir",
+            "examples/flask",
+            "app:app",
+        ],
+        0,
+    );
+}
+
+#[test]
+fn uwsgi() {
+    if !venv().join("uwsgi").exists() {
+        // It needs a compiler to be installed.
+        return;
+    }
+    serves(
+        &[
+            "uwsgi",
+            "--ini",
+            "examples/servers/uwsgi.ini",
+            "--http-socket",
+            "{addr}",
+            "--chdir",
+            "examples/flask",
+        ],
+        0,
+    );
+}
+
+#[test]
+fn waitress() {
+    // It does nothing about a TERM but die of it, after the drain.
+    serves(&["sh", "examples/servers/waitress.sh", "{port}"], 128 + 15);
+}
