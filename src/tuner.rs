@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     admission::state::Snapshot,
+    backend::{Endpoint, profile::Source},
     clock,
     observe::{
         Metrics,
@@ -129,10 +130,15 @@ fn sense(shared: &Shared, senses: &Senses, now: Instant) {
     for endpoint in endpoints.iter() {
         let lane = lanes.iter().find(|lane| lane.id == endpoint.id);
         let in_flight = lane.map_or(0, |lane| lane.in_flight);
-        if let Some(news) =
-            senses.tick(endpoint.id, &endpoint.address, &live.config, in_flight, now)
-        {
-            tell(shared, endpoint.id, &news, now);
+        if let Some(news) = senses.tick(
+            endpoint.id,
+            &endpoint.address,
+            &live.config,
+            endpoint.profile().0,
+            in_flight,
+            now,
+        ) {
+            tell(shared, endpoint, &news, now);
         }
     }
     senses.retain(|id| endpoints.iter().any(|endpoint| endpoint.id == id));
@@ -146,16 +152,19 @@ pub async fn first_look(shared: &Shared, senses: &Senses) {
             .first_look(endpoint.id, &endpoint.address, &live.config)
             .await;
         if let Some(news) = news {
-            tell(shared, endpoint.id, &news, clock::now());
+            tell(shared, endpoint, &news, clock::now());
         }
     }
     shared.limiter.tick(clock::now());
 }
 
-/// Tells the law of an endpoint.
-fn tell(shared: &Shared, id: u32, news: &News, now: Instant) {
+/// Tells an endpoint and its law.
+fn tell(shared: &Shared, endpoint: &Endpoint, news: &News, now: Instant) {
+    if let Some(profile) = news.profile {
+        endpoint.learn(profile, Source::Process);
+    }
     let lanes = shared.limiter.lanes();
-    let Some(lane) = lanes.iter().find(|lane| lane.id() == id) else {
+    let Some(lane) = lanes.iter().find(|lane| lane.id() == endpoint.id) else {
         return;
     };
     lane.set_readings(news.readings);

@@ -45,6 +45,9 @@ fn the_slots_of_a_gunicorn_are_seen_before_the_first_request() {
     assert_eq!(endpoint["slots"], 2);
     assert_eq!(endpoint["slots_source"], "proc");
     assert_eq!(endpoint["seen"]["profile"], "gunicorn-sync");
+    // What is known of that server's habits is in force.
+    assert_eq!(endpoint["profile"], "gunicorn-sync");
+    assert_eq!(endpoint["profile_source"], "process");
     assert_eq!(endpoint["seen"]["process"]["pid"], app.process.pid());
     // That is where the limit starts, and what holds it there.
     assert_eq!(status["limit"], 2);

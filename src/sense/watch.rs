@@ -15,11 +15,11 @@ use tokio::sync::oneshot;
 
 use super::{
     Accepts, Findings, Gauges, Slots, Source, facts::in_one_line, learned::Learned, look_again,
-    platform::Eyes,
+    platform::Eyes, server::accepts,
 };
 use crate::{
     clock,
-    config::{Address, Config},
+    config::{Address, Config, Profile},
     control::Readings,
     observe::{Sight, Signals},
     sync::{Mutex, lock},
@@ -60,6 +60,8 @@ pub struct News {
     pub readings: Readings,
     /// The slots, if they are known now and were not before.
     pub first_slots: Option<u32>,
+    /// The server, where its process or the server itself tells.
+    pub profile: Option<Profile>,
 }
 
 impl Senses {
@@ -72,8 +74,8 @@ impl Senses {
         Some(self.child.load(Relaxed)).filter(|pid| *pid > 0)
     }
 
-    /// Looks at an endpoint as far as it is time to. `id` tells endpoints apart, `in_flight` is what tidegate
-    /// has there. Takes microseconds; what takes longer goes to a thread of its own, and is news later.
+    /// Looks at an endpoint as far as it is time to. `id` tells endpoints apart, `answers_as` is the server by
+    /// its answers, `in_flight` is what tidegate has there. Takes microseconds; what takes longer goes to a thread of its own, and is news later.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -82,6 +84,7 @@ impl Senses {
         id: u32,
         address: &Address,
         config: &Arc<Config>,
+        answers_as: Profile,
         in_flight: u32,
         now: Instant,
     ) -> Option<News> {
@@ -90,6 +93,7 @@ impl Senses {
         let watch = watches
             .entry(id)
             .or_insert_with(|| Watch::new(address.clone(), now));
+        watch.answers_as = answers_as;
         watch.tick(config, child, in_flight, now)
     }
 
@@ -161,6 +165,8 @@ struct Watch {
     /// What the last look went by.
     looked_with: Option<(Arc<Config>, Option<u32>)>,
     looked: Option<Instant>,
+    /// The server by its answers.
+    answers_as: Profile,
     next_look: Instant,
     next_gauges: Instant,
     next_queue: Instant,
@@ -173,7 +179,7 @@ struct Watch {
     /// Whether something was in flight at the last look.
     busy: bool,
     gauges: Gauges,
-    told: Option<Readings>,
+    told: Option<(Readings, Option<Profile>)>,
     knew_slots: bool,
 }
 
@@ -186,6 +192,7 @@ impl Watch {
             looking: None,
             looked_with: None,
             looked: None,
+            answers_as: Profile::Auto,
             next_look: now,
             next_gauges: now,
             next_queue: now,
@@ -284,8 +291,7 @@ impl Watch {
         }
         let cost = clock::now().saturating_duration_since(before);
         self.next_queue = now + pause(Duration::ZERO, GAUGES_IDLE, busy, cost);
-        let accepts = self.findings.as_ref().map(|findings| findings.accepts);
-        if let (Some(queued), Some(Accepts::WhenIdle | Accepts::Unknown)) = (self.queued, accepts) {
+        if let Some(queued) = self.queued.filter(|_| self.queue_is_telling()) {
             self.learned.note(in_flight, queued);
         }
     }
@@ -379,9 +385,14 @@ impl Watch {
 
     /// Whether the accept queue says something of load.
     fn queue_is_telling(&self) -> bool {
-        self.findings
-            .as_ref()
-            .is_some_and(|findings| findings.accepts != Accepts::Eagerly)
+        let Some(findings) = &self.findings else {
+            return false;
+        };
+        let accepts = match findings.accepts {
+            Accepts::Unknown => accepts(self.answers_as),
+            known => known,
+        };
+        accepts != Accepts::Eagerly
     }
 
     fn news(&mut self) -> Option<News> {
@@ -392,15 +403,19 @@ impl Watch {
             cpu: self.gauges.cpu,
             memory: self.gauges.memory,
         };
-        if self.told == Some(readings) {
+        let server = self.findings.as_ref();
+        let server = server.and_then(|findings| findings.ladder.server.as_ref());
+        let profile = server.map(|server| server.profile);
+        if self.told == Some((readings, profile)) {
             return None;
         }
-        self.told = Some(readings);
+        self.told = Some((readings, profile));
         let first_slots = slots.filter(|_| !self.knew_slots);
         self.knew_slots |= slots.is_some();
         Some(News {
             readings,
             first_slots,
+            profile,
         })
     }
 
