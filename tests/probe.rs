@@ -10,7 +10,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use common::{Gunicorn, Process, Tidegate, tidegate, tidegate_command, until};
+use common::{
+    Gunicorn, Process, Tidegate,
+    servers::{self, Server},
+    tidegate, tidegate_command, until,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -128,6 +132,85 @@ fn two_workers_of_four_threads_are_nearly_eight() {
         "4",
     ]);
     finds(app.address(), 6..=9);
+}
+
+#[test]
+fn four_threads_of_waitress_are_four() {
+    if let Some(app) = Server::tcp(servers::WAITRESS, &["--threads=4"]) {
+        finds(app.address(), 4..=4);
+    }
+}
+
+#[test]
+fn two_processes_of_two_threads_of_uwsgi_are_four() {
+    if let Some(app) = Server::tcp(servers::UWSGI_HTTP, &["--processes", "2", "--threads", "2"]) {
+        finds(app.address(), 4..=4);
+    }
+}
+
+#[test]
+fn the_development_server_without_threads_is_one() {
+    if let Some(app) = Server::tcp(servers::FLASK_ONE_THREAD, &[]) {
+        finds(app.address(), 1..=1);
+    }
+}
+
+/// Neither has a bound of its own: its one process fills its core, or on a machine that is busy nothing is
+/// found to bind it at all, but never its workers.
+#[track_caller]
+fn finds_many(address: &str) {
+    let most = ["--max-concurrency", "64"];
+    let report = measured(address, "/sleep?ms=100", &most, |report| {
+        report["knee"]["concurrency"].as_u64() >= Some(10)
+            && ["gil", "cpu", "nothing"]
+                .iter()
+                .any(|one| report["bound_by"] == *one)
+    });
+    assert_eq!(report["known_slots"], Value::Null);
+}
+
+#[test]
+fn the_development_server_with_threads_is_many() {
+    if let Some(app) = Server::tcp(servers::FLASK, &[]) {
+        finds_many(app.address());
+    }
+}
+
+#[test]
+fn greenlets_are_many() {
+    if let Some(app) = Server::tcp(servers::GUNICORN_GEVENT, &[]) {
+        finds_many(app.address());
+    }
+}
+
+/// 16 threads, but memory for nine requests of 20 MiB: it stops before the app is killed.
+#[test]
+fn memory_binds_where_there_is_little_of_it() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let app = Gunicorn::gthread(16);
+    let limit = ["--set", "discovery.memory_limit=250MiB"];
+    let report = measured(app.address(), "/memory?mb=20&ms=100", &limit, |report| {
+        report["bound_by"] == "memory"
+            && report["knee"]["concurrency"]
+                .as_u64()
+                .is_some_and(|knee| (5..=10).contains(&knee))
+    });
+    assert_eq!(report["end"], "memory");
+    let each = figure(&report["memory_per_request_bytes"]) / f64::from(1 << 20);
+    assert!((14.0..=26.0).contains(&each), "{each} MiB: {report}");
+    let steps = report["steps"].as_array().unwrap();
+    assert!(
+        steps
+            .iter()
+            .all(|step| figure(&step["memory_bytes"]) < 250.0 * f64::from(1 << 20))
+    );
+    let toml = report["recommended_toml"].as_str().unwrap();
+    assert!(
+        toml.contains(&format!("max = {}", report["knee"]["concurrency"])),
+        "{toml}"
+    );
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn settings(args: &ProbeArgs) -> Result<Settings, String> {
         },
         max_clients: args.max_concurrency,
         step: args.step,
-        memory_limit: None,
+        config: loaded.config.clone(),
     })
 }
 

@@ -19,7 +19,7 @@ pub use self::{
 };
 use crate::{
     config::{Address, Config, Profile},
-    sense::{self, Findings, Gauges},
+    sense::{Findings, Gauges, Gaze},
 };
 
 /// For how long CPU is watched.
@@ -107,8 +107,11 @@ impl Diagnosis {
 pub fn examine(endpoint: &Address, config: &Config) -> Diagnosis {
     let manners = ask::ask(endpoint);
     // Afterwards, so that lazy workers have shown themselves.
-    let (findings, gauges) = sense::look_for(endpoint, config, WATCH);
-    conclude(endpoint, findings, gauges, manners)
+    let mut gaze = Gaze::new(endpoint, config);
+    gaze.gauges();
+    std::thread::sleep(WATCH);
+    let gauges = gaze.gauges();
+    conclude(endpoint, gaze.findings().clone(), gauges, manners)
 }
 
 fn conclude(endpoint: &Address, findings: Findings, gauges: Gauges, manners: Manners) -> Diagnosis {

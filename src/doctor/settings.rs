@@ -26,7 +26,7 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
     );
     let by_process = evidence.findings.ladder.server.is_some();
     if !by_process && !matches!(evidence.profile, Profile::Auto | Profile::Generic) {
-        let _ = writeln!(out, "# profile = \"{}\"", evidence.profile);
+        let _ = writeln!(out, "profile = \"{}\"", evidence.profile);
     }
     let event_loop = matches!(
         evidence.profile,

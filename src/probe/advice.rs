@@ -8,7 +8,7 @@ use super::{
 };
 
 /// The answer, in a sentence.
-pub fn answer(knee: &Knee) -> String {
+pub fn answer(knee: &Knee, binds: Binds) -> String {
     let requests = if knee.clients == 1 {
         "request"
     } else {
@@ -18,7 +18,9 @@ pub fn answer(knee: &Knee) -> String {
         .p50
         .map(|p50| format!(" at a median of {}", seconds(p50)))
         .unwrap_or_default();
-    let beyond = if !knee.reached {
+    let beyond = if binds == Binds::Memory {
+        "memory has no room for more".to_owned()
+    } else if !knee.reached {
         "and more may be possible: it still grows".to_owned()
     } else if knee.most > 1.15 * knee.throughput {
         format!(
@@ -199,14 +201,17 @@ mod tests {
     #[test]
     fn the_answer_is_a_sentence() {
         assert_eq!(
-            answer(&KNEE),
+            answer(&KNEE, Binds::Workers),
             "4 requests in parallel, 78.2 requests a second at a median of 51.2 ms; more only wait."
         );
         let soft = Knee {
             most: 120.0,
             ..KNEE
         };
-        assert!(answer(&soft).ends_with("; more bring up to 120, but each of them waits longer."));
+        assert!(
+            answer(&soft, Binds::Cpu)
+                .ends_with("; more bring up to 120, but each of them waits longer.")
+        );
         let growing = Knee {
             clients: 1,
             reached: false,
@@ -214,7 +219,7 @@ mod tests {
             ..KNEE
         };
         assert_eq!(
-            answer(&growing),
+            answer(&growing, Binds::Nothing),
             "1 request in parallel, 78.2 requests a second; and more may be possible: it still grows."
         );
     }

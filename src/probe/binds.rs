@@ -75,6 +75,8 @@ pub struct Evidence {
     pub accept_queue: Option<f64>,
     /// The most memory that was used, over what may be used.
     pub memory_share: Option<f64>,
+    /// Requests in parallel that the backend is known to have room for.
+    pub slots: Option<u32>,
     /// Cores that the backend may use.
     pub cores: Option<f64>,
     /// CPU seconds of one request.
@@ -85,14 +87,19 @@ pub struct Evidence {
     pub single: f64,
 }
 
+/// What the backend has, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Allowed {
+    /// Requests in parallel that it has room for.
+    pub slots: Option<u32>,
+    /// Cores.
+    pub cores: Option<f64>,
+    /// Memory, bytes.
+    pub memory: Option<u64>,
+}
+
 /// Gathers what the steps say.
-pub fn evidence(
-    steps: &[Step],
-    knee: Knee,
-    end: End,
-    cores: Option<f64>,
-    memory_limit: Option<u64>,
-) -> Evidence {
+pub fn evidence(steps: &[Step], knee: Knee, end: End, allowed: Allowed) -> Evidence {
     let loaded: Vec<&Step> = steps.iter().filter(|s| s.clients >= knee.clients).collect();
     let beyond = loaded.iter().filter(|s| s.clients > knee.clients);
     let queues: Vec<f64> = beyond.filter_map(|step| step.accept_queue).collect();
@@ -131,9 +138,10 @@ pub fn evidence(
         accept_queue: (!queues.is_empty())
             .then(|| queues.iter().sum::<f64>() / queues.len() as f64),
         memory_share: memory
-            .zip(memory_limit)
+            .zip(allowed.memory)
             .map(|(used, limit)| used as f64 / (limit as f64).max(1.0)),
-        cores,
+        slots: allowed.slots,
+        cores: allowed.cores,
         single: alone.map_or(0.0, |(rate, _)| rate),
     }
 }
@@ -192,6 +200,13 @@ pub fn binds(evidence: &Evidence) -> Binds {
     if !evidence.knee.reached {
         return Binds::Nothing;
     }
+    let same = |slots: f64| (parallel / slots - 1.0).abs() <= SAME;
+    match evidence.slots.map(f64::from) {
+        Some(slots) if same(slots) => return Binds::Workers,
+        // There would have been room for more.
+        Some(slots) if parallel < slots && !queued => return Binds::Downstream,
+        _ => {}
+    }
     let Some(usage) = &evidence.loaded else {
         return if queued {
             Binds::Workers
@@ -204,7 +219,7 @@ pub fn binds(evidence: &Evidence) -> Binds {
     let explained = [1.0, threads - 1.0, threads]
         .into_iter()
         .map(|threads| threads * workers(usage))
-        .any(|slots| (parallel / slots - 1.0).abs() <= SAME);
+        .any(same);
     if explained {
         return Binds::Workers;
     }
@@ -301,6 +316,7 @@ mod tests {
             loaded: Some(loaded),
             accept_queue: Some(queue),
             memory_share: Some(0.3),
+            slots: None,
             cores: Some(4.0),
             single: 20.0,
         }
@@ -382,6 +398,16 @@ mod tests {
             binds(&seen(3.0, usage(8, 1, 0.1, 0.1), 0.0)),
             Binds::Downstream
         );
+    }
+
+    #[test]
+    fn slots_that_are_known_are_believed() {
+        let known = |parallel, slots| Evidence {
+            slots: Some(slots),
+            ..seen(parallel, usage(2, 17, 0.1, 0.1), 0.0)
+        };
+        assert_eq!(binds(&known(7.6, 8)), Binds::Workers);
+        assert_eq!(binds(&known(3.0, 8)), Binds::Downstream);
     }
 
     #[test]

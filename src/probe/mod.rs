@@ -37,9 +37,12 @@ pub use svg::svg;
 pub use sweep::End;
 pub use tally::{Errors, Latency, Outcome, Tally};
 pub use target::{Target, TargetError};
-use watch::{Snapshot, Watch};
+use watch::Watch;
 
-use crate::{clock, config::Address};
+use crate::{
+    clock,
+    config::{Address, Config},
+};
 
 /// The share of a step that passes before it is measured.
 const WARM_UP: f64 = 0.25;
@@ -61,8 +64,8 @@ pub struct Settings {
     pub max_clients: u32,
     /// How long each step is measured.
     pub step: Duration,
-    /// What the backend may use, in bytes, when it cannot be seen.
-    pub memory_limit: Option<u64>,
+    /// How the backend is looked at: `[discovery]`.
+    pub config: Arc<Config>,
 }
 
 /// Why nothing was measured.
@@ -91,10 +94,7 @@ pub async fn run(
         _ => {}
     }
     let head = head.as_ref();
-    let address = settings.watch.clone();
-    let declared = settings.memory_limit;
-    let watch = Arc::new(off_thread(move || Watch::new(&address, declared)).await);
-    let memory_limit = watch.memory_limit();
+    let watch = Watch::new(settings.watch.clone(), settings.config.clone()).await;
     let mut sweep = Sweep {
         settings,
         watch: watch.clone(),
@@ -103,6 +103,7 @@ pub async fn run(
     };
     let measured = async {
         sweep.warm_up().await;
+        let (_, memory_limit) = sweep.watch.limits().await;
         loop {
             let clients = match sweep::next(&sweep.steps, settings.max_clients, memory_limit) {
                 sweep::Next::Step(clients) => clients,
@@ -138,6 +139,7 @@ pub async fn run(
         let at = steps.partition_point(|known| known.clients < clients);
         steps.insert(at, step);
     }
+    let (cores, memory_limit) = watch.limits().await;
     Ok(report::conclude(report::Measured {
         target: settings.plan.target.to_string(),
         keepalive: settings.plan.keepalive,
@@ -149,14 +151,15 @@ pub async fn run(
         step: settings.step,
         steps,
         end,
-        cores: watch.sees_processes().then(|| watch.cores()),
+        slots: watch.slots(),
+        cores,
         memory_limit,
     }))
 }
 
 struct Sweep<'a> {
     settings: &'a Settings,
-    watch: Arc<Watch>,
+    watch: Watch,
     load: load::Load,
     steps: Vec<Step>,
 }
@@ -185,24 +188,22 @@ impl Sweep<'_> {
 
         let window = self.settings.step.max(latency * 2);
         let own = own_cpu();
-        let before = self.look().await;
+        let before = self.watch.snapshot().await;
         let from = clock::now();
         let (mut queues, mut memory) = (Vec::new(), before.memory);
-        let processes: Arc<[u32]> = before.processes.keys().copied().collect();
         loop {
             let left = window.saturating_sub(since(from));
             if left.is_zero() {
                 break;
             }
             sleep(left.min(LOOK)).await;
-            let (watch, processes) = (self.watch.clone(), processes.clone());
-            let glance = off_thread(move || watch.glance(&processes)).await;
+            let glance = self.watch.glance().await;
             queues.extend(glance.accept_queue);
             memory = memory.max(glance.memory);
         }
         let to = clock::now();
         let (records, running) = self.load.take();
-        let after = self.look().await;
+        let after = self.watch.snapshot().await;
         memory = memory.max(after.memory);
         let own_cores = (own_cpu() - own) / since(from).as_secs_f64().max(1e-9);
         Step {
@@ -215,19 +216,6 @@ impl Sweep<'_> {
             memory,
             own_cores,
         }
-    }
-
-    async fn look(&self) -> Snapshot {
-        let watch = self.watch.clone();
-        off_thread(move || watch.snapshot()).await
-    }
-}
-
-/// Reading `/proc` takes milliseconds in which no request would be sent.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

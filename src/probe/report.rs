@@ -24,6 +24,7 @@ pub(super) struct Measured {
     pub(super) step: Duration,
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
+    pub(super) slots: Option<u32>,
     pub(super) cores: Option<f64>,
     pub(super) memory_limit: Option<u64>,
 }
@@ -45,6 +46,8 @@ pub struct Report {
     pub steps: Vec<Step>,
     /// Why it ended.
     pub end: End,
+    /// Requests in parallel that the backend is known to have room for.
+    pub slots: Option<u32>,
     /// Cores that the backend may use, when its processes can be seen.
     pub cores: Option<f64>,
     /// Memory that it may use, bytes.
@@ -79,19 +82,28 @@ pub(super) fn conclude(measured: Measured) -> Report {
         step,
         steps,
         end,
+        slots,
         cores,
         memory_limit,
     } = measured;
     let knee = knee::find(&steps);
-    let evidence = knee.map(|knee| binds::evidence(&steps, knee, end, cores, memory_limit));
+    let evidence = knee.map(|knee| {
+        let allowed = binds::Allowed {
+            slots,
+            cores,
+            memory: memory_limit,
+        };
+        binds::evidence(&steps, knee, end, allowed)
+    });
     let binds = evidence.as_ref().map_or(Binds::Unknown, binds::binds);
     let until = knee.map_or(0, |knee| {
         steps.partition_point(|step| step.clients <= knee.clients * 2)
     });
     Report {
-        answer: knee
-            .as_ref()
-            .map_or_else(|| "Nothing was measured.".to_owned(), advice::answer),
+        answer: knee.as_ref().map_or_else(
+            || "Nothing was measured.".to_owned(),
+            |knee| advice::answer(knee, binds),
+        ),
         because: evidence
             .as_ref()
             .map_or(String::new(), |evidence| advice::because(binds, evidence)),
@@ -112,6 +124,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
         step,
         steps,
         end,
+        slots,
         cores,
         memory_limit,
         knee,
@@ -278,6 +291,7 @@ pub fn json(report: &Report) -> Value {
         "first_status": report.first_status,
         "step_seconds": report.step.as_secs_f64(),
         "end": end_word(report.end),
+        "known_slots": report.slots,
         "cores": report.cores,
         "memory_limit_bytes": report.memory_limit,
         "steps": steps,
@@ -389,6 +403,7 @@ pub(super) mod tests {
             step: Duration::from_secs(1),
             steps: steps.into(),
             end: End::Past,
+            slots: Some(4),
             cores: Some(2.0),
             memory_limit: None,
         })
@@ -433,6 +448,7 @@ pub(super) mod tests {
             step: Duration::from_secs(1),
             steps: Vec::new(),
             end: End::Interrupted,
+            slots: None,
             cores: None,
             memory_limit: None,
         });

@@ -1,9 +1,6 @@
 //! One step of the sweep, and what the backend's processes did in it. Pure.
 
-use super::{
-    tally::Tally,
-    watch::{ProcessSample, Snapshot},
-};
+use super::{tally::Tally, watch::Snapshot};
 
 /// Of the CPU of the busiest process: less than this and a process is not one of those that work.
 const WORKS: f64 = 0.05;
@@ -61,10 +58,9 @@ pub fn usage(before: &Snapshot, after: &Snapshot) -> Option<Usage> {
         .map(|(pid, now)| {
             // A process that is new began with nothing.
             let was = before.processes.get(pid).copied().unwrap_or_default();
-            let ProcessSample { cpu, delay, .. } = was;
-            let cpu = (now.cpu - cpu).max(0.0) / seconds;
+            let cpu = (now.cpu - was.cpu).max(0.0) / seconds;
             // Threads that have ended took their share with them.
-            let delay = (now.delay - delay).max(0.0) / seconds;
+            let delay = (now.waited - was.waited).max(0.0) / seconds;
             (cpu, cpu + delay, now.threads)
         })
         .collect();
@@ -90,17 +86,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::clock;
+    use crate::{clock, sense::ProcessTimes};
 
     #[test]
     fn masters_are_not_workers_and_waiting_for_a_core_counts_as_wanting_one() {
         let at = clock::now();
-        let sample = |cpu, delay, threads| ProcessSample {
+        let sample = |cpu, waited, threads| ProcessTimes {
             cpu,
-            delay,
+            waited,
             threads,
         };
-        let snapshot = |after: f64, processes: [(u32, ProcessSample); 3]| Snapshot {
+        let snapshot = |after: f64, processes: [(u32, ProcessTimes); 3]| Snapshot {
             at: at + Duration::from_secs_f64(after),
             processes: processes.into(),
             memory: None,

@@ -31,7 +31,7 @@ use linux as platform;
 #[cfg(not(target_os = "linux"))]
 use other as platform;
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use self::{
     facts::{ListenerFacts, ProcessFacts, in_one_line},
@@ -140,14 +140,51 @@ pub fn look(endpoint: &Address, config: &Config, child: Option<u32>) -> Findings
     look_closely(endpoint, config, child).0
 }
 
-/// [`look`], and then what its CPU and memory do for as long as `over`, which is at least 200 ms. Blocks for that
-/// time.
-pub fn look_for(endpoint: &Address, config: &Config, over: Duration) -> (Findings, Gauges) {
-    let (findings, mut eyes) = look_closely(endpoint, config, None);
-    let _ = eyes.gauges(clock::now());
-    std::thread::sleep(over);
-    let gauges = eyes.gauges(clock::now()).unwrap_or_default();
-    (findings, gauges)
+/// One endpoint, looked at again and again by whoever has it, on their own thread. Everything here blocks
+/// for milliseconds at most, but for [`Gaze::new`], which is a [`look`].
+#[derive(Debug)]
+pub struct Gaze {
+    findings: Findings,
+    eyes: Eyes,
+}
+
+impl Gaze {
+    /// Looks for the first time.
+    pub fn new(endpoint: &Address, config: &Config) -> Self {
+        let (findings, eyes) = look_closely(endpoint, config, None);
+        Self { findings, eyes }
+    }
+
+    /// What the first look found.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// How many connections wait to be accepted now, whether or not that says something of load.
+    pub fn accept_queue(&mut self) -> Option<u32> {
+        self.eyes.accept_queue().ok().flatten()
+    }
+
+    /// CPU and memory now. CPU is known from the second time on, over at least 200 ms.
+    pub fn gauges(&mut self) -> Gauges {
+        self.eyes.gauges(clock::now()).unwrap_or_default()
+    }
+
+    /// What one of the processes has used so far; `None` if it is gone.
+    pub fn times(pid: u32) -> Option<ProcessTimes> {
+        platform::times(pid)
+    }
+}
+
+/// What a process has used since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessTimes {
+    /// CPU, seconds.
+    pub cpu: f64,
+    /// Time that its present threads were runnable but had no core, seconds.
+    pub waited: f64,
+    /// Threads now.
+    pub threads: u32,
 }
 
 fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Findings, Eyes) {

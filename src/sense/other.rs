@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::{
-    Gauges,
+    Gauges, ProcessTimes,
     facts::{ListenerFacts, ProcessFacts},
 };
 use crate::config::{Address, Discovery};
@@ -55,6 +55,11 @@ pub fn survey(
 
 /// A file as the process sees it.
 pub fn read_file(_pid: u32, _path: &str) -> Option<String> {
+    None
+}
+
+/// What a process has used so far.
+pub fn times(_pid: u32) -> Option<ProcessTimes> {
     None
 }
 

@@ -15,7 +15,7 @@ use self::{
     process::Stat,
 };
 use super::{
-    Gauges,
+    Gauges, ProcessTimes,
     facts::{ChildFacts, ListenerFacts, ProcessFacts, is_telling},
 };
 use crate::config::{Address, CgroupSetting, Discovery};
@@ -96,6 +96,18 @@ pub fn survey(
 /// A file as the process sees it.
 pub fn read_file(pid: u32, path: &str) -> Option<String> {
     process::file(pid, path)
+}
+
+/// What a process has used so far.
+pub fn times(pid: u32) -> Option<ProcessTimes> {
+    let stat = Stat::read(pid)?;
+    let (ran, waited) = process::schedule(pid);
+    Some(ProcessTimes {
+        // Ticks are coarse, but know of the threads that have ended.
+        cpu: ran.max(stat.cpu_seconds),
+        waited,
+        threads: stat.threads,
+    })
 }
 
 /// The process that owns the listener; of several the one that started the others.
