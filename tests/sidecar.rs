@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
+
 use common::{Client, Gunicorn, Tidegate, get, try_get, until};
 
 const CONFIG_MAP: &str = include_str!("../deploy/kubernetes/components/sidecar/tidegate.toml");
@@ -83,7 +85,18 @@ fn all_served(answers: &[String], least: usize) {
 }
 
 #[test]
-fn a_pod_comes_and_goes_and_no_request_fails() {
+fn a_pod_with_a_native_sidecar_comes_and_goes_and_no_request_fails() {
+    rehearse(false);
+}
+
+/// Its containers are told to end at the same time, each after its own hook.
+#[test]
+fn a_pod_with_a_classic_sidecar_comes_and_goes_and_no_request_fails() {
+    rehearse(true);
+}
+
+#[track_caller]
+fn rehearse(classic: bool) {
     let address = app_address();
     // The sidecar first. Its start and its life ask nothing of the app, its readiness does.
     let mut tidegate = sidecar(&address).set("drain.delay=1s").start();
@@ -97,14 +110,16 @@ fn a_pod_comes_and_goes_and_no_request_fails() {
     let load = Load::start(tidegate.address(), 6, "/sleep?ms=20");
     until("there is load", || app.started("/sleep") > 50);
 
-    // The pod is deleted. At once the preStop hook of the app is called...
+    // The pod is deleted. At once the preStop hooks are called...
     let mut slow = tidegate.client();
     slow.ask("/slow-body?ms=2500");
     until("it is at work", || app.started("/slow-body") == 1);
-    let hook = {
-        let admin = tidegate.admin().to_owned();
-        std::thread::spawn(move || get(&admin, "/drain/wait").status)
-    };
+    let hooks: Vec<_> = (0..if classic { 2 } else { 1 })
+        .map(|_| {
+            let admin = tidegate.admin().to_owned();
+            std::thread::spawn(move || get(&admin, "/drain/wait").status)
+        })
+        .collect();
     until("the pod is not ready", || {
         tidegate.admin_get("/readyz").status == 503
     });
@@ -115,13 +130,20 @@ fn a_pod_comes_and_goes_and_no_request_fails() {
     });
     all_served(&load.stop(), 70);
 
-    // The hook answers when all is finished: the slow one too.
-    assert!(!hook.is_finished(), "the hook did not wait");
+    // They are answered when all is finished: the slow one too.
+    for hook in &hooks {
+        assert!(!hook.is_finished(), "the hook did not wait");
+    }
     assert_eq!(slow.response().status, 200);
-    assert_eq!(hook.join().expect("an answer"), 200);
+    for hook in hooks {
+        assert_eq!(hook.join().expect("an answer"), 200);
+    }
     assert_eq!(tidegate.metric(FLIGHT, &[]), 0.0);
 
     // Only now the app is told to end, and when it has ended, tidegate is.
+    if classic {
+        tidegate.process.signal(Signal::TERM);
+    }
     assert_eq!(app.process.stop(), 0);
     assert_eq!(tidegate.stop(), 0);
 }
@@ -160,11 +182,10 @@ fn a_config_map_is_changed_under_load_and_no_request_fails() {
         |result: &str| tidegate.metric("tidegate_config_reloads_total", &[("result", result)]);
     goes_on();
 
-    mount(
-        volume.path(),
-        2,
-        &format!("{CONFIG_MAP}\n[limit]\nmax = 3\n"),
-    );
+    // A fixed one, for else the law has a mind of its own.
+    let limit =
+        |limit: u32| format!("{CONFIG_MAP}\n[limit]\nalgorithm = \"fixed\"\ninitial = {limit}\n");
+    mount(volume.path(), 2, &limit(3));
     tidegate.until_metric("tidegate_concurrency_limit", &[], 3.0);
     goes_on();
 
@@ -179,11 +200,7 @@ fn a_config_map_is_changed_under_load_and_no_request_fails() {
     goes_on();
 
     let ok = reloads("ok");
-    mount(
-        volume.path(),
-        4,
-        &format!("{CONFIG_MAP}\n[limit]\nmax = 2\n"),
-    );
+    mount(volume.path(), 4, &limit(2));
     tidegate.until_metric("tidegate_config_reload_success", &[], 1.0);
     tidegate.until_metric("tidegate_concurrency_limit", &[], 2.0);
     assert!(reloads("ok") > ok && reloads("error") >= 1.0);
