@@ -215,6 +215,35 @@ fn http_1_and_2_share_a_port_and_a_preface_may_come_in_pieces() {
 }
 
 #[test]
+fn a_preface_comes_first_or_not_at_all() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = gate.client();
+    assert_eq!(client.get("/").status, 200);
+    client.send(frames::PREFACE);
+    client.send(frame(frames::SETTINGS, 0, 0, &[]));
+    assert_eq!(client.response().reason(), "version");
+    assert!(client.is_closed());
+    // What a load balancer says about its client comes before it.
+    let gate = Tidegate::to(backend.address())
+        .set("server.proxy_protocol=v1")
+        .start();
+    let mut client = Http2::silent(gate.address());
+    client.send("PROXY TCP4 9.8.7.6 5.6.7.8 1234 443\r\n");
+    client.send(frames::PREFACE);
+    client.send(frame(frames::SETTINGS, 0, 0, &[]));
+    client.get(1, "/");
+    assert_eq!(client.next(&[frames::DATA]).payload, b"ok");
+    let request = backend.requests().pop().expect("a request");
+    assert_eq!(
+        request.header("x-forwarded-for").as_deref(),
+        Some("9.8.7.6")
+    );
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn without_http2_the_preface_is_refused_in_words() {
     let backend = ok();
     let gate = Tidegate::to(backend.address())

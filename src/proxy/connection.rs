@@ -306,7 +306,15 @@ pub async fn serve(
             End::Refused if http2 && io.is_http2() => {
                 let (stream, first) = io.into_raw();
                 let service = parts.service;
-                let serves = http2::serve(stream, first, service, state.clone(), shared, timeouts);
+                let serves = http2::serve(
+                    stream,
+                    first,
+                    service,
+                    state.clone(),
+                    shared,
+                    timeouts,
+                    limits,
+                );
                 // Boxed, since it is large, and others never need it.
                 Box::pin(serves).await;
                 return;

@@ -274,6 +274,8 @@ pub struct ClientIo {
     answering: bool,
     /// What is wrong with the head.
     verdict: Option<BadHead>,
+    /// There has been a message already.
+    begun: bool,
     stall: Stall,
     refuse_head: RefuseHead,
     /// Our words in the place of hyper's.
@@ -301,6 +303,7 @@ impl ClientIo {
             departure: None,
             answering: false,
             verdict: None,
+            begun: false,
             stall: Stall::new(write_timeout),
             refuse_head,
             instead: None,
@@ -315,10 +318,10 @@ impl ClientIo {
         self.stream.poll_read_ready(cx).map(drop)
     }
 
-    /// Whether what was refused are the first words of HTTP/2.
+    /// Whether what was refused are the first words of HTTP/2, and the first on this connection.
     pub fn is_http2(&self) -> bool {
         let known = self.held.len().min(PREFACE.len());
-        known >= PREFACE_LINE && self.held[..known] == PREFACE[..known]
+        !self.begun && known >= PREFACE_LINE && self.held[..known] == PREFACE[..known]
     }
 
     /// The socket, and what has been read from it.
@@ -483,6 +486,7 @@ impl AsyncRead for ClientIo {
                 this.departure = None;
                 this.answering = false;
                 this.guard.next_message();
+                this.begun = true;
             } else {
                 return this.poll_ahead(cx, buf);
             }

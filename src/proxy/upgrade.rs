@@ -164,6 +164,7 @@ impl Tunnel {
         drop(busy);
         record.end(from_backend.bytes());
         let _ = tokio::time::timeout(LAST_WORDS, client.shutdown()).await;
+        client.inner.linger().await;
     }
 }
 

@@ -31,6 +31,7 @@ pub use self::{
 use self::{io::Http2Io, streams::Streams};
 use super::{
     ClientBody,
+    guard::Limits,
     io::{Activity, State},
     live::{ClientTimeouts, Phase, Shared},
 };
@@ -66,6 +67,7 @@ pub async fn serve<S>(
     state: Arc<State>,
     shared: Arc<Shared>,
     timeouts: ClientTimeouts,
+    limits: Limits,
 ) where
     S: hyper::service::Service<Request<Incoming>, Response = Response<ClientBody>>,
     S::Error: Into<tower::BoxError>,
@@ -73,11 +75,12 @@ pub async fn serve<S>(
 {
     let io = Http2Io::new(stream, first, state.clone(), timeouts.write);
     let streams = Streams::new(state.clone(), timeouts.write);
+    let head_max = HEAD_MAX.min(u32::try_from(limits.head).unwrap_or(HEAD_MAX));
     let mut connection = pin!(
         http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEAD_MAX)
+            .max_header_list_size(head_max)
             .max_pending_accept_reset_streams(RESETS_MAX)
             .max_local_error_reset_streams(ERRORS_MAX)
             .max_send_buf_size(SEND_BUFFER)
