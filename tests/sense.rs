@@ -482,6 +482,13 @@ fn the_quota_of_a_real_cgroup_is_seen_and_followed() {
             .is_some_and(|source| source.starts_with("cgroup v")),
         "{source}"
     );
+    // The same group by its path, where nothing else is looked at.
+    let by_path = Tidegate::to(app.address())
+        .set("discovery.proc=false")
+        .set(format!("discovery.cgroup={}", group.dirs[0].display()))
+        .start();
+    until("its quota is seen", || seen(&by_path, "/cpu/cores") == 0.1);
+    assert_eq!(seen(&by_path, "/process"), Value::Null);
     drop(app);
     drop(group);
 }

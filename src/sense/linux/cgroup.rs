@@ -51,8 +51,8 @@ pub struct Cgroup {
 pub struct CpuCounts {
     /// Seconds used; `None` where the group's use is counted in another hierarchy, in another group.
     pub used: Option<f64>,
-    /// Cores it may use.
-    pub quota: f64,
+    /// Cores it may use; `None` = those of the machine.
+    pub quota: Option<f64>,
     /// Enforcement periods, and those in which the quota was used up.
     pub periods: u64,
     pub throttled: u64,
@@ -79,12 +79,12 @@ pub struct Stalls {
 }
 
 impl Cgroup {
-    /// The group of a process: by our own view of the hierarchies, or if its group is not in there (it is
+    /// The group of a process, `None` if it is the root, which is the whole machine: by our own view of the hierarchies, or if its group is not in there (it is
     /// another container's), by its own view.
     ///
     /// # Errors
     /// One sentence, if it has none, or none that can be seen.
-    pub fn of(pid: u32) -> Result<Self, String> {
+    pub fn of(pid: u32) -> Result<Option<Self>, String> {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))
             .map_err(|error| format!("/proc/{pid}/cgroup: {error}"))?;
         let views = [
@@ -97,11 +97,11 @@ impl Cgroup {
             };
             let found = locate(&membership, &mounts, &root);
             if found != Self::default() && found.has(pid) {
-                return Ok(found);
+                return Ok(Some(found));
             }
         }
         if membership.lines().all(|line| line.ends_with(":/")) {
-            return Err("it is in the root group, which is the whole machine".to_owned());
+            return Ok(None);
         }
         Err("its group cannot be seen from here".to_owned())
     }
@@ -168,14 +168,17 @@ impl Cgroup {
         })
     }
 
-    /// The counts of CPU; `None` without a quota, for then the group is not what bounds it.
+    /// The counts of CPU, where the tightest quota is.
     pub fn cpu(&self) -> Option<CpuCounts> {
         let group = self.cpu.as_ref()?;
-        let tightest = |dir: &Path| Some((quota(group.version, dir)?, dir.to_owned()));
-        let (quota, dir) = group
+        let tightest = group
             .line()
-            .filter_map(tightest)
-            .min_by(|(one, _), (other, _)| one.total_cmp(other))?;
+            .filter_map(|dir| Some((quota(group.version, dir)?, dir)))
+            .min_by(|(one, _), (other, _)| one.total_cmp(other));
+        let (quota, dir) = match tightest {
+            Some((quota, dir)) => (Some(quota), dir),
+            None => (None, group.dir.as_path()),
+        };
         let stat = fs::read_to_string(dir.join("cpu.stat")).ok()?;
         let used = match group.version {
             Version::Two => field(&stat, "usage_usec").map(|usec| usec as f64 / 1e6),

@@ -45,8 +45,8 @@ struct Times {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Meter {
-    root: u32,
-    cgroup: Result<Cgroup, String>,
+    root: Option<u32>,
+    cgroup: Result<Option<Cgroup>, String>,
     cores: f64,
     cpu_limit: Option<f64>,
     memory_limit: Option<u64>,
@@ -56,9 +56,14 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of a process and all that descend from it.
-    pub fn new(root: u32, cgroup: Result<Cgroup, String>, discovery: &Discovery) -> Self {
-        let pids = process::tree(root);
+    /// Of a process and all that descend from it, as far as it is known, and of its group: none is the whole
+    /// machine.
+    pub fn new(
+        root: Option<u32>,
+        cgroup: Result<Option<Cgroup>, String>,
+        discovery: &Discovery,
+    ) -> Self {
+        let pids = root.map(process::tree).unwrap_or_default();
         let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
         // Whoever may not read it counts memory that is shared once for each process.
         let shares: Option<u64> = pids.iter().map(|pid| process::proportional(*pid)).sum();
@@ -73,6 +78,10 @@ impl Meter {
         }
     }
 
+    fn group(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref().ok()?.as_ref()
+    }
+
     /// Takes over the history of an earlier one of the same process.
     pub fn continue_from(&mut self, before: Self) {
         if before.root == self.root && before.cgroup == self.cgroup {
@@ -82,46 +91,66 @@ impl Meter {
 
     /// Where the figures of CPU are from, for people.
     pub fn cpu_source(&self) -> String {
-        match self.cgroup.as_ref().map(|group| (group, group.cpu())) {
-            Ok((group, Some(counts))) => format!(
-                "{}, a quota of {} cores",
-                group.describe(),
-                self.cpu_limit.unwrap_or(counts.quota)
-            ),
-            _ => format!(
-                "process {} and its children, on {} cores",
-                self.root,
-                self.cpu_limit.unwrap_or(self.cores)
-            ),
+        let cores = |otherwise: f64| self.cpu_limit.unwrap_or(otherwise);
+        match (self.group().map(|group| (group, group.cpu())), self.root) {
+            (
+                Some((
+                    group,
+                    Some(CpuCounts {
+                        quota: Some(quota), ..
+                    }),
+                )),
+                _,
+            ) => {
+                format!("{}, a quota of {} cores", group.describe(), cores(quota))
+            }
+            (Some((group, Some(_))), None) => {
+                format!("{}, on {} cores", group.describe(), cores(self.cores))
+            }
+            _ => format!("{}, on {} cores", self.processes(), cores(self.cores)),
         }
     }
 
     /// Where the figures of memory are from, for people.
     pub fn memory_source(&self) -> String {
-        match (
-            self.memory_limit,
-            self.cgroup.as_ref().map(|group| (group, group.memory())),
-        ) {
-            (None, Ok((group, Some(counts)))) if counts.limit.is_some() => group.describe(),
-            _ => format!("process {} and its children", self.root),
+        match (self.group().map(|group| (group, group.memory())), self.root) {
+            (Some((group, Some(counts))), root) if self.is_of_group(counts.limit, root) => {
+                group.describe()
+            }
+            _ => self.processes(),
         }
+    }
+
+    /// The processes, for people, and why it is they that count.
+    fn processes(&self) -> String {
+        let root = self.root.unwrap_or_default();
+        match &self.cgroup {
+            Ok(_) => format!("process {root} and its children"),
+            Err(why) => format!("process {root} and its children ({why})"),
+        }
+    }
+
+    /// Whether the group's memory counts, rather than the processes'.
+    fn is_of_group(&self, limit: Option<u64>, root: Option<u32>) -> bool {
+        root.is_none() || (limit.is_some() && self.memory_limit.is_none())
     }
 
     /// Looks once; the processes too, which may have changed.
     pub fn read(&mut self, now: Instant) -> Gauges {
-        let pids = process::tree(self.root);
-        let group = self.cgroup.as_ref().ok();
+        let pids = self.root.map(process::tree).unwrap_or_default();
         let point = Point {
             at: now,
             processes: pids
                 .iter()
                 .filter_map(|pid| Some((*pid, times(*pid)?)))
                 .collect(),
-            group: group.and_then(Cgroup::cpu),
-            stalls: match group {
-                Some(group) if !group.is_whole_machine() => group.stalls(),
-                // In the root group or in none: the machine is all there is.
-                _ => cgroup::machine_stalls(),
+            group: self.group().and_then(Cgroup::cpu),
+            stalls: match &self.cgroup {
+                Ok(Some(group)) if !group.is_whole_machine() => group.stalls(),
+                // The machine is all there is.
+                Ok(_) => cgroup::machine_stalls(),
+                // In a group that cannot be seen, the machine's would be those of its neighbours.
+                Err(_) => Stalls::default(),
             },
         };
         let (memory, memory_used) = self.memory(&pids);
@@ -176,10 +205,12 @@ impl Meter {
                 let periods = now.periods.saturating_sub(before.periods);
                 let throttled = now.throttled.saturating_sub(before.throttled);
                 let share = throttled as f64 / periods.max(1) as f64;
-                (Some(now.quota), used, share.min(1.0))
+                (now.quota, used, share.min(1.0))
             }
             _ => (None, None, 0.0),
         };
+        // Without a quota it is not the group that bounds them, so only they count.
+        let used = used.filter(|_| quota.is_some() || self.root.is_none());
         let cores = self.cpu_limit.or(quota).unwrap_or(self.cores).max(0.001);
         CpuReading {
             utilisation: used.unwrap_or(sum.cpu).max(0.0) / seconds / cores,
@@ -197,23 +228,26 @@ impl Meter {
 
     /// Memory against its limit, and what is used where no limit is known.
     fn memory(&self, pids: &[u32]) -> (Option<MemoryReading>, Option<u64>) {
-        let counts = self.cgroup.as_ref().ok().and_then(Cgroup::memory);
-        let (used, limit, hits) = match (self.memory_limit, counts) {
-            (None, Some(counts)) if counts.limit.is_some() => {
-                (counts.used, counts.limit, counts.hits)
+        let counts = self.group().and_then(Cgroup::memory);
+        let (used, limit, hits) = match counts {
+            Some(counts) if self.is_of_group(counts.limit, self.root) => {
+                (counts.used, self.memory_limit.or(counts.limit), counts.hits)
             }
-            (configured, _) => {
+            _ => {
                 let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
-                (resident.saturating_sub(self.shared), configured, 0)
+                (resident.saturating_sub(self.shared), self.memory_limit, 0)
             }
         };
+        if used == 0 {
+            return (None, None);
+        }
         let reading = limit.map(|limit| MemoryReading {
             used,
             limit,
             pressure: 0.0,
             hits,
         });
-        (reading, (used > 0).then_some(used))
+        (reading, Some(used))
     }
 }
 
@@ -224,7 +258,8 @@ fn times(pid: u32) -> Option<Times> {
 }
 
 /// The cores that a process may run on.
-fn allowed_cores(pid: u32) -> f64 {
+fn allowed_cores(pid: Option<u32>) -> f64 {
+    let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let list = status
         .lines()
@@ -253,8 +288,8 @@ mod tests {
 
     fn meter(cpu_limit: Option<f64>) -> Meter {
         Meter {
-            root: 1,
-            cgroup: Err(String::new()),
+            root: Some(1),
+            cgroup: Ok(None),
             cores: 4.0,
             cpu_limit,
             memory_limit: None,
@@ -304,7 +339,7 @@ mod tests {
         let counts = |used, periods, throttled| {
             Some(CpuCounts {
                 used: Some(used),
-                quota: 2.0,
+                quota: Some(2.0),
                 periods,
                 throttled,
             })
@@ -316,6 +351,23 @@ mod tests {
             (cpu.utilisation, cpu.throttled, cpu.cores),
             (0.75, 0.25, 2.0)
         );
+    }
+
+    #[test]
+    fn a_group_without_quota_counts_where_the_processes_are_not_seen() {
+        let now = clock::now();
+        let counts = |used| {
+            Some(CpuCounts {
+                used: Some(used),
+                ..CpuCounts::default()
+            })
+        };
+        let first = point(now, &[(1, 1.0, 0.0)], counts(50.0));
+        let last = point(now, &[(1, 1.4, 0.0)], counts(52.0));
+        let mut meter = meter(None);
+        assert!((meter.cpu(&first, &last, 1.0).utilisation - 0.1).abs() < 1e-9);
+        meter.root = None;
+        assert!((meter.cpu(&first, &last, 1.0).utilisation - 0.5).abs() < 1e-9);
     }
 
     #[test]
@@ -343,7 +395,7 @@ mod tests {
             .spawn()
             .expect("sh starts");
         let discovery = Discovery::default();
-        let mut meter = Meter::new(spinner.id(), Err(String::new()), &discovery);
+        let mut meter = Meter::new(Some(spinner.id()), Ok(None), &discovery);
         let mut busy = 0.0_f64;
         let start = clock::now();
         // On a crowded machine it may get less than a core; it is busy all the same.

@@ -63,9 +63,11 @@ pub fn survey(
         .and_then(|lookup| lookup.find(None));
     let root = owner(&listener, discovery, child, before);
     let process = root.clone().map(|root| facts(root, &listener));
-    let meter = match &root {
-        Ok(root) => Some(Meter::new(*root, group(*root, discovery), discovery)),
-        Err(_) => None,
+    let group = group(root.as_ref().ok().copied(), discovery);
+    // A group that was named is as good as a process.
+    let meter = match (&root, &group) {
+        (Err(_), Ok(None) | Err(_)) => None,
+        _ => Some(Meter::new(root.as_ref().ok().copied(), group, discovery)),
     };
     let source = |of: fn(&Meter) -> String| match (&meter, &root) {
         (Some(meter), _) => Ok(of(meter)),
@@ -172,11 +174,12 @@ fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
     }
 }
 
-fn group(root: u32, discovery: &Discovery) -> Result<Cgroup, String> {
-    match &discovery.cgroup {
-        CgroupSetting::Auto => Cgroup::of(root),
-        CgroupSetting::Off => Err("discovery.cgroup is off".to_owned()),
-        CgroupSetting::Path(path) => Cgroup::at(path),
+fn group(root: Option<u32>, discovery: &Discovery) -> Result<Option<Cgroup>, String> {
+    match (&discovery.cgroup, root) {
+        (CgroupSetting::Auto, Some(root)) => Cgroup::of(root),
+        (CgroupSetting::Auto, None) => Err("its process is not known".to_owned()),
+        (CgroupSetting::Off, _) => Err("discovery.cgroup is off".to_owned()),
+        (CgroupSetting::Path(path), _) => Cgroup::at(path).map(Some),
     }
 }
 

@@ -85,7 +85,7 @@ fn version_two_is_read() {
         group.cpu(),
         Some(CpuCounts {
             used: Some(2.5),
-            quota: 2.0,
+            quota: Some(2.0),
             periods: 120,
             throttled: 30,
         })
@@ -123,7 +123,7 @@ fn the_tightest_limit_counts_wherever_it_is() {
     tree.write(&format!("{above}/memory.max"), "1073741824\n");
     let group = locate(MEMBER_TWO, MOUNTS_TWO, tree.path());
     let cpu = group.cpu().expect("a quota");
-    assert_eq!((cpu.quota, cpu.used), (0.5, Some(9.0)));
+    assert_eq!((cpu.quota, cpu.used), (Some(0.5), Some(9.0)));
     assert_eq!(group.memory().and_then(|m| m.limit), Some(536_870_912));
     // memory.high slows it down before memory.max ends it.
     tree.write(
@@ -140,7 +140,7 @@ fn without_limits_there_is_no_quota_and_no_bound() {
     tree.write(&format!("{group}/cpu.max"), "max 100000\n");
     tree.write(&format!("{group}/memory.max"), "max\n");
     let group = locate(MEMBER_TWO, MOUNTS_TWO, tree.path());
-    assert_eq!(group.cpu(), None);
+    assert_eq!(group.cpu().and_then(|cpu| cpu.quota), None);
     let memory = group.memory().expect("memory");
     assert_eq!((memory.limit, memory.used), (None, 320_000_000));
 }
@@ -169,7 +169,7 @@ fn version_one_is_read() {
         group.cpu(),
         Some(CpuCounts {
             used: Some(3.25),
-            quota: 1.5,
+            quota: Some(1.5),
             periods: 40,
             throttled: 10,
         })
@@ -188,7 +188,7 @@ fn version_one_is_read() {
         &format!("{memory}/memory.limit_in_bytes"),
         "9223372036854771712\n",
     );
-    assert_eq!(group.cpu(), None);
+    assert_eq!(group.cpu().and_then(|cpu| cpu.quota), None);
     assert_eq!(group.memory().and_then(|m| m.limit), None);
 }
 
@@ -202,7 +202,7 @@ fn a_mount_of_a_part_of_the_hierarchy_is_understood() {
         &mounts,
         tree.path(),
     );
-    assert_eq!(group.cpu().map(|cpu| cpu.quota), Some(2.0));
+    assert_eq!(group.cpu().and_then(|cpu| cpu.quota), Some(2.0));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn another_containers_group_is_seen_only_through_its_own_eyes() {
         ("sys/fs/cgroup/cpu.stat", CPU_STAT_TWO),
     ]);
     let group = locate(membership, MOUNTS_TWO, tree.path());
-    assert_eq!(group.cpu().map(|cpu| cpu.quota), Some(1.0));
+    assert_eq!(group.cpu().and_then(|cpu| cpu.quota), Some(1.0));
 }
 
 #[test]
