@@ -41,7 +41,7 @@ const UWSGI: Expected = Expected {
     profile: "uwsgi",
     too_large: Some(TOO_LARGE_FOR_UWSGI),
     comes_back: true,
-    set: &["backend.profile=uwsgi"],
+    set: &[],
 };
 
 const UWSGI_PROTOCOL: Expected = Expected {
@@ -68,11 +68,12 @@ servers! {
     gunicorn_gthread: Server::tcp(servers::GUNICORN_GTHREAD, &[]),
         Expected { profile: "gunicorn-gthread", ..GUNICORN };
     gunicorn_gevent_unix: Server::unix(servers::GUNICORN_GEVENT, &[]),
-        Expected { profile: "gunicorn-gevent", set: &["backend.profile=gunicorn-gevent"], ..GUNICORN };
+        Expected { profile: "gunicorn-gevent", ..GUNICORN };
     gunicorn_uwsgi: Server::tcp(servers::GUNICORN_UWSGI, &[]),
         Expected { too_large: None, set: &["backend.protocol=uwsgi"], ..GUNICORN };
     uwsgi_http: Server::tcp(servers::UWSGI_HTTP, &[]), UWSGI;
-    uwsgi_http_unix: Server::unix(servers::UWSGI_HTTP, &[]), UWSGI;
+    uwsgi_http_unix: Server::unix(servers::UWSGI_HTTP, &[]),
+        Expected { set: &["backend.profile=uwsgi"], ..UWSGI };
     uwsgi_socket: Server::tcp(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
     uwsgi_socket_unix: Server::unix(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
     waitress: Server::tcp(servers::WAITRESS, &[]), Expected { profile: "waitress", ..ALONE };
@@ -283,4 +284,156 @@ fn a_worker_dies(tidegate: &Tidegate, expected: &Expected) {
         assert_eq!(answer.status, 502, "{answer:?}");
         assert_eq!(answer.reason(), "backend_unreachable");
     }
+}
+
+/// As many clients at once as there are paths; the statuses of their answers.
+fn at_once(tidegate: &Tidegate, paths: &[&str]) -> Vec<u16> {
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = paths
+            .iter()
+            .map(|path| scope.spawn(move || tidegate.get(path).status))
+            .collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().expect("an answer"))
+            .collect()
+    })
+}
+
+/// More connections than the backlog takes: they wait, and nobody gets an error.
+fn a_full_backlog(server: &Server) {
+    let tidegate = Tidegate::to(server.address())
+        .limit(12)
+        .set("limit.algorithm=fixed")
+        .start();
+    let start = clock::now();
+    let statuses = at_once(&tidegate, &["/sleep?ms=60"; 12]);
+    assert_eq!(statuses, [200; 12]);
+    // One worker, one after the other; a SYN that the kernel sends again by itself takes a second.
+    assert!(since(start) < Duration::from_secs(10), "{:?}", since(start));
+    let errors = tidegate.metric("tidegate_backend_errors_total", &[]);
+    assert_eq!(errors, 0.0);
+    tidegate.until_idle();
+}
+
+#[test]
+fn a_full_unix_backlog_is_waited_for() {
+    if let Some(server) = Server::unix(servers::GUNICORN_SYNC, &["--backlog", "1"]) {
+        a_full_backlog(&server);
+    }
+}
+
+#[test]
+fn a_full_tcp_backlog_is_waited_for() {
+    if let Some(server) = Server::tcp(servers::GUNICORN_SYNC, &["--backlog", "1"]) {
+        a_full_backlog(&server);
+    }
+}
+
+/// `backend.keepalive = true`: for those who keep connections, without a lost request.
+fn kept(server: &Server, least: f64) {
+    let tidegate = Tidegate::to(server.address())
+        .limit(4)
+        .set("backend.keepalive=true")
+        .start();
+    let mut client = tidegate.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").status, 200);
+        client.send("POST /echo HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\n\r\n12345");
+        assert_eq!(client.response().json()["size"], 5);
+    }
+    let connections = |reused| {
+        let labels = [("reused", reused)];
+        tidegate.metric("tidegate_backend_connections_total", &labels)
+    };
+    assert_eq!(connections("true") + connections("false"), 40.0);
+    assert!(connections("true") >= least, "{}", connections("true"));
+    assert_eq!(tidegate.metric("tidegate_backend_errors_total", &[]), 0.0);
+}
+
+#[test]
+fn gthread_keeps_connections() {
+    let server = Server::tcp(servers::GUNICORN_GTHREAD, &[]);
+    kept(&server.expect("gunicorn"), 30.0);
+}
+
+#[test]
+fn gevent_keeps_connections() {
+    if let Some(server) = Server::tcp(servers::GUNICORN_GEVENT, &[]) {
+        kept(&server, 30.0);
+    }
+}
+
+#[test]
+fn waitress_keeps_connections() {
+    let server = Server::unix(servers::WAITRESS, &[]);
+    kept(&server.expect("waitress"), 30.0);
+}
+
+#[test]
+fn uwsgi_does_not_and_nothing_is_lost_by_asking() {
+    if let Some(server) = Server::tcp(servers::UWSGI_HTTP, &[]) {
+        kept(&server, 0.0);
+    }
+}
+
+#[test]
+fn a_connection_that_the_server_closes_just_then() {
+    let server = Server::tcp(servers::GUNICORN_GTHREAD, &["--keep-alive", "1"]).expect("gunicorn");
+    let tidegate = Tidegate::to(server.address())
+        .limit(8)
+        .set("backend.keepalive=true")
+        .set("backend.keepalive_idle=10s")
+        .start();
+    // Around the second after which the server closes.
+    std::thread::scope(|scope| {
+        for number in 0..8_u64 {
+            let tidegate = &tidegate;
+            scope.spawn(move || {
+                let mut client = tidegate.client();
+                for round in 0..4 {
+                    assert_eq!(client.get("/").status, 200);
+                    let pause = 960 + 12 * ((number + 3 * round) % 8);
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
+            });
+        }
+    });
+}
+
+/// Workers that are replaced after a few requests, or all at once by a HUP: nobody notices.
+fn replaced(kind: servers::Kind) {
+    let more = ["--workers", "2", "--max-requests", "7"];
+    let mut server = Server::tcp(kind, &more).expect("gunicorn");
+    let tidegate = Tidegate::to(server.address())
+        .limit(4)
+        .set("queue.max_wait=20s")
+        .start();
+    let lost = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = tidegate.client();
+                    (0..40).filter(|_| client.get("/").status != 200).count()
+                })
+            })
+            .collect();
+        server.process.signal(rustix::process::Signal::HUP);
+        clients
+            .into_iter()
+            .map(|client| client.join().expect("answers"))
+            .sum::<usize>()
+    });
+    assert_eq!(lost, 0);
+    tidegate.until_idle();
+}
+
+#[test]
+fn sync_workers_are_replaced() {
+    replaced(servers::GUNICORN_SYNC);
+}
+
+#[test]
+fn gthread_workers_are_replaced() {
+    replaced(servers::GUNICORN_GTHREAD);
 }

@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -17,6 +21,9 @@ use crate::config::Address;
 
 /// Pause between attempts while a Unix socket's backlog is full.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
+/// On the loopback interface a connection takes microseconds, or the backlog is full and the kernel has
+/// dropped the SYN. It tries again after a second, and then after ever longer; we ask anew instead.
+const LOOPBACK_PATIENCE: Duration = Duration::from_millis(25);
 
 /// A byte stream of either family.
 #[derive(Debug)]
@@ -46,9 +53,20 @@ impl Stream {
             Self::Unix(stream) => stream.take_error(),
         }
     }
+
+    /// Whether there is a byte to be read, or the end, without waiting for the reactor to say so.
+    pub(super) fn has_something(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let mut byte = [0_u8];
+        let peeked = match self {
+            Self::Tcp(stream) => recv(stream, &mut byte, flags),
+            Self::Unix(stream) => recv(stream, &mut byte, flags),
+        };
+        !matches!(peeked, Err(Errno::AGAIN | Errno::INTR))
+    }
 }
 
-/// Connects within `timeout`. A full Unix backlog is waited for: the workers are busy, not gone.
+/// Connects within `timeout`. A full backlog is waited for: the workers are busy, not gone.
 ///
 /// # Errors
 /// [`Error::Connect`] at once when nothing listens, [`Error::ConnectTimeout`] otherwise.
@@ -74,6 +92,13 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
         Address::Tcp { host, port } => {
             // A literal address needs no resolver, whose lookups run on a thread pool.
             let stream = match host.parse::<std::net::IpAddr>() {
+                Ok(ip) if ip.is_loopback() => {
+                    let attempt = TcpStream::connect((ip, *port));
+                    match tokio::time::timeout(LOOPBACK_PATIENCE, attempt).await {
+                        Ok(connected) => connected?,
+                        Err(_) => return Err(ErrorKind::WouldBlock.into()),
+                    }
+                }
                 Ok(ip) => TcpStream::connect((ip, *port)).await?,
                 Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
             };

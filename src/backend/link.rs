@@ -286,6 +286,12 @@ impl Link {
         quiet.is_pending()
     }
 
+    /// Before another request: whether it is still as quiet as it was. Asks the kernel itself, because
+    /// what has come since the last look at all sockets is not known otherwise.
+    fn is_still_quiet(&mut self) -> bool {
+        self.reusable() && !self.stream.has_something()
+    }
+
     /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
     /// server that switches before it has the whole request.
     pub(super) fn into_raw(self) -> Option<(Stream, Bytes)> {
@@ -465,7 +471,7 @@ impl Pool {
             .is_some_and(|link| link.idle_for(now) < max_idle)
         {
             let mut link = self.idle.pop()?;
-            if link.reusable() {
+            if link.is_still_quiet() {
                 return Some(link);
             }
         }
@@ -484,5 +490,33 @@ impl Pool {
     /// Closes what has been idle for too long.
     pub(super) fn sweep(&mut self, max_idle: Duration, now: Instant) {
         self.idle.retain(|link| link.idle_for(now) < max_idle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_unasked_is_seen_before_the_reactor_says_so() {
+        for unasked in ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "x", ""] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let stream = tokio::net::TcpStream::connect(address);
+            let stream = Stream::Tcp(stream.await.expect("a connection"));
+            let (mut backend, _) = listener.accept().expect("a connection");
+            let mut link = Link::new(stream);
+            link.keep_alive = true;
+            assert!(link.is_still_quiet(), "nothing has come");
+            if unasked.is_empty() {
+                drop(backend);
+            } else {
+                backend.write_all(unasked.as_bytes()).expect("written");
+            }
+            // Not an await in between: the reactor has not looked.
+            assert!(!link.is_still_quiet(), "{unasked:?}");
+        }
     }
 }

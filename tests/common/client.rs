@@ -204,7 +204,8 @@ impl Client {
     /// A head: of an interim answer too.
     pub fn try_head(&mut self) -> io::Result<Response> {
         let head = self.take_through(b"\r\n\r\n")?;
-        let head = String::from_utf8(head).map_err(|error| invalid(error.to_string()))?;
+        // Latin-1: what is not ASCII is for nobody to interpret.
+        let head: String = head.into_iter().map(char::from).collect();
         let mut lines = head.split("\r\n");
         let line = lines.next().unwrap_or_default();
         let status = line

@@ -71,7 +71,9 @@ impl Heads {
                 continue;
             }
             let body = self.framing(&response)?;
-            let keep_alive = stays_open(response.headers(), minor) && body.has_an_end();
+            let keep_alive = stays_open(response.headers(), minor)
+                && body.has_an_end()
+                && !self.may_have_more(&response);
             return Ok(Some(Head {
                 response,
                 body,
@@ -107,6 +109,17 @@ impl Heads {
         }
         self.searched = bytes.len();
         Ok(None)
+    }
+
+    /// Whether it says something of a body that it cannot have: what follows may be that body. (A 304,
+    /// and an answer to HEAD, say what GET would have got.)
+    fn may_have_more(&self, response: &Response<()>) -> bool {
+        let headers = response.headers();
+        let length = headers.get(header::CONTENT_LENGTH);
+        response.status() == StatusCode::NO_CONTENT
+            && !self.bodiless
+            && (headers.contains_key(header::TRANSFER_ENCODING)
+                || length.is_some_and(|length| length.as_bytes().iter().any(|&b| b != b'0')))
     }
 
     /// How the body is framed: RFC 9112 6.3, without the repairs it allows.
