@@ -35,14 +35,6 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Ready when there is something to read, or an end or an error to be found by reading.
-    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
-        }
-    }
-
     /// The error that the kernel has noted, if there is one.
     ///
     /// # Errors

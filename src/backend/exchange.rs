@@ -34,6 +34,8 @@ use crate::{
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
 const WHOLE_MAX: u64 = 64 * 1024;
+/// What is held of an answer that is larger than `buffers.response`, bytes.
+const LARGE_ROOM: u64 = 16 * 1024;
 /// A request that must not be sent twice goes only over a connection that was in use just now: it is
 /// the idle ones that a server closes under a request.
 const FRESH_IDLE: Duration = Duration::from_millis(250);
@@ -420,11 +422,16 @@ async fn receive<L: Lease>(
     let whole = !stream
         && length
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
+    // The worker is not free before the client has read most of it, however much of it lies here.
+    let large = length.is_some_and(|length| length > buffers.response);
+    if large && let Some(inner) = &mut flight.inner {
+        inner.link.read_little();
+    }
     let arrived = if whole {
         collect(&mut flight, &mut parts, read_timeout)
             .await
             .map(|()| true)
-    } else if stream {
+    } else if stream || large {
         Ok(false)
     } else {
         // Short answers of unknown length are often there with their head.
@@ -449,7 +456,8 @@ async fn receive<L: Lease>(
         flight.finish(Completion::Answered);
         ResponseBody::whole(parts, trailers, held)
     } else {
-        let pipe = Pipe::new(parts, held, buffers.response);
+        let room = if large { LARGE_ROOM } else { buffers.response };
+        let pipe = Pipe::new(parts, held, room);
         tokio::spawn(pump(
             flight,
             pipe.clone(),

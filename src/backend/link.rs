@@ -23,6 +23,8 @@ use super::{
 const READ_FIRST: usize = 4 * 1024;
 /// The most one read takes, bytes.
 const READ_MOST: usize = 256 * 1024;
+/// The same of a response that is too large to be buffered.
+const READ_LITTLE: usize = 16 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
 
@@ -33,6 +35,8 @@ pub(super) struct Link {
     read: BytesMut,
     /// Room to make for the next read.
     room: usize,
+    /// The most that it may be.
+    most: usize,
     receiving: Receiving,
     /// Whether the backend said that it stays open.
     keep_alive: bool,
@@ -99,6 +103,7 @@ impl Link {
             sending: Sending::default(),
             read: BytesMut::new(),
             room: READ_FIRST,
+            most: READ_MOST,
             receiving: Receiving::Body(BodyDecoder::none()),
             keep_alive: false,
             ended: false,
@@ -151,6 +156,7 @@ impl Link {
         self.receiving = Receiving::Head(Heads::new(request.method(), upgrade));
         sending.request = Some(request);
         self.room = READ_FIRST;
+        self.most = READ_MOST;
     }
 
     /// The response's head. Writes and reads what it can.
@@ -201,6 +207,12 @@ impl Link {
         self.receiving = Receiving::Body(body);
     }
 
+    /// The rest of this response is read in small parts.
+    pub(super) fn read_little(&mut self) {
+        self.most = READ_LITTLE;
+        self.room = self.room.min(READ_LITTLE);
+    }
+
     /// The next part of the response's body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         if !self.sending.is_over() {
@@ -219,7 +231,7 @@ impl Link {
             }
             if let Some(left) = body.remaining() {
                 let left = usize::try_from(left).unwrap_or(usize::MAX);
-                self.room = self.room.max(left).min(READ_MOST);
+                self.room = self.room.max(left).min(self.most);
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(true) => {}
@@ -255,7 +267,7 @@ impl Link {
             }
             Ok(read) => {
                 if read == room {
-                    self.room = (2 * self.room).min(READ_MOST);
+                    self.room = (2 * self.room).min(self.most);
                 }
                 Poll::Ready(Ok(true))
             }

@@ -27,6 +27,9 @@ use crate::{
     sync::{Mutex, lock},
 };
 
+/// A client that has made the backend wait for so long, all in all, sets the pace.
+const CLIENT_PACE: Duration = Duration::from_millis(20);
+
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {
     state: Mutex<State>,
@@ -194,14 +197,15 @@ pub(super) async fn pump<L: Lease>(
     let raise = || Raised::new(&metrics, |metrics| &metrics.streaming);
     let mut counted = stream.then(raise);
     let mut timer = pin!(tokio::time::sleep(read_timeout));
+    let mut waited = Duration::ZERO;
     loop {
-        let mut waited = false;
+        let mut waiting = None;
         let next = std::future::poll_fn(|cx| {
             match pipe.poll_room(cx) {
                 Poll::Ready(true) => {}
                 Poll::Ready(false) => return Poll::Ready(Next::Abandoned),
                 Poll::Pending => {
-                    waited = true;
+                    waiting.get_or_insert_with(clock::now);
                     return Poll::Pending;
                 }
             }
@@ -209,13 +213,16 @@ pub(super) async fn pump<L: Lease>(
                 Poll::Ready(Some(Ok(part))) => Poll::Ready(Next::Part(part)),
                 Poll::Ready(Some(Err(error))) => Poll::Ready(Next::Failed(error)),
                 Poll::Ready(None) => Poll::Ready(Next::End),
-                Poll::Pending if waited => Poll::Ready(Next::Resumed),
+                Poll::Pending if waiting.is_some() => Poll::Ready(Next::Resumed),
                 Poll::Pending if timer.as_mut().poll(cx).is_ready() => Poll::Ready(Next::Stalled),
                 Poll::Pending => Poll::Pending,
             }
         })
         .await;
-        if waited && !stream {
+        if let Some(since) = waiting {
+            waited += clock::now().saturating_duration_since(since);
+        }
+        if waited > CLIENT_PACE && !stream {
             // From here on the client sets the pace, and the time says nothing of the backend.
             stream = true;
             counted = Some(raise());

@@ -458,6 +458,15 @@ impl Body for ClientBody {
         if let Some(flow) = &this.flow {
             flow.asks();
         }
+        if this
+            .record
+            .as_ref()
+            .is_some_and(|r| r.peer.state.is_stalled())
+        {
+            // More would only lie about in another buffer. hyper asks again when the socket has
+            // taken all that it was given.
+            return Poll::Pending;
+        }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         if let Some(flow) = &this.flow {
             flow.offers();

@@ -126,7 +126,7 @@ mod tests {
     use std::{net::SocketAddr, sync::Arc};
 
     use super::*;
-    use crate::{clock, observe::Metrics, proxy::io::State};
+    use crate::{clock, observe::Metrics, proxy::state::State};
 
     fn fields(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut fields = HeaderMap::new();

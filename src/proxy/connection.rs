@@ -29,10 +29,11 @@ use super::{
     forwarded::is_trusted,
     guard::Limits,
     http2,
-    io::{Activity, ClientIo, State},
+    io::ClientIo,
     live::{ClientTimeouts, Phase, Shared},
     preamble::{self, Told},
     reject, stack,
+    state::{Activity, State},
 };
 use crate::{
     backend::Stream,
@@ -45,7 +46,7 @@ use crate::{
 /// The most hyper reads ahead of who consumes a request, and buffers of a response, bytes.
 const BUFFER: usize = 64 * 1024;
 /// A connection that has been idle for so long gives its parser and buffers back, some 20 kB.
-const PARK_AFTER: Duration = Duration::from_secs(1);
+const PARK_AFTER: Duration = Duration::from_millis(250);
 
 /// The open connections of one data-plane thread.
 #[derive(Debug, Default)]
@@ -246,10 +247,11 @@ pub async fn serve(
             if shared.phase() == Phase::Closing {
                 return Poll::Ready(Some(End::Idle));
             }
-            if io.poll_readable(cx).is_ready() {
-                return Poll::Ready(None);
+            match io.poll_first(cx) {
+                Poll::Ready(true) => Poll::Ready(None),
+                Poll::Ready(false) => Poll::Ready(Some(End::Done)),
+                Poll::Pending => watch.poll(cx).map(Some),
             }
-            watch.poll(cx).map(Some)
         });
         match waited.await {
             None | Some(End::Park) => {}

@@ -12,8 +12,8 @@ use std::{
 use http::{HeaderValue, Request};
 
 use super::{
-    io::State,
     live::{Live, LiveRoute},
+    state::State,
 };
 use crate::{
     admission::{Ask, Class},

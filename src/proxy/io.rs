@@ -1,23 +1,17 @@
-//! A client's socket, watched: what it is doing, since when, whether a write makes progress, and
-//! whether what it sends is HTTP. The parser gets one message at a time, and heads whole.
+//! A client's socket, watched: whether what it sends is HTTP, and whether a write makes progress. The
+//! parser gets one message at a time, and heads whole.
 
 use std::{
-    future::Future,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Sleep,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     departure::Departure,
@@ -25,15 +19,12 @@ use super::{
     guard::{Bad, Guard, Limits},
     http2::{PREFACE, PREFACE_LINE},
     hygiene::BadHead,
-    upgrade::Tunnel,
+    state::{Activity, Stall, State},
 };
-use crate::{
-    backend::Stream,
-    clock,
-    observe::Metrics,
-    sync::{Mutex, lock},
-};
+use crate::backend::Stream;
 
+/// The first bytes of a connection, or of a parked one; the rest is read by the parser.
+const FIRST_READ: usize = 2048;
 /// What a client may send ahead of the answer to its last request, bytes; then its next bytes wait
 /// in the socket.
 const AHEAD_MAX: usize = 16 * 1024;
@@ -41,217 +32,6 @@ const AHEAD_MAX: usize = 16 * 1024;
 /// closing a socket with unread bytes makes the kernel throw that answer away.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_MAX: usize = 1024 * 1024;
-
-/// What a client's connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// Nothing: between requests.
-    Idle,
-    /// Sending a request's head.
-    Head,
-    /// Its request is being served.
-    Served,
-    /// The answer is complete, its last bytes are on their way.
-    Flushing,
-    /// Bytes of another protocol pass.
-    Tunnel,
-}
-
-/// Shared by a connection's socket, its services and its watchdog, which all run on one thread.
-#[derive(Debug)]
-pub struct State {
-    activity: AtomicU8,
-    /// Since when, milliseconds after `opened`.
-    since: AtomicU64,
-    opened: Instant,
-    /// Requests being served: one, or one for each stream of HTTP/2.
-    serving: AtomicU32,
-    /// Since when a client of HTTP/2 owes the rest of a head, as `since` and one more; 0 if it does
-    /// not.
-    owing: AtomicU64,
-    /// What it sent is not HTTP.
-    refused: AtomicBool,
-    /// There is more to read once the answer is out.
-    more: AtomicBool,
-    /// Another client needs its place.
-    evicted: AtomicBool,
-    /// The worker's side, for the one who serves the connection.
-    tunnel: Mutex<Option<Box<Tunnel>>>,
-    metrics: Arc<Metrics>,
-}
-
-impl State {
-    /// A new connection: it is expected to send a head soon.
-    pub fn new(metrics: Arc<Metrics>, now: Instant) -> Self {
-        metrics.connections_idle.increment();
-        Self {
-            activity: AtomicU8::new(Activity::Head as u8),
-            since: AtomicU64::new(0),
-            opened: now,
-            serving: AtomicU32::new(0),
-            owing: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
-            more: AtomicBool::new(false),
-            evicted: AtomicBool::new(false),
-            tunnel: Mutex::default(),
-            metrics,
-        }
-    }
-
-    /// Whether what it sent is not HTTP, so that nothing is left but to say so.
-    pub fn is_refused(&self) -> bool {
-        self.refused.load(Relaxed)
-    }
-
-    /// Whether its next request is here already, now that the last one has been answered.
-    pub fn has_next(&self) -> bool {
-        self.more.load(Relaxed) && self.is(Activity::Idle) && self.more.swap(false, Relaxed)
-    }
-
-    /// Asks it to close, if it is still not being served when it sees this.
-    pub fn evict(&self) {
-        self.evicted.store(true, Relaxed);
-    }
-
-    /// Whether it has to close.
-    pub fn is_evicted(&self) -> bool {
-        self.evicted.load(Relaxed)
-    }
-
-    /// What it is doing, and since when.
-    pub fn activity(&self) -> (Activity, Instant) {
-        let activity = match self.activity.load(Relaxed) {
-            0 => Activity::Idle,
-            1 => Activity::Head,
-            2 => Activity::Served,
-            3 => Activity::Flushing,
-            _ => Activity::Tunnel,
-        };
-        let since = Duration::from_millis(self.since.load(Relaxed));
-        (activity, self.opened + since)
-    }
-
-    /// One more request is being served from now on.
-    pub fn serve(&self) {
-        if self.serving.fetch_add(1, Relaxed) > 0 {
-            return;
-        }
-        let before = self.swap(Activity::Served);
-        if before == Activity::Idle as u8 || before == Activity::Head as u8 {
-            self.metrics.connections_idle.decrement();
-            self.metrics.connections_active.increment();
-        }
-    }
-
-    /// The answer is a 101: once it is out, the connection is this tunnel.
-    pub fn switch(&self, tunnel: Box<Tunnel>) {
-        self.swap(Activity::Tunnel);
-        *lock(&self.tunnel) = Some(tunnel);
-    }
-
-    /// The tunnel that HTTP on this connection ended with.
-    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
-        lock(&self.tunnel).take()
-    }
-
-    /// Its answer has been produced. A drain still waits for it to be out.
-    pub fn answered(&self) {
-        let last = self.serving.fetch_sub(1, Relaxed) == 1;
-        if last && self.is(Activity::Served) {
-            self.swap(Activity::Flushing);
-        }
-    }
-
-    /// Everything that was written is out.
-    pub fn flushed(&self) {
-        if self.is(Activity::Flushing) {
-            self.start(Activity::Idle);
-            self.metrics.connections_active.decrement();
-            self.metrics.connections_idle.increment();
-        }
-    }
-
-    /// Whether the client owes the rest of a head, anew or as before.
-    pub fn owes(&self, owes: bool, anew: bool) {
-        if !owes {
-            self.owing.store(0, Relaxed);
-        } else if anew || self.owing.load(Relaxed) == 0 {
-            self.owing.store(self.age() + 1, Relaxed);
-        }
-    }
-
-    /// Since when it does.
-    pub fn owed(&self) -> Option<Instant> {
-        let millis = self.owing.load(Relaxed).checked_sub(1)?;
-        Some(self.opened + Duration::from_millis(millis))
-    }
-
-    /// Milliseconds since it was opened.
-    fn age(&self) -> u64 {
-        let age = clock::now().saturating_duration_since(self.opened);
-        age.as_millis() as u64
-    }
-
-    fn is(&self, activity: Activity) -> bool {
-        self.activity.load(Relaxed) == activity as u8
-    }
-
-    fn swap(&self, activity: Activity) -> u8 {
-        self.activity.swap(activity as u8, Relaxed)
-    }
-
-    fn start(&self, activity: Activity) {
-        self.since.store(self.age(), Relaxed);
-        self.swap(activity);
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        match self.activity().0 {
-            Activity::Idle | Activity::Head => self.metrics.connections_idle.decrement(),
-            Activity::Served | Activity::Flushing | Activity::Tunnel => {
-                self.metrics.connections_active.decrement();
-            }
-        }
-    }
-}
-
-/// A write that waits for the client.
-#[derive(Debug)]
-pub struct Stall {
-    timeout: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stall {
-    /// Waits for no longer than `timeout`.
-    pub fn new(timeout: Duration) -> Self {
-        Self {
-            timeout,
-            timer: None,
-        }
-    }
-
-    /// Passes a write's result on; one that waits for too long becomes an error.
-    pub fn watch<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.timer = None;
-            return result;
-        }
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
 
 /// Accounts for a head that is refused, and writes the answer.
 pub type RefuseHead = Box<dyn Fn(&Error) -> Bytes + Send + Sync>;
@@ -310,12 +90,17 @@ impl ClientIo {
         }
     }
 
-    /// Ready when there is something to read, or nothing more.
-    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.held.is_empty() {
-            return Poll::Ready(());
+    /// Waits for a request's first bytes, without a buffer to be kept. Whether there will be any.
+    pub fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.held.is_empty() && !self.ended {
+            let mut space = [MaybeUninit::uninit(); FIRST_READ];
+            let mut buf = ReadBuf::uninit(&mut space);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
+            self.ended = read.is_err() || buf.filled().is_empty();
+            self.held.extend_from_slice(buf.filled());
+            self.fresh = true;
         }
-        self.stream.poll_read_ready(cx).map(drop)
+        Poll::Ready(!self.held.is_empty())
     }
 
     /// Whether what was refused are the first words of HTTP/2, and the first on this connection.
@@ -404,14 +189,14 @@ impl ClientIo {
         let before = buf.filled().len();
         while !self.ended && self.held.len() < AHEAD_MAX {
             if !self.held.is_empty() {
-                self.state.more.store(true, Relaxed);
+                self.state.has_more();
             }
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
             self.held.extend_from_slice(&buf.filled()[before..]);
             self.ended = buf.filled().len() == before;
             buf.set_filled(before);
         }
-        self.state.more.store(true, Relaxed);
+        self.state.has_more();
         if !self.ended {
             return Poll::Pending;
         }
@@ -499,7 +284,7 @@ impl AsyncRead for ClientIo {
         while !this.ended {
             if this.verdict.is_some() {
                 // Whoever polls this connection sees it, and takes the socket back.
-                this.state.refused.store(true, Relaxed);
+                this.state.refuse();
                 return Poll::Pending;
             }
             let before = buf.filled().len();
@@ -552,6 +337,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(sent));
         }
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.state.stall(result.is_pending());
         this.stall.watch(cx, result)
     }
 
@@ -573,6 +359,7 @@ impl AsyncWrite for ClientIo {
             return Poll::Ready(Ok(sent));
         }
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.state.stall(result.is_pending());
         this.stall.watch(cx, result)
     }
 

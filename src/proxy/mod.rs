@@ -24,6 +24,7 @@ mod preamble;
 mod probes;
 mod reject;
 mod spool;
+mod state;
 mod trace;
 mod upgrade;
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::frames::Frames;
 use crate::{
     backend::Stream,
-    proxy::io::{Stall, State},
+    proxy::state::{Stall, State},
 };
 
 /// See the module's documentation.

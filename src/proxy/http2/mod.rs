@@ -32,8 +32,8 @@ use self::{io::Http2Io, streams::Streams};
 use super::{
     ClientBody,
     guard::Limits,
-    io::{Activity, State},
     live::{ClientTimeouts, Phase, Shared},
+    state::{Activity, State},
 };
 use crate::{backend::Stream, clock};
 

@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 
 use crate::{
     clock,
-    proxy::io::State,
+    proxy::state::State,
     sync::{Mutex, lock},
 };
 

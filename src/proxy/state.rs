@@ -1,0 +1,260 @@
+//! What a client's connection is doing, shared by those who serve it.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::time::Sleep;
+
+use super::upgrade::Tunnel;
+use crate::{
+    clock,
+    observe::Metrics,
+    sync::{Mutex, lock},
+};
+
+/// What a client's connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing: between requests.
+    Idle,
+    /// Sending a request's head.
+    Head,
+    /// Its request is being served.
+    Served,
+    /// The answer is complete, its last bytes are on their way.
+    Flushing,
+    /// Bytes of another protocol pass.
+    Tunnel,
+}
+
+/// Shared by a connection's socket, its services and its watchdog, which all run on one thread.
+#[derive(Debug)]
+pub struct State {
+    activity: AtomicU8,
+    /// Since when, milliseconds after `opened`.
+    since: AtomicU64,
+    opened: Instant,
+    /// Requests being served: one, or one for each stream of HTTP/2.
+    serving: AtomicU32,
+    /// Since when a client of HTTP/2 owes the rest of a head, as `since` and one more; 0 if it does
+    /// not.
+    owing: AtomicU64,
+    /// What it sent is not HTTP.
+    refused: AtomicBool,
+    /// There is more to read once the answer is out.
+    more: AtomicBool,
+    /// Another client needs its place.
+    evicted: AtomicBool,
+    /// It does not take what is written.
+    stalled: AtomicBool,
+    /// The worker's side, for the one who serves the connection.
+    tunnel: Mutex<Option<Box<Tunnel>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl State {
+    /// A new connection: it is expected to send a head soon.
+    pub fn new(metrics: Arc<Metrics>, now: Instant) -> Self {
+        metrics.connections_idle.increment();
+        Self {
+            activity: AtomicU8::new(Activity::Head as u8),
+            since: AtomicU64::new(0),
+            opened: now,
+            serving: AtomicU32::new(0),
+            owing: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            more: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            tunnel: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// What it sent is not HTTP.
+    pub fn refuse(&self) {
+        self.refused.store(true, Relaxed);
+    }
+
+    /// Whether what it sent is not HTTP, so that nothing is left but to say so.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    /// There is more to be read once it has its answer.
+    pub fn has_more(&self) {
+        self.more.store(true, Relaxed);
+    }
+
+    /// Whether its next request is here already, now that the last one has been answered.
+    pub fn has_next(&self) -> bool {
+        self.more.load(Relaxed) && self.is(Activity::Idle) && self.more.swap(false, Relaxed)
+    }
+
+    /// Notes whether it takes what is written.
+    pub fn stall(&self, stalled: bool) {
+        if stalled != self.is_stalled() {
+            self.stalled.store(stalled, Relaxed);
+        }
+    }
+
+    /// Whether what has been written waits for it.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+
+    /// Asks it to close, if it is still not being served when it sees this.
+    pub fn evict(&self) {
+        self.evicted.store(true, Relaxed);
+    }
+
+    /// Whether it has to close.
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.load(Relaxed)
+    }
+
+    /// What it is doing, and since when.
+    pub fn activity(&self) -> (Activity, Instant) {
+        let activity = match self.activity.load(Relaxed) {
+            0 => Activity::Idle,
+            1 => Activity::Head,
+            2 => Activity::Served,
+            3 => Activity::Flushing,
+            _ => Activity::Tunnel,
+        };
+        let since = Duration::from_millis(self.since.load(Relaxed));
+        (activity, self.opened + since)
+    }
+
+    /// One more request is being served from now on.
+    pub fn serve(&self) {
+        if self.serving.fetch_add(1, Relaxed) > 0 {
+            return;
+        }
+        let before = self.swap(Activity::Served);
+        if before == Activity::Idle as u8 || before == Activity::Head as u8 {
+            self.metrics.connections_idle.decrement();
+            self.metrics.connections_active.increment();
+        }
+    }
+
+    /// The answer is a 101: once it is out, the connection is this tunnel.
+    pub fn switch(&self, tunnel: Box<Tunnel>) {
+        self.swap(Activity::Tunnel);
+        *lock(&self.tunnel) = Some(tunnel);
+    }
+
+    /// The tunnel that HTTP on this connection ended with.
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        lock(&self.tunnel).take()
+    }
+
+    /// Its answer has been produced. A drain still waits for it to be out.
+    pub fn answered(&self) {
+        let last = self.serving.fetch_sub(1, Relaxed) == 1;
+        if last && self.is(Activity::Served) {
+            self.swap(Activity::Flushing);
+        }
+    }
+
+    /// Everything that was written is out.
+    pub fn flushed(&self) {
+        if self.is(Activity::Flushing) {
+            self.start(Activity::Idle);
+            self.metrics.connections_active.decrement();
+            self.metrics.connections_idle.increment();
+        }
+    }
+
+    /// Whether the client owes the rest of a head, anew or as before.
+    pub fn owes(&self, owes: bool, anew: bool) {
+        if !owes {
+            self.owing.store(0, Relaxed);
+        } else if anew || self.owing.load(Relaxed) == 0 {
+            self.owing.store(self.age() + 1, Relaxed);
+        }
+    }
+
+    /// Since when it does.
+    pub fn owed(&self) -> Option<Instant> {
+        let millis = self.owing.load(Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_millis(millis))
+    }
+
+    /// Milliseconds since it was opened.
+    fn age(&self) -> u64 {
+        let age = clock::now().saturating_duration_since(self.opened);
+        age.as_millis() as u64
+    }
+
+    /// Whether it is doing that.
+    pub fn is(&self, activity: Activity) -> bool {
+        self.activity.load(Relaxed) == activity as u8
+    }
+
+    fn swap(&self, activity: Activity) -> u8 {
+        self.activity.swap(activity as u8, Relaxed)
+    }
+
+    /// It is doing that from now on.
+    pub fn start(&self, activity: Activity) {
+        self.since.store(self.age(), Relaxed);
+        self.swap(activity);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        match self.activity().0 {
+            Activity::Idle | Activity::Head => self.metrics.connections_idle.decrement(),
+            Activity::Served | Activity::Flushing | Activity::Tunnel => {
+                self.metrics.connections_active.decrement();
+            }
+        }
+    }
+}
+
+/// A write that waits for the client.
+#[derive(Debug)]
+pub struct Stall {
+    timeout: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    /// Waits for no longer than `timeout`.
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            timer: None,
+        }
+    }
+
+    /// Passes a write's result on; one that waits for too long becomes an error.
+    pub fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.timer = None;
+            return result;
+        }
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
+        match timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
