@@ -332,7 +332,11 @@ fn other_host<B>(
     if !sent_is_fine || !is_authority(&host) {
         return Err(BadHead::Host);
     }
-    let path = request.uri().path_and_query().cloned();
+    let path = match request.uri().path_and_query() {
+        // `http://host?query`: only its `Display` adds the path.
+        Some(path) if path.as_str().starts_with('?') => path.to_string().parse().ok(),
+        path => path.cloned(),
+    };
     *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     Ok(host)
 }
