@@ -10,6 +10,12 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// CPU time that the calling thread has used: what a piece of work costs, however crowded the machine is.
+pub fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// The wall clock, since the Unix epoch. For log lines, headers and metrics that name a date;
 /// never for a duration.
 #[allow(clippy::disallowed_methods)]

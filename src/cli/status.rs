@@ -118,6 +118,7 @@ fn screen(status: &Value) -> String {
     traffic(&mut out, status);
     let _ = writeln!(out);
     endpoints(&mut out, status);
+    seen(&mut out, status);
     curves(&mut out, status);
     decisions(&mut out, status);
     out.truncate(out.trim_end().len());
@@ -215,6 +216,61 @@ fn endpoints(out: &mut String, status: &Value) {
             number(&endpoint["stretch_ratio"], 2),
             plain(&endpoint["bound_by"]),
         );
+    }
+}
+
+/// What is seen of each endpoint from outside, and where it is from.
+fn seen(out: &mut String, status: &Value) {
+    for endpoint in list(&status["backend"]["endpoints"]) {
+        let seen = &endpoint["seen"];
+        if !seen.is_object() {
+            continue;
+        }
+        let _ = writeln!(out, "\n  seen of {}", plain(&endpoint["endpoint"]));
+        let slots = &seen["slots"];
+        let queue = &seen["accept_queue"];
+        let (cpu, memory) = (&seen["cpu"], &seen["memory"]);
+        let mut lines = Vec::new();
+        if seen["server"].is_object() {
+            let server = &seen["server"];
+            let how = plain(&server["recognised_by"]);
+            lines.push((
+                "server",
+                format!("{}, by its {how}", plain(&server["name"])),
+            ));
+        }
+        if slots.is_object() {
+            let (count, source) = (plain(&slots["count"]), plain(&slots["source"]));
+            lines.push((
+                "slots",
+                format!("{count} by {source}: {}", plain(&slots["because"])),
+            ));
+        }
+        if queue["queued"].is_number() {
+            let of_use = match queue["telling"] == true {
+                true => "",
+                false => " (says nothing: this server accepts more than it works on)",
+            };
+            lines.push(("backlog", format!("{}{of_use}", plain(&queue["queued"]))));
+        }
+        if cpu["utilisation"].is_number() {
+            let used = percent(&cpu["utilisation"]);
+            lines.push(("cpu", format!("{used} of {}", plain(&cpu["source"]))));
+        }
+        if let Some(used) = memory["used_bytes"].as_u64() {
+            let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
+            let of = memory["limit_bytes"]
+                .as_u64()
+                .map(|limit| format!(" of {}", mib(limit)));
+            let (used, of) = (mib(used), of.unwrap_or_default());
+            lines.push((
+                "memory",
+                format!("{used}{of}, {}", plain(&memory["source"])),
+            ));
+        }
+        for (name, value) in lines {
+            let _ = writeln!(out, "  {name:<10} {value}");
+        }
     }
 }
 
@@ -376,6 +432,31 @@ mod tests {
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_seen_is_told_with_its_source() {
+        let status = serde_json::json!({ "backend": { "endpoints": [{
+            "endpoint": "127.0.0.1:8000",
+            "seen": {
+                "server": { "name": "gunicorn", "recognised_by": "command line" },
+                "slots": { "count": 8, "source": "proc", "because": "2 workers x 4 threads" },
+                "accept_queue": { "queued": 0, "telling": false },
+                "cpu": { "utilisation": 0.5, "source": "process 7 and its children, on 2 cores" },
+                "memory": { "used_bytes": 100 << 20, "limit_bytes": 512 << 20, "source": "cgroup v2 /a" },
+            },
+        }, { "endpoint": "b", "seen": null }] } });
+        let mut text = String::new();
+        seen(&mut text, &status);
+        assert_eq!(
+            text,
+            "\n  seen of 127.0.0.1:8000\n  \
+             server     gunicorn, by its command line\n  \
+             slots      8 by proc: 2 workers x 4 threads\n  \
+             backlog    0 (says nothing: this server accepts more than it works on)\n  \
+             cpu        50 % of process 7 and its children, on 2 cores\n  \
+             memory     100 MiB of 512 MiB, cgroup v2 /a\n"
+        );
     }
 
     #[test]

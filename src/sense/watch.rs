@@ -281,7 +281,7 @@ impl Watch {
         if now < self.next_queue && !begins {
             return;
         }
-        let before = clock::now();
+        let before = clock::thread_cpu();
         match self.eyes.accept_queue() {
             Ok(queued) => self.queued = queued,
             Err(_) => {
@@ -289,7 +289,7 @@ impl Watch {
                 self.look_soon(now);
             }
         }
-        let cost = clock::now().saturating_duration_since(before);
+        let cost = clock::thread_cpu().saturating_sub(before);
         self.next_queue = now + pause(Duration::ZERO, GAUGES_IDLE, busy, cost);
         if let Some(queued) = self.queued.filter(|_| self.queue_is_telling()) {
             self.learned.note(in_flight, queued);
@@ -300,9 +300,9 @@ impl Watch {
         if now < self.next_gauges {
             return;
         }
-        let before = clock::now();
+        let before = clock::thread_cpu();
         let gauges = self.eyes.gauges(now).unwrap_or_default();
-        let cost = clock::now().saturating_duration_since(before);
+        let cost = clock::thread_cpu().saturating_sub(before);
         self.next_gauges = now + pause(GAUGES_BUSY, GAUGES_IDLE, busy, cost);
         if gauges.processes != self.gauges.processes || !self.eyes.owner_lives() {
             // A worker has come or gone.
