@@ -212,23 +212,23 @@ fn parse_schedule(text: &str) -> Option<(f64, f64)> {
 
 /// Resident memory of a process, bytes.
 pub fn resident(pid: u32) -> u64 {
-    // size resident shared text lib data dt, in pages.
-    let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = text
-        .split_ascii_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
+    // In kilobytes, unlike statm, which counts pages of a size that one would have to know.
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    kilobytes(&text, "VmRSS:").unwrap_or(0)
 }
 
 /// Its share of resident memory, bytes: what is shared counts in parts. The kernel walks its page tables
 /// for it.
 pub fn proportional(pid: u32) -> Option<u64> {
-    parse_proportional(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?)
+    kilobytes(
+        &fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?,
+        "Pss:",
+    )
 }
 
-fn parse_proportional(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+/// The figure on the line that begins so, in bytes.
+fn kilobytes(text: &str, label: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(label))?;
     let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -279,8 +279,8 @@ mod tests {
         assert_eq!(parse_schedule("x"), None);
         let rollup =
             "55d0-7ffc ---p 0 00:00 0 [rollup]\nRss:  900 kB\nPss:    512 kB\nPss_Anon: 1 kB\n";
-        assert_eq!(parse_proportional(rollup), Some(512 << 10));
-        assert_eq!(parse_proportional("Rss: 1 kB"), None);
+        assert_eq!(kilobytes(rollup, "Pss:"), Some(512 << 10));
+        assert_eq!(kilobytes("Rss: 1 kB", "Pss:"), None);
     }
 
     #[test]
