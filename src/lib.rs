@@ -45,6 +45,8 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod doctor;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod observe;
 pub mod probe;
 pub mod proxy;

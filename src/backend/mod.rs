@@ -10,6 +10,8 @@ pub(crate) mod connect;
 mod endpoint;
 mod error;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod link;
 pub mod profile;
 mod pump;

@@ -9,6 +9,8 @@ mod address;
 mod build;
 mod check;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod load;
 mod origin;
 mod problem;

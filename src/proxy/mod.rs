@@ -14,6 +14,8 @@ mod departure;
 mod error;
 mod forward;
 mod forwarded;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod http2;
 mod hygiene;
