@@ -1,7 +1,7 @@
 //! The trace of `trace.file`: what each request met at the gate and at the backend, in a ring of
 //! fixed-size records, for `tidegate replay`.
 //!
-//! [`format`] is the file, [`recorder`] fills it, [`read`] reads it back.
+//! `format` is the file, `recorder` fills it, `read` reads it back.
 
 pub mod format;
 mod recorder;
