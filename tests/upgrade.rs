@@ -604,3 +604,59 @@ fn an_upgrade_is_refused_like_any_request_when_there_is_no_room() {
     drop(held);
     nothing_is_left(&gate);
 }
+
+#[test]
+fn a_route_caps_its_tunnels_and_leaves_the_rest_to_others() {
+    let app = Gunicorn::gthread(4);
+    let gate = Tidegate::to(app.address())
+        .limit(4)
+        .toml(
+            "[[route]]\nname = \"sockets\"\npath = \"/ws\"\nclass = \"stream\"\nmax_in_flight = 1",
+        )
+        .start();
+    let mut client = WebSocket::open(&gate, "stay");
+    client.echoes("one");
+    let second = gate.client().send(ASK).response();
+    assert_eq!((second.status, &*second.reason()), (503, "route_limit"));
+    assert_eq!(gate.get("/").status, 200, "others have their places");
+    client.echoes("two");
+    drop(client);
+    nothing_is_left(&gate);
+    let route = [("route", "sockets"), ("code", "101")];
+    assert_eq!(gate.metric("tidegate_requests_total", &route), 1.0);
+}
+
+#[test]
+fn a_kept_connection_and_unix_sockets_become_tunnels_too() {
+    let backend = Raw::start(|mut conn| {
+        while let Some(request) = conn.request() {
+            if request.header("upgrade").is_none() {
+                conn.ok("ok");
+                continue;
+            }
+            conn.send(SWITCHED);
+            let mut reader = conn.stream.try_clone().expect("a handle");
+            let _ = std::io::copy(&mut reader, &mut conn.stream);
+            return;
+        }
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = format!("unix:{}", dir.path().join("front.sock").display());
+    let gate = Tidegate::to(backend.address())
+        .set("backend.keepalive=true")
+        .set("backend.keepalive_idle=30s")
+        .listen(&socket)
+        .start();
+    let mut client = gate.client();
+    assert_eq!(client.get("/").text(), "ok");
+    client.send(ASK);
+    assert_eq!(client.try_head().expect("a head").status, 101);
+    client.send("there");
+    expects(&mut client, "there");
+    assert_eq!(backend.connections(), 1, "over the same connection");
+    assert_eq!(gate.get("/").text(), "ok");
+    assert_eq!(backend.connections(), 2, "which is nobody else's any more");
+    client.shutdown_write();
+    assert!(client.is_closed());
+    nothing_is_left(&gate);
+}
