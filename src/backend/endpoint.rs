@@ -109,9 +109,9 @@ impl Endpoint {
         self.knowledge.suspect(request)
     }
 
-    /// It refused what it was suspected to refuse.
-    pub(super) fn confirm_limits(&self) {
-        self.knowledge.confirm_limits();
+    /// Whether it refused what it was suspected to refuse.
+    pub(super) fn tried(&self, refused: bool) {
+        self.knowledge.tried(refused);
     }
 
     /// Whether it accepted the last connection.

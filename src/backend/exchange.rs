@@ -147,8 +147,8 @@ pub async fn exchange<L: Lease>(
             Ok(head) => {
                 let response = &head.response;
                 endpoint.recognise(response.version(), response.headers());
-                if suspect.is_some() && profile::may_mean_excess(response.status()) {
-                    endpoint.confirm_limits();
+                if suspect.is_some() {
+                    endpoint.tried(profile::says_excess(response.status()));
                 }
                 return receive(flight, head, &delivery).await;
             }
@@ -174,7 +174,7 @@ pub async fn exchange<L: Lease>(
             }) if let Some(excess) = suspect
                 && !endpoint.facts().answers_excess =>
             {
-                endpoint.confirm_limits();
+                endpoint.tried(true);
                 flight.finish(Completion::Abandoned);
                 return Err(Error::from(excess).into());
             }

@@ -1,9 +1,10 @@
 //! The known servers: what each takes, how it treats a connection, and how it is recognised.
 //!
 //! The limits are the servers' defaults, which people change. So a server that was recognised, rather
-//! than named in the configuration, is held to them only once it has shown that they apply.
+//! than named in the configuration, is held to them only once it has shown that they apply; and not at
+//! all once it has taken more.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use http::{HeaderMap, Request, StatusCode, Version, header};
 
@@ -220,9 +221,17 @@ impl Limits {
 pub(super) struct Knowledge {
     profile: AtomicU8,
     source: AtomicU8,
-    /// Whether the limits of [`Facts`] have shown to apply.
-    limits_apply: AtomicBool,
+    /// Whether the limits of [`Facts`] apply: [`APPLY`], [`RAISED`], or how often they seemed to.
+    limits: AtomicU8,
 }
+
+/// The limits apply.
+const APPLY: u8 = u8::MAX;
+/// The server has taken more: somebody raised them.
+const RAISED: u8 = u8::MAX - 1;
+/// So many requests beyond the limits must have ended badly, and none well. A worker that crashes looks
+/// the same.
+const STRIKES: u8 = 3;
 
 impl Knowledge {
     pub(super) fn profile(&self) -> (Profile, Source) {
@@ -248,8 +257,12 @@ impl Knowledge {
         self.profile.store(profile as u8, Relaxed);
         self.source.store(source as u8, Relaxed);
         if known.0 != profile {
-            self.limits_apply
-                .store(source == Source::Configured, Relaxed);
+            let limits = if source == Source::Configured {
+                APPLY
+            } else {
+                0
+            };
+            self.limits.store(limits, Relaxed);
         }
         known.0 != profile
     }
@@ -260,22 +273,26 @@ impl Knowledge {
 
     /// The limits that are sure to apply.
     pub(super) fn limits(&self) -> Option<&'static Limits> {
-        self.limits_apply
-            .load(Relaxed)
-            .then(|| &self.facts().limits)
+        (self.limits.load(Relaxed) == APPLY).then(|| &self.facts().limits)
     }
 
     /// What of a request would be too much, if the default limits applied, where that is not sure.
     pub(super) fn suspect<B>(&self, request: &Request<B>) -> Option<Excess> {
-        if self.limits_apply.load(Relaxed) {
+        if self.limits.load(Relaxed) >= RAISED {
             return None;
         }
         self.facts().limits.excess(request)
     }
 
-    /// The backend refused a request that exceeded its default limits.
-    pub(super) fn confirm_limits(&self) {
-        self.limits_apply.store(true, Relaxed);
+    /// How a request ended that [`Knowledge::suspect`] suspects: refused for it, or not.
+    pub(super) fn tried(&self, refused: bool) {
+        let next = |known| match (known, refused) {
+            (APPLY | RAISED, _) => None,
+            (_, false) => Some(RAISED),
+            (strikes, true) if strikes + 1 >= STRIKES => Some(APPLY),
+            (strikes, true) => Some(strikes + 1),
+        };
+        let _ = self.limits.fetch_update(Relaxed, Relaxed, next);
     }
 
     /// What an answer tells of who gave it.
@@ -312,12 +329,108 @@ fn recognised(version: Version, headers: &HeaderMap) -> Option<Profile> {
     })
 }
 
-/// Whether an answer to a request with too large a head may mean just that.
-pub(super) fn may_mean_excess(status: StatusCode) -> bool {
+/// Whether an answer says that the request's head was too large. (Apache says 400, which may mean anything.)
+pub(super) fn says_excess(status: StatusCode) -> bool {
     matches!(
         status,
-        StatusCode::BAD_REQUEST
-            | StatusCode::URI_TOO_LONG
-            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(target: usize, field: usize, fields: usize) -> Request<()> {
+        let mut request = Request::get(format!("/{}", "a".repeat(target - 1)));
+        for number in 0..fields {
+            request = request.header(format!("x-{number:03}"), "b".repeat(field));
+        }
+        request.body(()).expect("a request")
+    }
+
+    /// The bounds are those of the real servers, found by asking them.
+    #[test]
+    fn limits_are_exact() {
+        let gunicorn = &facts(Profile::GunicornSync).limits;
+        // "GET " and " HTTP/1.1" are 13 bytes of the 4094.
+        assert_eq!(gunicorn.excess(&request(4081, 1, 1)), None);
+        assert_eq!(gunicorn.excess(&request(4082, 1, 1)), Some(Excess::Target));
+        assert_eq!(gunicorn.excess(&request(1, 8190 - 7, 1)), None);
+        assert_eq!(
+            gunicorn.excess(&request(1, 8190 - 6, 1)),
+            Some(Excess::Fields)
+        );
+        assert_eq!(gunicorn.excess(&request(1, 1, 100)), None);
+        assert_eq!(gunicorn.excess(&request(1, 1, 101)), Some(Excess::Fields));
+
+        let uwsgi = &facts(Profile::Uwsgi).limits;
+        let fixed = uwsgi::vars_len(&request(1, 0, 1));
+        assert_eq!(uwsgi.excess(&request(1, 4096 - fixed, 1)), None);
+        assert_eq!(
+            uwsgi.excess(&request(1, 4097 - fixed, 1)),
+            Some(Excess::Fields)
+        );
+        assert_eq!(uwsgi.excess(&request(2500, 1, 1)), Some(Excess::Target));
+        let unknown = &facts(Profile::Auto).limits;
+        assert_eq!(unknown.excess(&request(60_000, 8, 99)), None);
+    }
+
+    #[test]
+    fn a_named_server_is_held_to_its_limits_and_a_recognised_one_when_they_show() {
+        let large = request(5000, 1, 1);
+        let named = Knowledge::default();
+        assert!(named.learn(Profile::GunicornSync, Source::Configured));
+        assert!(named.limits().is_some());
+        assert_eq!(named.suspect(&large), None, "it is not sent at all");
+
+        let seen = Knowledge::default();
+        assert!(seen.learn(Profile::Uwsgi, Source::Process));
+        for _ in 0..STRIKES {
+            assert!(seen.limits().is_none());
+            assert_eq!(seen.suspect(&large), Some(Excess::Target));
+            seen.tried(true);
+        }
+        assert!(seen.limits().is_some());
+
+        let raised = Knowledge::default();
+        raised.learn(Profile::Uwsgi, Source::Process);
+        raised.tried(true);
+        raised.tried(false);
+        assert_eq!(raised.suspect(&large), None, "it has taken as much");
+        raised.tried(true);
+        assert!(raised.limits().is_none());
+    }
+
+    #[test]
+    fn the_better_source_is_believed() {
+        let known = Knowledge::default();
+        assert!(known.learn(Profile::GunicornSync, Source::Header));
+        assert!(!known.learn(Profile::Uwsgi, Source::Behaviour));
+        assert!(known.learn(Profile::GunicornGevent, Source::Process));
+        assert!(!known.learn(Profile::GunicornGthread, Source::Header));
+        assert_eq!(known.profile(), (Profile::GunicornGevent, Source::Process));
+        assert!(known.learn(Profile::Waitress, Source::Process), "another");
+    }
+
+    #[test]
+    fn who_answers_shows_in_the_answer() {
+        let of = |version, server: &'static str, connection: &'static str| {
+            let value = header::HeaderValue::from_static;
+            let mut headers = HeaderMap::new();
+            headers.insert(header::SERVER, value(server));
+            headers.insert(header::CONNECTION, value(connection));
+            Knowledge::default().recognise(version, &headers)
+        };
+        let (old, new) = (Version::HTTP_10, Version::HTTP_11);
+        let sync = of(new, "gunicorn", "close");
+        assert_eq!(sync, Some(Profile::GunicornSync));
+        let threads = of(new, "gunicorn", "keep-alive");
+        assert_eq!(threads, Some(Profile::GunicornGthread));
+        let flask = of(old, "Werkzeug/3.1.9 Python/3.11.7", "close");
+        assert_eq!(flask, Some(Profile::Werkzeug));
+        assert_eq!(of(new, "waitress", ""), Some(Profile::Waitress));
+        assert_eq!(of(new, "Apache/2.4", ""), Some(Profile::ModWsgi));
+        assert_eq!(of(new, "nginx", ""), None);
+    }
 }
