@@ -345,7 +345,7 @@ impl State {
     ) {
         self.advance(now);
         let limit = self.lanes.limit();
-        self.pace.note_release(self.excess() > 0, limit, now);
+        self.pace.note_release(self.excess(), limit, now);
         self.put_back(lane, cap, now, out);
     }
 

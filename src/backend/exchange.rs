@@ -367,18 +367,24 @@ impl<L: Lease> Drop for Flight<L> {
 }
 
 impl<L> InFlight<L> {
-    /// Reads and discards until the backend is done.
-    async fn discard(&mut self) {
+    /// Reads and discards until the backend is done. The status, if the response was whole and its
+    /// pace the backend's own.
+    async fn discard(&mut self) -> Option<StatusCode> {
         if self.link.is_before_head() {
-            let Ok(head) = poll_fn(|cx| self.link.poll_head(cx)).await else {
-                return;
-            };
+            let head = poll_fn(|cx| self.link.poll_head(cx)).await.ok()?;
             if is_event_stream(&head.response) {
-                return;
+                return None;
             }
+            self.status = Some(head.response.status());
             self.link.expect(head.body);
         }
-        while let Some(Ok(_)) = poll_fn(|cx| self.link.poll_data(cx)).await {}
+        loop {
+            match poll_fn(|cx| self.link.poll_data(cx)).await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return None,
+                None => return self.status,
+            }
+        }
     }
 }
 
@@ -386,7 +392,7 @@ impl<L> InFlight<L> {
 async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
     let _counted = Raised::new(&inner.metrics, |metrics| &metrics.orphaned);
     let orphan_max = inner.config.backend.orphan_max;
-    let _ = tokio::time::timeout(orphan_max, inner.discard()).await;
+    let ended = tokio::time::timeout(orphan_max, inner.discard()).await;
     let InFlight {
         link,
         lease,
@@ -395,7 +401,14 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
         ..
     } = *inner;
     drop(link);
-    lease.complete(verdict, status);
+    match (verdict, ended) {
+        // It was answered, only to nobody: how long that took is as true as any other. When a slow
+        // backend drives all its clients away, nothing else tells of it.
+        (Completion::Abandoned, Ok(Some(status))) => {
+            lease.complete(Completion::Answered, Some(status));
+        }
+        _ => lease.complete(verdict, status),
+    }
 }
 
 /// Takes the response over: whole if it is small or already there, else through a pipe.

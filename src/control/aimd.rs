@@ -41,14 +41,21 @@ const STEP_SHARE: f64 = 0.03;
 const PATIENT_STEPS: u32 = 3;
 /// ... up to this share of the limit.
 const STEP_MOST: f64 = 0.25;
+/// Latency stretched by no more than this is that of an idle backend.
+const IDLE_STRETCH: f64 = 1.06;
 /// The share of a limit that failed which is remembered as good. CONTROL §4.3.
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
 /// Least time between dips. CONTROL §4.3, F1.
 const DIP_EVERY: Duration = Duration::from_secs(15);
+/// A dip needs the limit to be reached for this share of the window: below capacity, low load comes by
+/// itself.
+const DIP_LIMITED: f64 = 0.6;
 /// Each dip that finds what was known doubles it, so many times at most.
 const DIP_PATIENCE: u32 = 2;
+/// A dip alone raises the baseline by no more than this factor.
+const HIGHER: f64 = 1.05;
 /// The same while the baseline is known to be too high: it may be anything below.
 const DIP_SUSPECT: Duration = Duration::from_secs(2);
 /// The same in mean latencies. CONTROL §4.3.
@@ -62,8 +69,9 @@ const UNREACHED: f64 = 0.95;
 const PROBE: f64 = 1.25;
 /// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
 const PROBE_BELOW: f64 = 0.6;
-/// It wins when throughput follows more than this part of the rise. CONTROL F8.
-const PROBE_GAIN: f64 = 0.5;
+/// It wins when throughput follows more than this part of the rise. CONTROL F8 has 0.6, which one of
+/// three that share a full backend wins by taking from the others.
+const PROBE_GAIN: f64 = 0.8;
 /// The standard error by which it must be more or less than that...
 const PROBE_ERRORS: f64 = 1.0;
 /// ... until so many windows have been seen.
@@ -91,7 +99,12 @@ const DROP_ERRORS: f64 = 3.0;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
     /// The limit is low to measure the baseline; then back to this.
-    Dip { before: Option<Point>, back: f64 },
+    Dip {
+        before: Option<Point>,
+        back: f64,
+        /// The baseline that was known.
+        scale: f64,
+    },
     /// The limit is high to look for capacity.
     Probe {
         before: Steady,
@@ -193,6 +206,14 @@ impl Aimd {
         self.limit = self.limit.min(to);
     }
 
+    /// What held the limit is gone: it rises to this.
+    pub(super) fn raise(&mut self, to: f64) {
+        self.trial = None;
+        self.decreases.clear();
+        self.refused = None;
+        self.limit = self.limit.max(to);
+    }
+
     /// Takes a closed window, moves the limit, and says why.
     pub(super) fn decide(
         &mut self,
@@ -216,14 +237,18 @@ impl Aimd {
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         let now = m.point.at;
         match self.trial.take() {
-            Some(Trial::Dip { before, back }) => {
+            Some(Trial::Dip {
+                before,
+                back,
+                scale,
+            }) => {
                 self.limit = back;
                 self.last_dip = Some(now);
                 let known = before.is_some_and(|_| m.known && !self.suspect);
                 let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
                 self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
                 self.suspect = false;
-                return dipped(m, before, curve);
+                return dipped(m, before, known.then_some(scale), curve);
             }
             Some(Trial::Probe {
                 before,
@@ -386,8 +411,14 @@ impl Aimd {
 
     fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
         if let Some(by) = m.veto {
-            self.cause = by;
-            return reason::vetoed(by);
+            // A busy CPU is no shortage while latency is that of an idle backend, and going back to
+            // where it worked is no growth.
+            let idle = m.known && m.point.stretch <= IDLE_STRETCH;
+            let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
+            if by != BoundBy::Cpu || !(idle || worked) {
+                self.cause = by;
+                return reason::vetoed(by);
+            }
         }
         let in_force = f64::from(m.point.limit);
         if self.limit() >= m.ceiling {
@@ -444,18 +475,21 @@ impl Aimd {
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         let patience = DIP_EVERY * (1 << self.dips_alike.min(DIP_PATIENCE));
         let suspect = self.suspect || curve.unmeasured(m.point.limit);
+        let jitter = jitter(&m.point);
         let pause = if suspect {
             DIP_SUSPECT.as_secs_f64()
         } else {
-            (patience.as_secs_f64()).max(DIP_EVERY_LATENCIES * m.latency)
+            jitter * (patience.as_secs_f64()).max(DIP_EVERY_LATENCIES * m.latency)
         };
         if m.point.limit > 1
+            && m.limited >= DIP_LIMITED
             && (suspect || curve.stale(m.point.limit, now))
             && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
         {
             self.trial = Some(Trial::Dip {
                 before: m.known.then_some(m.point),
                 back: self.limit,
+                scale: m.scale,
             });
             self.last_dip = Some(now);
             self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
@@ -464,7 +498,7 @@ impl Aimd {
         let every = if self.limit < PROBE_BELOW * self.high {
             PROBE_EVERY
         } else {
-            PROBE_SELDOM * (1 << self.probes_lost.min(PROBE_PATIENCE))
+            PROBE_SELDOM.mul_f64(jitter) * (1 << self.probes_lost.min(PROBE_PATIENCE))
         };
         if let Some(before) = self.steady
             && before.windows >= PROBE_WINDOWS_LEAST
@@ -526,19 +560,37 @@ impl Aimd {
 }
 
 /// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
-/// backend itself got slower.
-fn dipped(m: &mut Measured, before: Option<Point>, curve: &mut Curve) -> &'static str {
+/// backend itself got slower. Without that proof a higher baseline than the one that was `known` is not
+/// believed: somebody else may keep the backend busy, and believing it would be a ratchet.
+fn dipped(
+    m: &mut Measured,
+    before: Option<Point>,
+    known: Option<f64>,
+    curve: &mut Curve,
+) -> &'static str {
     let Some(before) = before.filter(|_| m.known) else {
         return reason::RESTORE;
     };
     let mut test = Decreases::default();
     test.push(before, true);
-    if test.judge(&m.point) == Verdict::Slower && m.point.stretch > 1.0 + 2.0 * m.sigma {
-        // Few samples: half the way.
-        rebase(m, m.point.stretch.sqrt(), curve);
-        return reason::REBASE;
+    if test.judge(&m.point) == Verdict::Slower {
+        if m.point.stretch > 1.0 + 2.0 * m.sigma {
+            // Few samples: half the way.
+            rebase(m, m.point.stretch.sqrt(), curve);
+            return reason::REBASE;
+        }
+    } else if let Some(known) = known.filter(|known| m.scale > HIGHER * known) {
+        rebase(m, HIGHER * known / m.scale, curve);
     }
     reason::RESTORE
+}
+
+/// A factor between 0.8 and 1.2, from what was measured and so different for each of several that share
+/// a backend: they should not look around at the same time.
+fn jitter(point: &Point) -> f64 {
+    let mixed =
+        (point.work.to_bits() ^ point.in_flight.to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    0.8 + 0.4 * (mixed >> 40) as f64 / f64::from(1_u32 << 24)
 }
 
 /// Moves the baseline by a factor.

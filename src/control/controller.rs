@@ -28,9 +28,8 @@ const VARIATION: f64 = 0.5;
 /// Gain of the coefficient of variation, a window.
 const VARIATION_GAIN: f64 = 0.2;
 
-/// Latency stretched by more than this is slow: a short CPU may be the cause. CONTROL §4.4.
-const SLOW: f64 = 1.12;
-/// Slow windows in a row before the CPU may cut. CONTROL §4.4.
+/// Windows in a row with latency beyond the tolerance before the CPU may cut. CONTROL §4.4 has 1.12
+/// instead of the tolerance, which cuts where throughput still grows.
 const SLOW_WINDOWS: u32 = 2;
 /// A resource that has cut the limit is what bounds it for this long, if nothing else does.
 const CUT_REMEMBERED: Duration = Duration::from_secs(10);
@@ -293,7 +292,15 @@ impl Controller {
             self.epoch = now;
             self.window = Window::new(now, Some(*usage));
         }
+        let workers = self.readings.slots;
         self.look(now, usage, readings);
+        if bound_by == BoundBy::Workers
+            && let (Some(before), Some(slots)) = (workers, readings.slots)
+            && slots > before
+        {
+            // It was only the workers that held the limit, and there are more of them.
+            self.law.raise(f64::from(self.ceiling().min(slots + 1)));
+        }
         let mut closed = false;
         if self.settling.is_none() {
             if self.due(now) {
@@ -312,7 +319,8 @@ impl Controller {
         let changed = self.limit != from || self.bound_by != bound_by;
         if let Some(by) = cut {
             self.reason = reason::vetoed(by);
-        } else if !closed && changed {
+        } else if !closed && changed || self.limit < from && self.limit >= self.ceiling() {
+            // Not the law moved it, but what bounds the law.
             self.reason = reason::vetoed(self.bound_by);
         }
         if alarm {
@@ -507,7 +515,7 @@ impl Controller {
         } else {
             self.law.decide(&measured, &mut self.curve, &self.settings)
         };
-        let slow = summary.limited >= LIMITED && measured.point.stretch > SLOW;
+        let slow = summary.limited >= LIMITED && measured.point.stretch > self.settings.tolerance;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
         self.baseline = self.curve.baseline(self.limit);
     }

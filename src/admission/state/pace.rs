@@ -12,8 +12,9 @@ const STANDING_PLACES: f64 = 1.5;
 const STANDING_PLACES_MOST: f64 = 6.0;
 /// A worker that came free and found nobody waiting: so many places more.
 const STANDING_UP: f64 = 0.5;
-/// ... and so many fewer for each that found somebody. Together they let one in fifty wait for work,
-/// and that one only until the next arrival: about 1 % of the throughput.
+/// ... and so many fewer for each that found somebody, times the square of those it found, in the same
+/// unit. With few places one in fifty waits for work, and only until the next arrival: about 1 % of the
+/// throughput. A long queue that never empties is soon a short one.
 const STANDING_DOWN: f64 = 0.01;
 /// A queue that has not been empty for this many service times may be a standing one...
 const STANDING_AFTER: f64 = 2.5;
@@ -143,12 +144,16 @@ impl Pace {
 
     /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
     /// that most do. `limit` as in [`standing_wait`](Self::standing_wait).
-    pub(super) fn note_release(&mut self, waiting: bool, limit: u32, now: Instant) {
+    pub(super) fn note_release(&mut self, waiting: usize, limit: u32, now: Instant) {
         if self.is_standing(now) {
-            let step = if waiting { -STANDING_DOWN } else { STANDING_UP };
-            let places = self.places + step / f64::from(limit.max(1)).sqrt();
-            self.places = places.clamp(0.0, STANDING_PLACES_MOST);
+            let root = f64::from(limit.max(1)).sqrt();
+            let step = match waiting {
+                0 => STANDING_UP,
+                n => -STANDING_DOWN * (n as f64 / root).min(10.0),
+            };
+            self.places = (self.places + step / root).clamp(0.0, STANDING_PLACES_MOST);
         }
+        let waiting = waiting > 0;
         self.went += u64::from(waiting);
         if let (true, Some(last)) = (waiting, self.last_release) {
             let interval = now.saturating_duration_since(last).as_secs_f64();
