@@ -443,6 +443,65 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        /// Whatever `Connection` names, what is left is what a plain filter leaves, in its order.
+        #[test]
+        fn what_is_left_is_what_a_filter_leaves(
+            fields in proptest::collection::vec((0..NAMES.len(), proptest::collection::vec(0..NAMES.len(), 0..4)), 0..12),
+            trusted: bool,
+        ) {
+            let fields: Vec<(&str, String)> = fields
+                .into_iter()
+                .map(|(name, named)| {
+                    let named: Vec<&str> = named.into_iter().map(|at| NAMES[at]).collect();
+                    (NAMES[name], named.join(", "))
+                })
+                .collect();
+            let named = |name: &str| {
+                let mut lines = fields.iter().filter(|(name, _)| *name == "connection");
+                lines.any(|(_, value)| value.split(", ").any(|one| one == name))
+            };
+            let stays = |name: &str| {
+                let end_to_end = ["host", "content-length", "authorization", "x-forwarded-for"];
+                let never = ["connection", "te", "transfer-encoding", "keep-alive", "upgrade", "expect",
+                    "trailer", "transfer_encoding"];
+                let spoofed = !trusted && ["x-forwarded-for", "x_a"].contains(&name);
+                !never.contains(&name) && !spoofed && (end_to_end.contains(&name) || !named(name))
+            };
+            let borrowed: Vec<(&str, &str)> =
+                fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let mut cleaned = map(&borrowed);
+            if Survey::of(&cleaned.clone(), trusted).unclean {
+                clean(&mut cleaned, trusted);
+            }
+            let left: Vec<(&str, &str)> =
+                borrowed.into_iter().filter(|(name, _)| stays(name)).collect();
+            let left = map(&left);
+            let (one, other): (Vec<_>, Vec<_>) = (cleaned.iter().collect(), left.iter().collect());
+            proptest::prop_assert_eq!(one, other);
+        }
+    }
+
+    const NAMES: [&str; 17] = [
+        "accept",
+        "authorization",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "transfer_encoding",
+        "upgrade",
+        "x-a",
+        "x-b",
+        "x-forwarded-for",
+        "x_a",
+        "cookie2",
+    ];
+
     #[test]
     fn an_untrusted_client_speaks_for_itself_only() {
         let spoofed = [

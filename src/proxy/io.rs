@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
@@ -122,7 +123,13 @@ impl ClientIo {
     /// Says why the connection ends.
     pub async fn refuse(&mut self, error: &Error) {
         use tokio::io::AsyncWriteExt;
-        let answer = (self.refuse_head)(error);
+        let mut answer = (self.refuse_head)(error);
+        if self.held.starts_with(b"HEAD ")
+            && let Some(end) = memmem::find(&answer, b"\r\n\r\n")
+        {
+            // Whatever is wrong with it, it asks for no body.
+            answer.truncate(end + 4);
+        }
         let _ = tokio::time::timeout(Duration::from_millis(100), async {
             self.stream.write_all(&answer).await?;
             self.stream.shutdown().await
