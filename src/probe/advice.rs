@@ -107,7 +107,7 @@ pub fn what_if(more: &OneMore) -> Vec<String> {
 }
 
 /// Limits for the configuration file, with a comment on where they come from.
-pub fn recommended(knee: &Knee, binds: Binds, url: &str) -> String {
+pub fn recommended(knee: &Knee, binds: Binds, slots: Option<u32>, url: &str) -> String {
     let mut toml = String::new();
     let clients = knee.clients.max(1);
     // A comment must stay on its line, whatever the URL.
@@ -119,7 +119,9 @@ pub fn recommended(knee: &Knee, binds: Binds, url: &str) -> String {
     );
     match binds {
         Binds::Workers => {
-            let _ = writeln!(toml, "[discovery]\nslots = {clients}");
+            // Where they are known, they are known better than by a stop-watch.
+            let slots = slots.unwrap_or(clients);
+            let _ = writeln!(toml, "[discovery]\nslots = {slots}");
         }
         Binds::Memory => {
             let _ = writeln!(toml, "[limit]\ninitial = {clients}\nmax = {clients}");
@@ -253,7 +255,7 @@ mod tests {
             Binds::Nothing,
             Binds::Unknown,
         ] {
-            let toml = recommended(&KNEE, binds, "http://127.0.0.1:8000/\n[x]");
+            let toml = recommended(&KNEE, binds, None, "http://127.0.0.1:8000/\n[x]");
             let dir = tempfile::tempdir().unwrap();
             let file = dir.path().join("t.toml");
             std::fs::write(&file, &toml).unwrap();

@@ -77,6 +77,8 @@ pub struct Evidence {
     pub memory_share: Option<f64>,
     /// Requests in parallel that the backend is known to have room for.
     pub slots: Option<u32>,
+    /// Whether the backend is known to take any number of requests at once.
+    pub unbounded: bool,
     /// Cores that the backend may use.
     pub cores: Option<f64>,
     /// CPU seconds of one request.
@@ -92,6 +94,8 @@ pub struct Evidence {
 pub struct Allowed {
     /// Requests in parallel that it has room for.
     pub slots: Option<u32>,
+    /// Whether it is known to take any number of requests at once.
+    pub unbounded: bool,
     /// Cores.
     pub cores: Option<f64>,
     /// Memory, bytes.
@@ -141,6 +145,7 @@ pub fn evidence(steps: &[Step], knee: Knee, end: End, allowed: Allowed) -> Evide
             .zip(allowed.memory)
             .map(|(used, limit)| used as f64 / (limit as f64).max(1.0)),
         slots: allowed.slots,
+        unbounded: allowed.unbounded,
         cores: allowed.cores,
         single: alone.map_or(0.0, |(rate, _)| rate),
     }
@@ -214,6 +219,14 @@ pub fn binds(evidence: &Evidence) -> Binds {
             Binds::Unknown
         };
     };
+    if evidence.unbounded {
+        // Its threads are as many as its requests, and its backlog is long when it has no time to accept.
+        return if usage.wanted >= HALF * workers(usage) {
+            Binds::Gil
+        } else {
+            Binds::Downstream
+        };
+    }
     // In some servers each thread works, in others one of them only listens.
     let threads = f64::from(usage.threads.max(1));
     let explained = [1.0, threads - 1.0, threads]
@@ -317,6 +330,7 @@ mod tests {
             accept_queue: Some(queue),
             memory_share: Some(0.3),
             slots: None,
+            unbounded: false,
             cores: Some(4.0),
             single: 20.0,
         }
@@ -372,6 +386,11 @@ mod tests {
         };
         assert_eq!(binds(&computing), Binds::Workers);
         assert!(computing.pinned() && !sleepers.pinned());
+        let threaded = Evidence {
+            unbounded: true,
+            ..seen(68.0, usage(1, 69, 0.4, 0.7), 10.0)
+        };
+        assert_eq!(binds(&threaded), Binds::Gil);
         // A thread for each request, all of them held up by the one that accepts.
         let server = Evidence {
             quiet_cores: Some(0.45),

@@ -25,6 +25,7 @@ pub(super) struct Measured {
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
     pub(super) slots: Option<u32>,
+    pub(super) unbounded: bool,
     pub(super) cores: Option<f64>,
     pub(super) memory_limit: Option<u64>,
 }
@@ -83,6 +84,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
         steps,
         end,
         slots,
+        unbounded,
         cores,
         memory_limit,
     } = measured;
@@ -90,6 +92,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
     let evidence = knee.map(|knee| {
         let allowed = binds::Allowed {
             slots,
+            unbounded,
             cores,
             memory: memory_limit,
         };
@@ -111,7 +114,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
             binds::one_more(evidence, binds)
         }),
         toml: knee.map_or(String::new(), |knee| {
-            advice::recommended(&knee, binds, &target)
+            advice::recommended(&knee, binds, slots, &target)
         }),
         law: knee::law(&steps),
         // Beyond the knee requests wait, and what waits takes little.
@@ -404,6 +407,7 @@ pub(super) mod tests {
             steps: steps.into(),
             end: End::Past,
             slots: Some(4),
+            unbounded: false,
             cores: Some(2.0),
             memory_limit: None,
         })
@@ -449,6 +453,7 @@ pub(super) mod tests {
             steps: Vec::new(),
             end: End::Interrupted,
             slots: None,
+            unbounded: false,
             cores: None,
             memory_limit: None,
         });

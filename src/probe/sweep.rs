@@ -109,6 +109,20 @@ fn past(steps: &[Step]) -> bool {
             .all(|step| step.throughput() < at.throughput() * GROWTH.powi(2))
 }
 
+/// The steps on which the knee hangs, and which a disturbance would move: the first, and the last before
+/// the throughput is near its best.
+pub fn doubtful(steps: &[Step]) -> Vec<u32> {
+    let knee = knee::first_near_best(steps).unwrap_or(0);
+    let mut found: Vec<u32> = steps
+        .iter()
+        .take(1)
+        .chain(&steps[knee.saturating_sub(1)..knee])
+        .map(|step| step.clients)
+        .collect();
+    found.dedup();
+    found
+}
+
 /// The number of clients at the knee, if there was no step with so many: it is worth one.
 pub fn refine(steps: &[Step]) -> Option<u32> {
     let wanted = knee::wanted(steps)?;
@@ -216,5 +230,8 @@ mod tests {
         let (steps, _) = sweep(256, None, |n| step(n, 20.0 * f64::from(n.min(8))));
         assert_eq!(refine(&steps), None);
         assert_eq!(refine(&[]), None);
+        assert_eq!(doubtful(&steps), [1, 6]);
+        assert_eq!(doubtful(&steps[..1]), [1]);
+        assert!(doubtful(&[]).is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use crate::{
     clock,
-    config::{Address, Config},
+    config::{Address, Config, Profile},
     sense::{Gaze, ProcessTimes},
     sync::{Mutex, lock},
 };
@@ -54,6 +54,18 @@ impl Watch {
     /// The requests in parallel that the backend is known to have room for, as far as that is known.
     pub fn slots(&self) -> Option<u32> {
         Some(lock(&self.gaze).findings().slots()?.count)
+    }
+
+    /// Whether the server is a known one that takes any number of requests at once.
+    pub fn is_unbounded(&self) -> bool {
+        let gaze = lock(&self.gaze);
+        let findings = gaze.findings();
+        let known = findings.ladder.server.is_some() && findings.slots().is_none();
+        known
+            && matches!(
+                findings.profile,
+                Profile::GunicornGevent | Profile::Werkzeug
+            )
     }
 
     /// Cores, and memory in bytes, that the backend may use. To be asked some time after the beginning.

@@ -84,7 +84,7 @@ const drawLines = (id, series, bottom, label) => {
     const points = [];
     history.forEach((point, at) => {
       const value = of(point);
-      if (isKnown(value)) points.push(x((KEEP - history.length + at) / (KEEP - 1)).toFixed(1) + "," + y(value).toFixed(1));
+      if (isKnown(value)) points.push(x((KEEP - history.length + at) / (KEEP - 1)).toFixed(1) + "," + y(Math.max(value, bottom)).toFixed(1));
     });
     if (points.length) element(svg, "polyline", { class: name, points: points.join(" ") });
   }
@@ -131,7 +131,8 @@ function draw(status) {
   show("bound", known(status.bound_by));
   show("sentence", status.bound_by_sentence || "");
   show("refused_name", status.dry_run ? "Would refuse" : "Refused");
-  const latency = traffic.request_seconds || {};
+  /* Without the refusals, which take next to no time. */
+  const latency = traffic.backend_seconds || {};
   show("p50", known(latency.p50, millis));
   show("p99", known(latency.p99, millis));
   const endpoints = list((status.backend || {}).endpoints);
