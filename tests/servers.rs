@@ -437,3 +437,24 @@ fn sync_workers_are_replaced() {
 fn gthread_workers_are_replaced() {
     replaced(servers::GUNICORN_GTHREAD);
 }
+
+/// Where its process cannot be seen, uWSGI is known by what it does not say.
+#[test]
+fn uwsgi_is_recognised_by_its_answers() {
+    let Some(server) = Server::tcp(servers::UWSGI_HTTP, &[]) else {
+        return;
+    };
+    let tidegate = Tidegate::to(server.address())
+        .set("discovery.proc=false")
+        .start();
+    let mut client = tidegate.client();
+    for _ in 0..240 {
+        assert_eq!(client.get("/").status, 200);
+    }
+    let endpoint = &tidegate.status()["backend"]["endpoints"][0];
+    assert_eq!(endpoint["profile"], "uwsgi");
+    assert_eq!(endpoint["profile_source"], "behaviour");
+    let field = "a".repeat(TOO_LARGE_FOR_UWSGI);
+    let answer = common::request(tidegate.address(), "GET", "/", &[("X-Large", &field)], b"");
+    assert_eq!(answer.reason(), "headers_too_large");
+}

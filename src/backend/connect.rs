@@ -48,13 +48,22 @@ impl Stream {
 
     /// Whether there is a byte to be read, or the end, without waiting for the reactor to say so.
     pub(super) fn has_something(&self) -> bool {
+        !matches!(self.peek(), Err(Errno::AGAIN | Errno::INTR))
+    }
+
+    /// Whether the other side has closed, and nothing is left to be read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.peek() == Ok(0)
+    }
+
+    fn peek(&self) -> Result<usize, Errno> {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let mut byte = [0_u8];
         let peeked = match self {
             Self::Tcp(stream) => recv(stream, &mut byte, flags),
             Self::Unix(stream) => recv(stream, &mut byte, flags),
         };
-        !matches!(peeked, Err(Errno::AGAIN | Errno::INTR))
+        peeked.map(|(count, _)| count)
     }
 }
 

@@ -97,10 +97,18 @@ impl Endpoint {
         backend.keepalive && backend.protocol == Protocol::Http && self.facts().reusable
     }
 
-    /// Learns from an answer who gave it.
-    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) {
+    /// Learns from an answer who gave it. True if it is worth to look at how it ends.
+    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) -> bool {
         if let Some(profile) = self.knowledge.recognise(version, headers) {
             self.learn(profile, Source::Header);
+        }
+        self.knowledge.is_worth_a_look(version, headers)
+    }
+
+    /// Such an answer was followed by the end of the connection, unannounced.
+    pub(super) fn ended_silently(&self) {
+        if self.knowledge.ended_silently() {
+            self.learn(Profile::Uwsgi, Source::Behaviour);
         }
     }
 

@@ -146,7 +146,10 @@ pub async fn exchange<L: Lease>(
             }
             Ok(head) => {
                 let response = &head.response;
-                endpoint.recognise(response.version(), response.headers());
+                let look = endpoint.recognise(response.version(), response.headers());
+                if let Some(inner) = &mut flight.inner {
+                    inner.look = look;
+                }
                 if suspect.is_some() {
                     endpoint.tried(profile::says_excess(response.status()));
                 }
@@ -225,6 +228,8 @@ struct InFlight<L> {
     link: Box<Link>,
     lease: L,
     status: Option<StatusCode>,
+    /// Whether how the connection ends tells who the server is.
+    look: bool,
     /// What to complete with if it is given up.
     verdict: Completion,
     endpoint: Arc<Endpoint>,
@@ -246,6 +251,7 @@ impl<L: Lease> Flight<L> {
                 link,
                 lease,
                 status: None,
+                look: false,
                 verdict: Completion::Abandoned,
                 endpoint: delivery.endpoint.clone(),
                 config: delivery.config.clone(),
@@ -311,11 +317,15 @@ impl<L: Lease> Flight<L> {
             mut link,
             lease,
             status,
+            look,
             endpoint,
             config,
             ..
         } = *inner;
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
+        if look && whole && link.ended_silently() {
+            endpoint.ended_silently();
+        }
         if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
             endpoint.put_link(link, config.backend.keepalive_idle, clock::now());
         } else {

@@ -298,6 +298,12 @@ impl Link {
         quiet.is_pending()
     }
 
+    /// After a complete response that said the connection stays open: whether it has ended.
+    pub(super) fn ended_silently(&self) -> bool {
+        let done = matches!(&self.receiving, Receiving::Body(body) if body.is_done());
+        done && self.keep_alive && self.read.is_empty() && (self.ended || self.stream.has_ended())
+    }
+
     /// Before another request: whether it is still as quiet as it was. Asks the kernel itself, because
     /// what has come since the last look at all sockets is not known otherwise.
     fn is_still_quiet(&mut self) -> bool {

@@ -223,7 +223,15 @@ pub(super) struct Knowledge {
     source: AtomicU8,
     /// Whether the limits of [`Facts`] apply: [`APPLY`], [`RAISED`], or how often they seemed to.
     limits: AtomicU8,
+    /// How many answers that name no server were looked at, and how many ended like uWSGI's.
+    looks: AtomicU8,
+    silent_ends: AtomicU8,
 }
+
+/// So many answers are looked at for how they end.
+const LOOKS: u8 = 250;
+/// So many must end alike.
+const ALIKE: u8 = 3;
 
 /// The limits apply.
 const APPLY: u8 = u8::MAX;
@@ -295,6 +303,20 @@ impl Knowledge {
         let _ = self.limits.fetch_update(Relaxed, Relaxed, next);
     }
 
+    /// Whether it is worth to look at how this answer ends.
+    pub(super) fn is_worth_a_look(&self, version: Version, headers: &HeaderMap) -> bool {
+        self.source() == Source::Nothing
+            && is_anonymous(version, headers)
+            && self.looks.load(Relaxed) < LOOKS
+            && self.looks.fetch_add(1, Relaxed) < LOOKS
+    }
+
+    /// An anonymous answer was followed by the end of the connection, of which it had said nothing: so
+    /// does uWSGI. True if that is enough to guess.
+    pub(super) fn ended_silently(&self) -> bool {
+        self.silent_ends.fetch_add(1, Relaxed) + 1 == ALIKE
+    }
+
     /// What an answer tells of who gave it.
     pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) -> Option<Profile> {
         let settled = match self.source() {
@@ -308,6 +330,14 @@ impl Knowledge {
         }
         recognised(version, headers)
     }
+}
+
+/// Whether an answer is as anonymous as uWSGI's: no server, no date, nothing about the connection.
+fn is_anonymous(version: Version, headers: &HeaderMap) -> bool {
+    version == Version::HTTP_11
+        && ![header::SERVER, header::DATE, header::CONNECTION]
+            .iter()
+            .any(|name| headers.contains_key(name))
 }
 
 /// The server that answers like this, by its `Server` field.
