@@ -19,8 +19,10 @@ use tokio::{
 use super::Error;
 use crate::config::Address;
 
-/// Pause between attempts while a Unix socket's backlog is full.
+/// The first pause between attempts while a backlog is full, and the longest: each is twice the one
+/// before, because many may be waiting.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
+const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// On the loopback interface a connection takes microseconds, or the backlog is full and the kernel has
 /// dropped the SYN. It tries again after a second, and then after ever longer; we ask anew instead.
 const LOOPBACK_PATIENCE: Duration = Duration::from_millis(25);
@@ -73,10 +75,12 @@ impl Stream {
 /// [`Error::Connect`] at once when nothing listens, [`Error::ConnectTimeout`] otherwise.
 pub async fn connect(address: &Address, timeout: Duration) -> Result<Stream, Error> {
     let attempt = async {
+        let mut pause = BACKLOG_PAUSE;
         loop {
             match connect_once(address).await {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    tokio::time::sleep(BACKLOG_PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(BACKLOG_PAUSE_MAX);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => return other.map_err(Error::Connect),
