@@ -4,13 +4,15 @@
 //! ```sh
 //! cargo run --release --example simulate -- tests/scenarios/t02-double-load.toml
 //! cargo run --release --example simulate -- FILE.toml --seeds 20 --format json
+//! cargo run --release --example simulate -- --peers --seeds 101-105 tests/scenarios/*.toml
 //! ```
 //!
 //! # What it reports
 //!
 //! For each phase, as the median and the worst over the seeds: requests offered and answered within
 //! the client's deadline (goodput), and as shares of those offered: refused, late (the client gave up),
-//! failed (lost with a backend that went down, or sent to one that was), wasted (completed by the
+//! failed (answered with a 503 by the backend, lost with it when it went down, or sent to it while it
+//! was), wasted (completed by the
 //! backend after the client had given up); the median and 99th percentile latency of admitted
 //! requests, in which those who gave up count with their time-out; mean and standard deviation of
 //! the limit and of what was in flight. The same for the *oracle*: the best fixed limit with the
@@ -18,6 +20,9 @@
 //! in the phase in which it arrives; those still under way when it ends are its `open` ones, so
 //! that no backlog flatters a phase. One seed gives the same run on every machine, and every law and
 //! limit is offered the very same requests.
+//!
+//! `--peers` runs other limiters' laws, written anew from their published rules, through the same
+//! scenarios, as they come (what is over the limit is refused at once) and with tidegate's queue.
 //!
 //! # The scenario format
 //!
@@ -74,6 +79,7 @@
 //! pause_every = 0.0         # all servers stop for pause_ms
 //! pause_ms = 0.0
 //! down_seconds = 0.0        # at the start of the phase: it loses what it has, refuses connections
+//! errors = 0.0              # share of the requests that it answers with a 503 when it is done
 //! mix = { fast = 1.0 }      # weights of the classes; left out: as in the phase before, at first
 //!                           # the same for all
 //! ```
@@ -100,7 +106,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
-use sim::{engine, law::Product, oracle, report, scenario::Scenario};
+use sim::{compare, engine, law::Product, oracle, report, scenario::Scenario};
 
 /// Runs scenarios through tidegate's gate, queue and control law in virtual time.
 #[derive(Debug, Parser)]
@@ -114,6 +120,9 @@ struct Options {
     /// How to say it.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    /// Compare with the laws of other limiters, over all the scenarios together.
+    #[arg(long)]
+    peers: bool,
     /// Print each decision of the first seed's run, and nothing else.
     #[arg(long)]
     decisions: bool,
@@ -159,6 +168,13 @@ fn run(options: &Options) -> Result<(), String> {
             scenario.seeds.clone_from(seeds);
         }
         scenarios.push(scenario);
+    }
+    if options.peers {
+        let comparison = compare::compare(&scenarios);
+        return match options.format {
+            Format::Text => say(&comparison.text()),
+            Format::Json => say(&format!("{:#}\n", comparison.json())),
+        };
     }
     let mut documents = Vec::new();
     for scenario in &scenarios {

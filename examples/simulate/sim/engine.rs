@@ -500,7 +500,9 @@ impl<'a> Engine<'a> {
                 std::mem::take(&mut self.ended.lost),
             );
             for id in done {
-                self.finish(id, None);
+                let errors = self.scenario.phases[self.phase].errors;
+                let error = errors > 0.0 && self.luck.f64() < errors;
+                self.finish(id, error.then_some(End::Overload));
             }
             for id in lost {
                 let connected = matches!(

@@ -30,8 +30,12 @@ pub struct Best {
     pub outcomes: Vec<Outcome>,
 }
 
+/// Seeds on which all limits are tried.
+const SCREENED: usize = 2;
+/// Limits of each phase that are tried on the others.
+const FINALISTS: usize = 3;
 /// Steps of the sweep, as a factor.
-const STEP: f64 = 1.25;
+const STEP: f64 = 1.35;
 /// The sweep goes up to this many times the largest knee, and 8 more.
 const FAR: f64 = 3.0;
 
@@ -48,10 +52,52 @@ pub fn all_seeds(scenario: &Scenario, law: &MakeLaw<'_>) -> Runs {
     })
 }
 
-/// The best fixed limit of each phase.
+/// The best fixed limit of each phase. The first seeds say which limits are in question, all of
+/// them which is best.
 pub fn oracle(scenario: &Scenario) -> Vec<Best> {
-    let limits = candidates(scenario);
     let seeds = &scenario.seeds;
+    let (screened, rest) = seeds.split_at(seeds.len().min(SCREENED));
+    let limits = candidates(scenario);
+    let mut runs = fixed(scenario, &limits, screened);
+    // By phase, places in `limits`.
+    let finalists: Vec<Vec<usize>> = (0..scenario.phases.len())
+        .map(|phase| {
+            let mut places: Vec<usize> = (0..limits.len()).collect();
+            // Of equals the lowest comes first: the sort is stable.
+            places.sort_by_key(|&at| std::cmp::Reverse(good(&runs[at], phase)));
+            places.truncate(FINALISTS);
+            places.sort_unstable();
+            places
+        })
+        .collect();
+    let mut places: Vec<usize> = finalists.iter().flatten().copied().collect();
+    places.sort_unstable();
+    places.dedup();
+    let chosen: Vec<u32> = places.iter().map(|&at| limits[at]).collect();
+    for (&at, more) in places.iter().zip(fixed(scenario, &chosen, rest)) {
+        runs[at].extend(more);
+    }
+    (finalists.iter().enumerate())
+        .map(|(phase, places)| {
+            let best = (places.iter().rev())
+                .max_by_key(|&&at| good(&runs[at], phase))
+                .copied()
+                .unwrap_or(0);
+            Best {
+                limit: limits[best],
+                outcomes: runs[best].iter().map(|run| run[phase].clone()).collect(),
+            }
+        })
+        .collect()
+}
+
+/// Good answers of a phase over all seeds.
+fn good(runs: &Runs, phase: usize) -> u64 {
+    runs.iter().map(|run| u64::from(run[phase].good)).sum()
+}
+
+/// Runs with each of the limits, over the seeds.
+fn fixed(scenario: &Scenario, limits: &[u32], seeds: &[u64]) -> Vec<Runs> {
     let mut runs = side_by_side(limits.len() * seeds.len(), |at| {
         let (limit, seed) = (limits[at / seeds.len()], seeds[at % seeds.len()]);
         let settings = Settings {
@@ -63,28 +109,11 @@ pub fn oracle(scenario: &Scenario) -> Vec<Best> {
         };
         let law: &MakeLaw<'_> = &|now| Box::new(Product::new(&settings, now));
         engine::run(scenario, seed, law, None)
-    });
-    let mut best = Vec::with_capacity(scenario.phases.len());
-    for phase in 0..scenario.phases.len() {
-        let good = |of: usize| -> u64 {
-            let runs = &runs[of * seeds.len()..(of + 1) * seeds.len()];
-            runs.iter().map(|run| u64::from(run[phase].good)).sum()
-        };
-        // Of equals the lowest.
-        let at = (0..limits.len())
-            .rev()
-            .max_by_key(|&of| good(of))
-            .unwrap_or(0);
-        let outcomes = runs[at * seeds.len()..(at + 1) * seeds.len()]
-            .iter_mut()
-            .map(|run| run[phase].clone())
-            .collect();
-        best.push(Best {
-            limit: limits[at],
-            outcomes,
-        });
-    }
-    best
+    })
+    .into_iter();
+    (limits.iter())
+        .map(|_| runs.by_ref().take(seeds.len()).collect())
+        .collect()
 }
 
 /// Limits from 1 to far beyond the knee: in steps, and densely about the knee of each phase.
@@ -102,7 +131,7 @@ fn candidates(scenario: &Scenario) -> Vec<u32> {
     }
     for knee in knees {
         let knee = knee.ceil() as u32;
-        limits.extend([knee.saturating_sub(1).max(1), knee, knee + 1, knee + 2]);
+        limits.extend([knee, knee + 1, knee + 2]);
     }
     limits.sort_unstable();
     limits.dedup();

@@ -17,7 +17,7 @@ pub struct Outcome {
     pub refused: u32,
     /// Given up by the client, at the last attempt.
     pub late: u32,
-    /// Lost with a backend that went down, or sent to one that was.
+    /// Answered with an error, lost with a backend that went down, or sent to one that was.
     pub failed: u32,
     /// Still under way when the phase ended.
     pub open: u32,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{
     oracle::{Best, Runs},
     outcome::{Outcome, median},
-    scenario::Scenario,
+    scenario::{RequestClass, Scenario},
 };
 
 /// One figure of a phase.
@@ -51,12 +51,34 @@ const FIGURES: &[Figure] = &[
     less("in_flight_mean", |o| o.in_flight.mean()),
     less("in_flight_sd", |o| o.in_flight.deviation()),
     less("killed", |o| f64::from(o.killed)),
+    less("over_limit", |o| f64::from(o.over_limit)),
+    more("fairness", Outcome::fairness),
 ];
 
 /// The median and the worst over the seeds of the figure of this name; `None` if there is none.
 pub fn figure(name: &str, runs: &Runs, phase: usize) -> Option<(f64, f64)> {
     let figure = FIGURES.iter().find(|figure| figure.name == name)?;
     Some(summary(figure, &outcomes(runs, phase)))
+}
+
+/// The median and the worst over the seeds of the share of a class that was answered in time.
+pub fn success(class: &str, scenario: &Scenario, runs: &Runs, phase: usize) -> Option<(f64, f64)> {
+    let at = scenario.classes.iter().position(|c| c.name == class)?;
+    let success: Vec<f64> = runs
+        .iter()
+        .map(|run| run[phase].class_success(at))
+        .collect();
+    let worst = success.iter().copied().fold(1.0, f64::min);
+    Some((median(success), worst))
+}
+
+/// The share of the time, over all seeds, in which the limit was bound by this (in lower case).
+pub fn bound(by: &str, runs: &Runs, phase: usize) -> f64 {
+    let shares = bound_by(&outcomes(runs, phase));
+    shares
+        .iter()
+        .find(|(name, _)| name == by)
+        .map_or(0.0, |(_, share)| *share)
 }
 
 /// The median and the worst of a figure over the seeds.
@@ -73,7 +95,10 @@ fn summary(figure: &Figure, outcomes: &[&Outcome]) -> (f64, f64) {
 /// Goodput over the oracle's, seed by seed: median, worst and mean.
 pub fn ratio(runs: &Runs, best: &Best, phase: usize) -> (f64, f64, f64) {
     let ratios: Vec<f64> = (runs.iter().zip(&best.outcomes))
-        .map(|(run, best)| f64::from(run[phase].good) / f64::from(best.good.max(1)))
+        .map(|(run, best)| match best.good {
+            0 => 1.0,
+            good => f64::from(run[phase].good) / f64::from(good),
+        })
         .collect();
     let worst = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let mean = ratios.iter().sum::<f64>() / ratios.len().max(1) as f64;
@@ -109,8 +134,7 @@ pub fn json(scenario: &Scenario, runs: &Runs, oracle: &[Best]) -> Value {
                 "goodput_ratio": {
                     "median": rounded(median), "worst": rounded(worst), "mean": rounded(mean),
                 },
-                "classes": classes(scenario, &own),
-                "fairness": rounded(own.iter().map(|o| o.fairness()).fold(1.0, f64::min)),
+                "classes": classes(scenario, runs, phase),
                 "bound_by": bound_by(&own).into_iter()
                     .map(|(by, share)| (by, Value::from(rounded(share))))
                     .collect::<Map<_, _>>(),
@@ -121,15 +145,13 @@ pub fn json(scenario: &Scenario, runs: &Runs, oracle: &[Best]) -> Value {
     json!({ "name": scenario.name, "seeds": scenario.seeds, "phases": phases })
 }
 
-fn classes(scenario: &Scenario, outcomes: &[&Outcome]) -> Map<String, Value> {
-    let entry = |(at, class): (usize, &super::scenario::RequestClass)| {
-        let success: Vec<f64> = outcomes.iter().map(|o| o.class_success(at)).collect();
-        let worst = success.iter().copied().fold(1.0, f64::min);
-        let value =
-            json!({ "success": { "median": rounded(median(success)), "worst": rounded(worst) } });
+fn classes(scenario: &Scenario, runs: &Runs, phase: usize) -> Map<String, Value> {
+    let entry = |class: &RequestClass| {
+        let (median, worst) = success(&class.name, scenario, runs, phase).unwrap_or_default();
+        let value = json!({ "success": { "median": rounded(median), "worst": rounded(worst) } });
         (class.name.clone(), value)
     };
-    scenario.classes.iter().enumerate().map(entry).collect()
+    scenario.classes.iter().map(entry).collect()
 }
 
 /// What bound the limit, as shares of the time, the greatest first.
@@ -187,6 +209,9 @@ pub fn text(scenario: &Scenario, runs: &Runs, oracle: &[Best]) -> String {
         let of_best: Vec<&Outcome> = best.outcomes.iter().collect();
         for figure in FIGURES {
             let (own, of_best) = (summary(figure, &own), summary(figure, &of_best));
+            if figure.name == "fairness" && scenario.tidegates == 1 {
+                continue;
+            }
             if [own.0, own.1, of_best.0, of_best.1]
                 .iter()
                 .all(|x| *x == 0.0)
@@ -204,14 +229,10 @@ pub fn text(scenario: &Scenario, runs: &Runs, oracle: &[Best]) -> String {
             );
         }
         if scenario.classes.len() > 1 {
-            for (name, value) in classes(scenario, &own) {
+            for (name, value) in classes(scenario, runs, phase) {
                 let (median, worst) = (&value["success"]["median"], &value["success"]["worst"]);
                 let _ = writeln!(out, "  answered in time, {name}: {median} ({worst})");
             }
-        }
-        if scenario.tidegates > 1 {
-            let least = own.iter().map(|o| o.fairness()).fold(1.0, f64::min);
-            let _ = writeln!(out, "  fairness (Jain), least: {least:.3}");
         }
         let bound: Vec<String> = (bound_by(&own).iter())
             .map(|(by, share)| format!("{by} {:.0} %", share * 100.0))

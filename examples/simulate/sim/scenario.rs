@@ -147,6 +147,8 @@ pub struct Phase {
     pub pause_seconds: f64,
     /// Seconds at the start in which connections are refused.
     pub down_seconds: f64,
+    /// Share of the requests that the backend answers with a 503, 0 to 1.
+    pub errors: f64,
     /// Weight of each class.
     pub mix: Vec<f64>,
 }
@@ -270,6 +272,8 @@ struct PhaseFile {
     pause_ms: f64,
     #[serde(default)]
     down_seconds: f64,
+    #[serde(default)]
+    errors: f64,
     mix: Option<BTreeMap<String, f64>>,
 }
 
@@ -423,6 +427,7 @@ impl Places<'_> {
                 pause_every: phase.pause_every,
                 pause_seconds: phase.pause_ms / 1e3,
                 down_seconds: phase.down_seconds,
+                errors: phase.errors,
                 mix,
             };
             let times = [
@@ -445,6 +450,9 @@ impl Places<'_> {
             }
             if next.slots == 0 || !(next.cores > 0.0 && next.cores.is_finite()) {
                 return wrong("slots and cores must be above 0");
+            }
+            if !(0.0..=1.0).contains(&next.errors) {
+                return wrong("errors must be 0 to 1");
             }
             if next.pause_every > 0.0 && next.pause_seconds >= next.pause_every {
                 return wrong("pause_ms must be less than pause_every");
