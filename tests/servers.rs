@@ -458,3 +458,52 @@ fn uwsgi_is_recognised_by_its_answers() {
     let answer = common::request(tidegate.address(), "GET", "/", &[("X-Large", &field)], b"");
     assert_eq!(answer.reason(), "headers_too_large");
 }
+
+/// A chunked upload that can be held nowhere would reach a view as none, with a 200.
+#[test]
+fn what_uwsgi_would_lose_is_refused() {
+    let Some(server) = Server::tcp(servers::UWSGI_HTTP, &[]) else {
+        return;
+    };
+    let tidegate = Tidegate::to(server.address())
+        .set("backend.profile=uwsgi")
+        .set("backend.dechunk=false")
+        .set("buffers.request=64KiB")
+        .start();
+    let mut client = tidegate.client();
+    let head = "POST /echo HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.send(head).send("5\r\nhello\r\n0\r\n\r\n");
+    assert_eq!(client.response().json()["size"], 5, "it has a length");
+    client.send(head);
+    for _ in 0..3 {
+        let _ = client.try_send(format!("8000\r\n{}\r\n", "x".repeat(0x8000)));
+    }
+    let refused = client.response();
+    assert_eq!(
+        (refused.status, &*refused.reason()),
+        (413, "body_too_large")
+    );
+    tidegate.until_idle();
+}
+
+/// A hundred requests in one write: in order, and never two of them at the backend.
+#[test]
+fn a_pipeline_is_one_request_at_a_time() {
+    let server = Server::tcp(servers::GUNICORN_GTHREAD, &[]).expect("gunicorn");
+    // One at a time, and nobody may wait: a second one would be a 503.
+    let tidegate = Tidegate::to(server.address())
+        .limit(1)
+        .set("queue.max_wait=0s")
+        .start();
+    let mut client = tidegate.client();
+    let requests: String = (0..100)
+        .map(|number| format!("GET /echo?{number} HTTP/1.1\r\nHost: app\r\n\r\n"))
+        .collect();
+    client.send(requests);
+    for number in 0..100 {
+        let answer = client.response();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["query"], number.to_string());
+    }
+    tidegate.until_idle();
+}
