@@ -144,6 +144,33 @@ fn more_slow_heads_than_connections_delay_nobody() {
 }
 
 #[test]
+fn heads_that_do_not_end_stay_within_the_budget() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("buffers.total=1MiB")
+        .start();
+    let head = format!(
+        "GET / HTTP/1.1\r\nHost: app\r\nX-Long: {}",
+        "x".repeat(60_000)
+    );
+    let clients: Vec<Client> = (0..100)
+        .map(|_| {
+            let mut client = gate.client();
+            let _ = client.try_send(&head);
+            client
+        })
+        .collect();
+    let refused = [("reason", "headers_too_large")];
+    until("there is no room for all of them", || {
+        gate.metric("tidegate_rejected_requests_total", &refused) >= 50.0
+    });
+    assert!(gate.metric("tidegate_buffered_bytes", &[]) <= 1024.0 * 1024.0);
+    assert_prompt(&gate);
+    drop(clients);
+    gate.until_metric("tidegate_buffered_bytes", &[], 0.0);
+}
+
+#[test]
 fn idle_connections_cost_little() {
     const COUNT: usize = 1000;
     let backend = ok();

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     backend::Stream,
+    buffer::Direction,
     clock,
     config::ProxyProtocol,
     observe::{self, Source},
@@ -228,6 +229,7 @@ pub async fn serve(
     let mut io = ClientIo::new(
         stream,
         first,
+        shared.budget.reservation(Direction::Request),
         state.clone(),
         limits,
         timeouts.write,

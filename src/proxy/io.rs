@@ -22,13 +22,15 @@ use super::{
     hygiene::BadHead,
     state::{Activity, Stall, State},
 };
-use crate::backend::Stream;
+use crate::{backend::Stream, buffer::Reservation};
 
 /// The first bytes of a connection, or of a parked one; the rest is read by the parser.
 const FIRST_READ: usize = 2048;
 /// What a client may send ahead of the answer to its last request, bytes; then its next bytes wait
 /// in the socket.
 const AHEAD_MAX: usize = 16 * 1024;
+/// What a connection may hold of heads without its being accounted for, bytes.
+const HELD_FREE: usize = 4 * 1024;
 /// How long, and for how many bytes, the rest of what a client sends is read after the last answer:
 /// closing a socket with unread bytes makes the kernel throw that answer away.
 const LINGER: Duration = Duration::from_secs(1);
@@ -44,6 +46,8 @@ pub struct ClientIo {
     guard: Guard,
     /// What was read and not passed on: an incomplete head, or the requests after this one.
     held: BytesMut,
+    /// What that takes of the budget.
+    quota: Reservation,
     /// It has not been looked at yet.
     fresh: bool,
     /// So much of it may pass.
@@ -64,10 +68,11 @@ pub struct ClientIo {
 }
 
 impl ClientIo {
-    /// `first` is what has been read of the first request.
+    /// `first` is what has been read of the first request, `quota` an empty reservation.
     pub fn new(
         stream: Stream,
         first: BytesMut,
+        quota: Reservation,
         state: Arc<State>,
         limits: Limits,
         write_timeout: Duration,
@@ -79,6 +84,7 @@ impl ClientIo {
             guard: Guard::new(limits),
             fresh: !first.is_empty(),
             held: first,
+            quota,
             passed: 0,
             ended: false,
             departure: None,
@@ -166,6 +172,21 @@ impl ClientIo {
             // An idle connection keeps no buffer.
             self.held = BytesMut::new();
         }
+        self.account();
+    }
+
+    /// Brings the budget up to date; false if it has no more, so that nothing more may be held.
+    fn account(&mut self) -> bool {
+        let held = match self.held.len() {
+            0..=HELD_FREE => 0,
+            more => more as u64,
+        };
+        let taken = self.quota.bytes();
+        if held > taken {
+            return self.quota.grow(held - taken);
+        }
+        self.quota.shrink(taken - held);
+        true
     }
 
     /// How many of the bytes may pass, after all that have. `None` when there is nothing to be done
@@ -187,6 +208,9 @@ impl ClientIo {
             self.state.start(Activity::Head);
         }
         self.passed = Self::judge(&mut self.guard, &self.held, &mut self.verdict)?;
+        if self.passed == 0 && self.verdict.is_none() && !self.account() {
+            self.verdict = Some(BadHead::FieldsTooLarge);
+        }
         Ok(self.passed > 0)
     }
 
@@ -194,7 +218,7 @@ impl ClientIo {
     /// the client has left.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        while !self.ended && self.held.len() < AHEAD_MAX {
+        while !self.ended && self.held.len() < AHEAD_MAX && self.account() {
             if !self.held.is_empty() {
                 self.state.has_more();
             }
@@ -203,6 +227,7 @@ impl ClientIo {
             self.ended = buf.filled().len() == before;
             buf.set_filled(before);
         }
+        self.account();
         self.state.has_more();
         if !self.ended {
             return Poll::Pending;
