@@ -81,6 +81,9 @@ impl Eyes {
         None
     }
 
+    /// Memory alone, for what it was at this very moment.
+    pub fn refresh_memory(&self, _gauges: &mut Gauges) {}
+
     /// Whether the owner of the listener still runs.
     pub fn owner_lives(&self) -> bool {
         true

@@ -170,6 +170,7 @@ struct Watch {
     next_look: Instant,
     next_gauges: Instant,
     next_queue: Instant,
+    next_memory: Instant,
     /// The slots in force.
     slots: Option<Slots>,
     /// Since when fewer are seen.
@@ -196,6 +197,7 @@ impl Watch {
             next_look: now,
             next_gauges: now,
             next_queue: now,
+            next_memory: now,
             slots: None,
             fewer_since: None,
             learned: Learned::default(),
@@ -298,6 +300,7 @@ impl Watch {
 
     fn read_gauges(&mut self, busy: bool, now: Instant) {
         if now < self.next_gauges {
+            self.read_memory(busy, now);
             return;
         }
         let before = clock::thread_cpu();
@@ -309,6 +312,18 @@ impl Watch {
             self.look_soon(now);
         }
         self.gauges = gauges;
+    }
+
+    /// Memory under load is read as often as requests in flight are: what a request needs is learned from both
+    /// at the same moment.
+    fn read_memory(&mut self, busy: bool, now: Instant) {
+        if !busy || now < self.next_memory || self.gauges.memory.is_none() {
+            return;
+        }
+        let before = clock::thread_cpu();
+        self.eyes.refresh_memory(&mut self.gauges);
+        let cost = clock::thread_cpu().saturating_sub(before);
+        self.next_memory = now + pause(Duration::ZERO, GAUGES_IDLE, busy, cost);
     }
 
     fn look_soon(&mut self, now: Instant) {

@@ -16,10 +16,17 @@ const LEAST: f64 = 8.0;
 const CORRELATION: f64 = 0.7;
 /// ... and a request needs at least this share of the limit: less is noise.
 const WORTH_IT: f64 = 1e-4;
+/// How far the ceiling goes towards what a look suggests, up and down. When many come at once they are in flight
+/// before they have allocated anything: for that moment requests seem to need less.
+const RISE: f64 = 0.03;
+const FALL: f64 = 0.3;
 /// A cut, a factor. CONTROL §4.4.
 const CUT: f64 = 0.7;
 /// From this share of the limit on, the next allocation may be the last: down to `min`. CONTROL §4.4.
 const BRINK: f64 = 0.97;
+/// ... until there is room again; then so much more at each look, up to so many.
+const LET_GO: f64 = 1.25;
+const LET_GO_AT: u32 = 1000;
 /// Share of the time in which everything waits for memory (PSI `full`) that cuts. CONTROL §4.4.
 const PRESSED: f64 = 0.05;
 /// A cut that has not lowered memory by this share of the limit in `PATIENCE` was in vain...
@@ -38,7 +45,6 @@ const LEAK: f64 = 0.05;
 pub(super) struct Memory {
     at: Option<Instant>,
     seen: MemoryReading,
-    in_flight: f64,
     fit: Fit,
     veto: bool,
     wants_cut: Option<f64>,
@@ -46,7 +52,9 @@ pub(super) struct Memory {
     last_cut: Option<(Instant, f64)>,
     /// Cuts did not help: memory is not the requests'.
     in_vain: bool,
-    ceiling: Option<u32>,
+    ceiling: Option<f64>,
+    /// After the brink: no more than this.
+    hold: Option<f64>,
     view: Vec<f64>,
     viewed: Option<Instant>,
     leaking: bool,
@@ -67,15 +75,16 @@ impl Memory {
         let age = self
             .at
             .map_or(EVERY, |at| now.saturating_duration_since(at));
-        // The most of the time counts: memory is held by whoever was in flight at the worst moment.
-        self.in_flight = self.in_flight.max(in_flight);
         if age < EVERY {
             return;
         }
-        let in_flight = std::mem::take(&mut self.in_flight);
+        // Both at this moment: at a low load requests come and go between two looks.
         let (used, limit) = (reading.used as f64, reading.limit as f64);
         let share = used / limit;
-        self.fit.add(in_flight, used, age);
+        // While too much is being freed, what is in use is not of those in flight.
+        if self.hold.is_none() || share < resources.memory_high {
+            self.fit.add(in_flight, used, age);
+        }
         let hit = self.at.is_some() && reading.hits > self.seen.hits;
         self.at = Some(now);
         self.seen = *reading;
@@ -93,22 +102,45 @@ impl Memory {
         self.wants_cut = if self.leaking || self.in_vain {
             None
         } else if share >= BRINK {
-            Some(0.0)
+            // Held at once and let go step by step: what the law knows of latency stays.
+            if self.hold.replace(1.0).is_none() {
+                self.fit = Fit::default();
+            }
+            None
+        } else if self.hold.is_some() {
+            None
         } else if share >= resources.memory_max || hit || reading.pressure >= PRESSED {
             Some(CUT)
         } else {
             None
         };
+        if let Some(hold) = &mut self.hold
+            && share < resources.memory_high
+        {
+            *hold *= LET_GO;
+            if *hold > f64::from(LET_GO_AT) {
+                self.hold = None;
+            }
+        }
         // While nothing is known any more, what was known still holds.
         if let Some((base, each)) = self.fit.of_a_request(limit) {
             let room = (resources.memory_high * limit - base) / each;
-            self.ceiling = (!self.leaking).then_some(room.clamp(1.0, 1e6) as u32);
+            let room = room.clamp(1.0, 1e6);
+            self.ceiling = (!self.leaking).then(|| match self.ceiling {
+                Some(known) if room > known => known + RISE * (room - known),
+                Some(known) => known + FALL * (room - known),
+                None => room,
+            });
         }
     }
 
     /// The most that fits below `memory_high`, once it is known what a request needs.
     pub(super) fn ceiling(&self) -> Option<u32> {
-        self.ceiling
+        let lowest = match (self.ceiling, self.hold) {
+            (Some(ceiling), Some(hold)) => Some(ceiling.min(hold)),
+            (ceiling, hold) => ceiling.or(hold),
+        };
+        lowest.map(|ceiling| ceiling as u32)
     }
 
     /// Whether it forbids growth.
@@ -153,7 +185,7 @@ impl Memory {
     }
 }
 
-/// Memory over requests in flight, by least squares that forget.
+/// Memory over requests in flight: a line through what was seen, which forgets.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fit {
     weight: f64,
@@ -189,7 +221,9 @@ impl Fit {
     fn slope(&self) -> Option<f64> {
         let correlation = self.nm / (self.nn * self.mm).sqrt();
         (self.weight >= LEAST && self.nn > 0.25 && correlation >= CORRELATION)
-            .then(|| self.nm / self.nn)
+            // The reduced major axis: both figures are off now and then (a request that has not allocated yet, one
+            // that has just freed), and least squares would take that for less memory a request.
+            .then(|| (self.mm / self.nn).sqrt())
     }
 
     /// What is in use without a request, and what each one adds, bytes.
@@ -250,6 +284,28 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_have_not_allocated_yet_do_not_hide_what_they_need() {
+        let mut bench = Bench::new();
+        let mut random = fastrand::Rng::with_seed(2);
+        for i in 0..200 {
+            let n = f64::from(i % 8);
+            // Each look is off by a request, now and then, one way or the other.
+            let held = (n + f64::from(random.u32(0..3)) - 1.0).max(0.0);
+            bench.look(n, 60.0 * MB + held * 30.0 * MB);
+        }
+        let ceiling = bench.memory.ceiling().expect("they go together");
+        assert!((13..=16).contains(&ceiling), "{ceiling}");
+        // At the brink it goes down to the ground, and up again when there is room.
+        bench.look(18.0, 600.0 * MB);
+        assert_eq!(bench.memory.ceiling(), Some(1));
+        for _ in 0..20 {
+            bench.look(1.0, 90.0 * MB);
+        }
+        let ceiling = bench.memory.ceiling().expect("it is still known");
+        assert!((12..=16).contains(&ceiling), "{ceiling}");
+    }
+
+    #[test]
     fn memory_that_is_not_the_requests_says_nothing_of_them() {
         let mut bench = Bench::new();
         let mut random = fastrand::Rng::with_seed(1);
@@ -268,8 +324,6 @@ mod tests {
         assert_eq!(bench.memory.cut(bench.now), None);
         bench.look(4.0, 560.0 * MB);
         assert_eq!(bench.memory.cut(bench.now), Some(CUT));
-        bench.look(4.0, 590.0 * MB);
-        assert_eq!(bench.memory.cut(bench.now), Some(0.0));
         for _ in 0..40 {
             bench.look(1.0, 560.0 * MB);
         }

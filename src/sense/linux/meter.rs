@@ -51,6 +51,8 @@ pub struct Meter {
     cpu_limit: Option<f64>,
     memory_limit: Option<u64>,
     history: VecDeque<Point>,
+    /// The processes at the last look.
+    pids: Vec<u32>,
     /// What resident memory counts twice, because processes share it.
     shared: u64,
 }
@@ -74,6 +76,7 @@ impl Meter {
             cpu_limit: discovery.cpu_limit,
             memory_limit: discovery.memory_limit,
             history: VecDeque::new(),
+            pids,
             shared: resident.saturating_sub(shares.unwrap_or(resident)),
         }
     }
@@ -153,7 +156,8 @@ impl Meter {
                 Err(_) => Stalls::default(),
             },
         };
-        let (memory, memory_used) = self.memory(&pids);
+        self.pids.clone_from(&pids);
+        let (memory, memory_used) = self.memory();
         self.history.push_back(point);
         while self.history.len() > 2 && now.saturating_duration_since(self.history[1].at) >= WINDOW
         {
@@ -226,15 +230,16 @@ impl Meter {
         }
     }
 
-    /// Memory against its limit, and what is used where no limit is known.
-    fn memory(&self, pids: &[u32]) -> (Option<MemoryReading>, Option<u64>) {
+    /// Memory against its limit, and what is used where no limit is known: of the processes that were there at
+    /// the last look.
+    pub fn memory(&self) -> (Option<MemoryReading>, Option<u64>) {
         let counts = self.group().and_then(Cgroup::memory);
         let (used, limit, hits) = match counts {
             Some(counts) if self.is_of_group(counts.limit, self.root) => {
                 (counts.used, self.memory_limit.or(counts.limit), counts.hits)
             }
             _ => {
-                let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
+                let resident: u64 = self.pids.iter().map(|pid| process::resident(*pid)).sum();
                 (resident.saturating_sub(self.shared), self.memory_limit, 0)
             }
         };
@@ -294,6 +299,7 @@ mod tests {
             cpu_limit,
             memory_limit: None,
             history: VecDeque::new(),
+            pids: Vec::new(),
             shared: 0,
         }
     }

@@ -18,7 +18,10 @@ use super::{
     Gauges, ProcessTimes,
     facts::{ChildFacts, ListenerFacts, ProcessFacts, is_telling},
 };
-use crate::config::{Address, CgroupSetting, Discovery};
+use crate::{
+    config::{Address, CgroupSetting, Discovery},
+    control::MemoryReading,
+};
 
 /// What this platform cannot see at all, one sentence; `None` if there is no such thing.
 pub const BLIND: Option<&str> = None;
@@ -212,6 +215,16 @@ impl Eyes {
     /// CPU and memory now; a fraction of a millisecond.
     pub fn gauges(&mut self, now: Instant) -> Option<Gauges> {
         self.meter.as_mut().map(|meter| meter.read(now))
+    }
+
+    /// Memory alone, for what it was at this very moment; tens of microseconds.
+    pub fn refresh_memory(&self, gauges: &mut Gauges) {
+        let Some(meter) = &self.meter else { return };
+        let (memory, used) = meter.memory();
+        gauges.memory_used = used;
+        gauges.memory_limit = memory.map(|memory| memory.limit);
+        let pressure = gauges.memory.map_or(0.0, |memory| memory.pressure);
+        gauges.memory = memory.map(|memory| MemoryReading { pressure, ..memory });
     }
 
     /// Whether the owner of the listener still runs.
