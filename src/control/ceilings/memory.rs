@@ -126,11 +126,12 @@ impl Memory {
         if let Some((base, each)) = self.fit.of_a_request(limit) {
             let room = (resources.memory_high * limit - base) / each;
             let room = room.clamp(1.0, 1e6);
-            self.ceiling = (!self.leaking).then(|| match self.ceiling {
+            let towards = match self.ceiling {
                 Some(known) if room > known => known + RISE * (room - known),
                 Some(known) => known + FALL * (room - known),
                 None => room,
-            });
+            };
+            self.ceiling = (!self.leaking).then_some(towards);
         }
     }
 
