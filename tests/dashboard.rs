@@ -36,6 +36,66 @@ fn text_of<'a>(page: &'a str, id: &str) -> &'a str {
     &rest[from..from + rest[from..].find('<').expect("the end of the text")]
 }
 
+/// Ticks of CPU that a process has used, of which there are 100 a second.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    [11, 12]
+        .iter()
+        .map(|&at| fields[at].parse::<u64>().expect("ticks"))
+        .sum()
+}
+
+/// A page that is open asks once a second: each answer may cost a hundredth of that, even in a build
+/// that is not optimised.
+#[test]
+fn an_open_page_costs_next_to_nothing() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let app = Gunicorn::sync(2);
+    let gate = Tidegate::to(app.address()).start();
+    let mut client = gate.client();
+    for _ in 0..50 {
+        client.get("/");
+    }
+    let asked = 300;
+    let before = ticks(gate.process.pid());
+    for _ in 0..asked {
+        assert_eq!(common::get(gate.admin(), "/status").status, 200);
+    }
+    let used = ticks(gate.process.pid()) - before;
+    assert!(used < asked, "{used} ticks for {asked} answers");
+}
+
+/// What a screen reader and a keyboard need is in the page before any script has run.
+#[test]
+fn everything_has_a_name() {
+    let app = Gunicorn::sync(1);
+    let gate = Tidegate::to(app.address()).start();
+    let page = common::get(gate.admin(), "/").text();
+    assert!(
+        page.contains("<html lang=\"en\">") && page.contains("href=\"#main\""),
+        "a way past the header"
+    );
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
+    for (tag, name) in [
+        ("<svg ", "aria-label="),
+        ("<section ", "aria-labelledby="),
+        ("<select ", "aria-label="),
+    ] {
+        for part in page.split(tag).skip(1) {
+            let tag = part.split('>').next().unwrap_or_default();
+            assert!(tag.contains(name), "{tag}");
+        }
+    }
+    assert!(
+        !page.contains("http://") && !page.contains("https://"),
+        "nothing from elsewhere"
+    );
+}
+
 #[test]
 fn it_draws_and_moves_and_the_console_stays_empty() {
     let Some(browser) = browser() else {

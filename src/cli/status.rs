@@ -15,6 +15,8 @@ use crate::config::Address;
 
 /// Decisions on the screen at most.
 const DECISIONS: usize = 5;
+/// Points of a capacity curve on the screen at most.
+const CURVE: usize = 12;
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
 
@@ -184,7 +186,10 @@ fn curves(out: &mut String, status: &Value) {
             "throughput",
             "stretch"
         );
-        for point in points {
+        // Thinned out to what a screen holds; the last one is always there.
+        let every = points.len().div_ceil(CURVE).max(1);
+        let shown = |at: &usize| (points.len() - 1 - at).is_multiple_of(every);
+        for point in (0..points.len()).filter(shown).map(|at| &points[at]) {
             let throughput = point["throughput"].as_f64().unwrap_or_default();
             let bar = "#".repeat((throughput / most * BAR).clamp(0.0, BAR) as usize);
             let _ = writeln!(
@@ -292,6 +297,15 @@ fn decisions(out: &mut String, status: &Value) {
             number(&decision["evidence"]["stretch"], 2),
             percent(&decision["evidence"]["limited_share"]),
         );
+    }
+    // What the words mean, each once.
+    let mut told: Vec<&Value> = Vec::new();
+    for decision in decisions.iter().take(DECISIONS) {
+        let (word, sentence) = (&decision["reason"], &decision["explanation"]);
+        if !told.contains(&word) && sentence.as_str().is_some_and(|text| !text.is_empty()) {
+            told.push(word);
+            let _ = writeln!(out, "  {:>10}: {}", plain(word), plain(sentence));
+        }
     }
 }
 
@@ -457,6 +471,27 @@ mod tests {
              cpu        50 % of process 7 and its children, on 2 cores\n  \
              memory     100 MiB of 512 MiB, cgroup v2 /a\n"
         );
+    }
+
+    #[test]
+    fn a_long_curve_and_the_meaning_of_the_words_fit_the_screen() {
+        let curve: Vec<Value> = (1..=40)
+            .map(|n| serde_json::json!({ "in_flight": n, "throughput": n, "stretch": 1.0 }))
+            .collect();
+        let decision = serde_json::json!({ "reason": "hold", "explanation": "The limit stays." });
+        let text = screen(&serde_json::json!({
+            "backend": { "endpoints": [{ "endpoint": "a", "capacity_curve": curve }] },
+            "decisions": [decision, decision],
+        }));
+        let bars: Vec<&str> = text.lines().filter(|line| line.ends_with('#')).collect();
+        assert_eq!(bars.len(), 10, "{text}");
+        assert!(bars[9].starts_with("         40"), "{text}");
+        assert_eq!(
+            text.matches("        hold: The limit stays.").count(),
+            1,
+            "{text}"
+        );
+        assert!(text.lines().count() <= 40, "{text}");
     }
 
     #[test]

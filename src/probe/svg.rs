@@ -13,7 +13,9 @@ const LEFT: f64 = 78.0;
 const RIGHT: f64 = 24.0;
 const PANEL: f64 = 210.0;
 const GAP: f64 = 52.0;
-const TOP: f64 = 64.0;
+const TOP: f64 = 84.0;
+/// Characters of a line above the panels.
+const LINE: usize = 100;
 /// Points of the fitted curve.
 const SMOOTH: u32 = 120;
 
@@ -75,16 +77,24 @@ pub fn svg(report: &Report) -> String {
     let upper = |rate: f64| TOP + PANEL * (1.0 - rate / rates.top);
     let lower = |wait: f64| TOP + PANEL + GAP + PANEL * (1.0 - wait / waits.top);
 
+    let title = match &report.knee {
+        Some(knee) if knee.clients == 1 => "1 request in parallel".to_owned(),
+        Some(knee) => format!("{} requests in parallel", knee.clients),
+        None => "Nothing was measured".to_owned(),
+    };
+    let p50 = report.knee.as_ref().and_then(|knee| knee.p50);
+    let at_knee = p50.map_or(String::new(), |p50| {
+        format!(", {} at the knee", seconds(p50))
+    });
     let mut out = String::new();
     let _ = write!(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
          aria-labelledby=\"title\"><title id=\"title\">{answer}</title><style>{STYLE}</style>\
-         <text class=\"title\" x=\"{LEFT}\" y=\"26\">{answer}</text>\
-         <text class=\"small\" x=\"{LEFT}\" y=\"44\">{target}, bound by {binds}</text>",
+         <text class=\"title\" x=\"{LEFT}\" y=\"26\">{title}</text>\
+         <text class=\"small\" x=\"{LEFT}\" y=\"44\">{target}</text>",
         answer = escaped(&report.answer),
-        target = escaped(&report.target),
-        binds = report.binds.as_str(),
+        target = escaped(&shortened(&report.target)),
     );
     for tick in across.ticks() {
         let at = x(tick);
@@ -120,12 +130,13 @@ pub fn svg(report: &Report) -> String {
         let _ = write!(
             out,
             "<line class=\"knee\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/>\
-             <text class=\"kneetext\" x=\"{:.1}\" y=\"{:.1}\">{} in parallel, {}/s</text>",
+             <text class=\"kneetext\" x=\"{:.1}\" y=\"{:.1}\">{} in parallel, {}/s, bound by {binds}</text>",
             lower(0.0),
             at + 6.0,
             upper(0.0) - 8.0,
             knee.clients,
             rate(knee.throughput),
+            binds = report.binds.as_str(),
         );
     }
     let line = |class: &str, points: &[(f64, f64)]| {
@@ -170,10 +181,6 @@ pub fn svg(report: &Report) -> String {
             .collect();
         out += &line(class, &points);
     }
-    let p50 = report.knee.as_ref().and_then(|knee| knee.p50);
-    let at_knee = p50.map_or(String::new(), |p50| {
-        format!(", {} at the knee", seconds(p50))
-    });
     let law = if report.law.is_some() {
         ", dashed: Universal Scalability Law"
     } else {
@@ -196,6 +203,14 @@ pub fn svg(report: &Report) -> String {
 fn trimmed(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// At most a line of it.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(LINE) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 fn escaped(text: &str) -> String {
