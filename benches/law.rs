@@ -1,43 +1,129 @@
-//! What the control law costs a request. Target: at most 200 ns a sample, decisions included.
+//! What the control laws cost. Target: at most 200 ns for a request, all told: its sample, and its
+//! share of the decisions.
 //!
 //! ```sh
 //! cargo bench --bench law
 //! ```
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use divan::Bencher;
-use tidegate::{
-    clock,
-    limit::{Controller, Outcome, Readings, Sample, Settings, Usage},
-};
+use divan::{Bencher, counter::ItemsCount};
+use tidegate::limit::{Algorithm, Controller, Outcome, Readings, Sample, Settings, Usage};
 
 fn main() {
     divan::main();
 }
 
-/// One sample of a busy backend, with its share of the decisions; by the number of routes.
-#[divan::bench(args = [1, 8])]
-fn sample(bencher: Bencher, routes: u16) {
-    let mut at = clock::now();
-    let mut controller = Controller::new(Settings::default(), at);
-    let mut usage = Usage::default();
-    let mut n = 0_u32;
-    bencher.bench_local(|| {
-        n = n.wrapping_add(1);
-        at += Duration::from_micros(100);
-        controller.observe(&Sample {
-            started: at - Duration::from_millis(20),
-            finished: at,
-            in_flight: 1 + n % 16,
-            route: n as u16 % routes,
-            outcome: Outcome::Success,
-        });
-        if controller.due(at) {
-            usage.busy_seconds += 1.0;
-            usage.saturated_seconds += 0.1;
-            controller.tick(at, &usage, &Readings::default());
+/// A backend under load: 10 000 requests a second of eight routes, up to 16 at once.
+struct Load {
+    controller: Controller,
+    now: Instant,
+    usage: Usage,
+    number: u32,
+}
+
+impl Load {
+    fn new(algorithm: Algorithm, shadow: &[Algorithm]) -> Self {
+        let now = tidegate::clock::now();
+        let settings = Settings {
+            algorithm,
+            shadow: shadow.to_vec(),
+            ..Settings::default()
+        };
+        let mut load = Load {
+            controller: Controller::new(settings, now),
+            now,
+            usage: Usage::default(),
+            number: 0,
+        };
+        for _ in 0..10_000 {
+            load.request();
         }
-        controller.limit()
+        load
+    }
+
+    fn sample(&mut self) -> Sample {
+        self.number = self.number.wrapping_add(1);
+        self.now += Duration::from_micros(100);
+        Sample {
+            started: self.now - Duration::from_micros(1500 + u64::from(self.number % 7) * 100),
+            finished: self.now,
+            in_flight: 1 + self.number % 16,
+            route: (self.number % 8) as u16,
+            outcome: Outcome::Success,
+        }
+    }
+
+    /// All that the law does for one request, as the limiter asks for it.
+    fn request(&mut self) {
+        let sample = self.sample();
+        self.controller.observe(&sample);
+        if self.controller.due(self.now) {
+            self.decide();
+        }
+    }
+
+    fn decide(&mut self) {
+        self.usage.in_flight = 16;
+        self.usage.busy_seconds += 0.1 * 16.0;
+        self.usage.saturated_seconds += 0.1;
+        divan::black_box(
+            self.controller
+                .tick(self.now, &self.usage, &Readings::default()),
+        );
+    }
+}
+
+/// A request, with its share of the decisions; by law.
+#[divan::bench(args = Algorithm::ALL)]
+fn request(bencher: Bencher, law: Algorithm) {
+    let mut load = Load::new(law, &[]);
+    bencher
+        .counter(ItemsCount::new(1_u32))
+        .bench_local(|| load.request());
+}
+
+/// The same with two others in the shadow of the default law.
+#[divan::bench]
+fn request_with_shadows(bencher: Bencher) {
+    let mut load = Load::new(Algorithm::Aimd, &[Algorithm::Gradient, Algorithm::Vegas]);
+    bencher
+        .counter(ItemsCount::new(1_u32))
+        .bench_local(|| load.request());
+}
+
+/// One sample alone.
+#[divan::bench]
+fn sample(bencher: Bencher) {
+    let mut load = Load::new(Algorithm::Aimd, &[]);
+    bencher.bench_local(|| {
+        let sample = load.sample();
+        load.controller.observe(divan::black_box(&sample));
+    });
+}
+
+/// One decision: a window of a tenth of a second closes. Its samples are not counted.
+#[divan::bench]
+fn decision(bencher: Bencher) {
+    bencher
+        .with_inputs(|| {
+            let mut load = Load::new(Algorithm::Aimd, &[]);
+            while !load.controller.due(load.now) {
+                let sample = load.sample();
+                load.controller.observe(&sample);
+            }
+            load
+        })
+        .bench_local_refs(Load::decide);
+}
+
+/// A look that finds nothing to do: every 50 ms while something is in flight.
+#[divan::bench]
+fn look(bencher: Bencher) {
+    let mut load = Load::new(Algorithm::Aimd, &[]);
+    let (usage, readings) = (load.usage, Readings::default());
+    bencher.bench_local(|| {
+        load.now += Duration::from_nanos(10);
+        load.controller.tick(load.now, &usage, &readings)
     });
 }

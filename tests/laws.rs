@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, net::TcpStream, time::Duration};
 
 use common::{Gunicorn, Tidegate, since, try_get, until};
 use rustix::process::Signal;
@@ -69,6 +69,27 @@ fn a_reload_changes_the_law_and_its_shadows() {
         endpoint(&gate)["shadow_limits"]["aimd"],
         serde_json::Value::Null
     );
+}
+
+#[test]
+fn a_backend_that_drives_its_clients_away_is_still_measured() {
+    let app = Gunicorn::sync(2);
+    let gate = Tidegate::to(app.address()).start();
+    for _ in 0..30 {
+        let mut client = TcpStream::connect(gate.address()).expect("it listens");
+        client
+            .write_all(b"GET /sleep?ms=60 HTTP/1.1\r\nHost: app\r\n\r\n")
+            .expect("it reads");
+        std::thread::sleep(Duration::from_millis(30));
+        // Gone, long before the answer.
+    }
+    until("the law has samples", || {
+        let status = gate.status();
+        let decisions = status["decisions"].as_array().expect("a list").clone();
+        let samples = |d: &serde_json::Value| d["evidence"]["samples"].as_u64() >= Some(8);
+        decisions.iter().any(samples)
+    });
+    assert!(gate.metric("tidegate_canceled_requests_total", &[]) >= 20.0);
 }
 
 #[test]

@@ -145,6 +145,12 @@ pub enum Algorithm {
     Fixed,
 }
 
+impl std::fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl Algorithm {
     /// All of them.
     pub const ALL: [Algorithm; 4] = [
