@@ -187,7 +187,9 @@ fn check_command(at: &str, words: &[String]) {
     };
     match program.as_str() {
         "tidegate" => check_tidegate(&here, words),
-        "./quickstart" | ".ci/run" | "deploy/check" => exists(program),
+        "./quickstart" | ".ci/run" | "deploy/check" | "fuzz/run" | "benches/instructions" => {
+            exists(program)
+        }
         "cargo" => {
             let verbs = [
                 "build", "test", "run", "bench", "doc", "deny", "fmt", "clippy", "install",
