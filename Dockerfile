@@ -33,8 +33,10 @@ RUN case "${TARGETARCH:-$(uname -m)}" in \
 # The dependencies first: they change less often than the code, and take longer to build. A target that
 # Cargo.toml names has to be there, if only as a stand-in.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches && touch src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs benches/gate.rs >/dev/null \
+RUN mkdir src benches && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
+    && sed -n '/^\[\[bench\]\]/,/^name/s/^name = "\(.*\)"/\1/p' Cargo.toml | while read -r bench; do \
+        echo 'fn main() {}' >"benches/$bench.rs"; \
+    done \
     && cargo build --profile "$PROFILE" --locked --bin tidegate --target "$(cat /target)" \
     && rm -r src
 
