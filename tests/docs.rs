@@ -188,7 +188,7 @@ fn check_command(at: &str, words: &[String]) {
     match program.as_str() {
         "tidegate" => check_tidegate(&here, words),
         "./quickstart" | ".ci/run" | "deploy/check" | "fuzz/run" | "benches/instructions" => {
-            exists(program)
+            exists(program);
         }
         "cargo" => {
             let verbs = [
