@@ -244,8 +244,12 @@ impl State {
             return Entry::Refused(self.refusal(reason));
         }
         // More than one, when the limit and with it the capacity has fallen.
-        while self.queued >= self.capacity() && self.evict_stale(ask.class, now, out) {}
-        if self.queued >= self.capacity() && !self.evict(ask.class, out) {
+        let mut made_room = false;
+        while self.queued >= self.capacity() && self.evict_stale(ask.class, now, out) {
+            made_room = true;
+        }
+        // Whoever gave its place up gave it to this one, even if the queue is still too long.
+        if self.queued >= self.capacity() && !made_room && !self.evict(ask.class, out) {
             return Entry::Refused(self.refusal(Reason::QueueFull));
         }
         let seq = self.next_seq;
