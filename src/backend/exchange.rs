@@ -34,8 +34,11 @@ use crate::{
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
 const WHOLE_MAX: u64 = 64 * 1024;
-/// What is held of an answer that is larger than `buffers.response`, bytes.
+/// What is held of a large answer, bytes.
 const LARGE_ROOM: u64 = 16 * 1024;
+/// An answer is large when it is longer than this many times `buffers.response`: what buffer and
+/// sockets hold together does not free the worker.
+const LARGE: u64 = 4;
 /// A request that must not be sent twice goes only over a connection that was in use just now: it is
 /// the idle ones that a server closes under a request.
 const FRESH_IDLE: Duration = Duration::from_millis(250);
@@ -446,7 +449,7 @@ async fn receive<L: Lease>(
         && length
             .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
     // The worker is not free before the client has read most of it, however much of it lies here.
-    let large = length.is_some_and(|length| length > buffers.response);
+    let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
     if large && let Some(inner) = &mut flight.inner {
         inner.link.read_little();
     }
