@@ -32,6 +32,16 @@ fn occupied(backend: &Held, tidegate: &Tidegate) -> Client {
     client
 }
 
+/// What the backend was asked for, in the order in which it came.
+fn targets(backend: &Held) -> Vec<String> {
+    let target = |line: &str| line.split(' ').nth(1).unwrap_or("").to_owned();
+    let requests = backend.requests();
+    requests
+        .iter()
+        .map(|request| target(request.line()))
+        .collect()
+}
+
 #[test]
 fn no_more_than_the_limit_run_at_once_and_the_others_wait_their_turn() {
     let app = Gunicorn::gthread(8);
@@ -324,11 +334,7 @@ fn the_important_go_first_whatever_the_order_of_arrival() {
     for client in &mut waiting {
         assert_eq!(client.response().status, 200);
     }
-    let order: Vec<String> = backend
-        .requests()
-        .iter()
-        .map(|request| request.line().split(' ').nth(1).unwrap_or("").to_owned())
-        .collect();
+    let order = targets(&backend);
     assert_eq!(
         order,
         ["/held", "/health", "/high", "/normal", "/low/1", "/low/2"]
@@ -400,11 +406,7 @@ fn a_retry_waits_behind_those_who_ask_for_the_first_time() {
     for client in &mut waiting {
         assert_eq!(client.response().status, 200);
     }
-    let order: Vec<String> = backend
-        .requests()
-        .iter()
-        .map(|request| request.line().split(' ').nth(1).unwrap_or("").to_owned())
-        .collect();
+    let order = targets(&backend);
     assert_eq!(order, ["/held", "/first", "/plain", "/retry", "/attempt"]);
 }
 

@@ -275,6 +275,16 @@ impl ClientIo {
     }
 }
 
+/// Reads from what was read ahead of a connection's next owner; false if nothing is left of it.
+pub(super) fn take_ahead(ahead: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
+    if ahead.is_empty() {
+        return false;
+    }
+    let count = buf.remaining().min(ahead.len());
+    buf.put_slice(&ahead.split_to(count));
+    true
+}
+
 /// The status of a response of hyper's own.
 fn status_of(written: &[u8]) -> Option<u16> {
     let status = written.strip_prefix(b"HTTP/1.1 4")?.get(..2)?;

@@ -16,14 +16,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Version, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes},
     time::Instant as TokioInstant,
 };
 
-use super::{answer::Record, io::ClientIo};
+use super::{
+    answer::Record,
+    io::{ClientIo, take_ahead},
+};
 use crate::{backend::Upgraded, clock};
 
 /// What each direction holds at most, bytes.
@@ -234,13 +237,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for End<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if this.first.is_empty() {
+        if !take_ahead(&mut this.first, buf) {
             let result = Pin::new(&mut this.inner).poll_read(cx, buf);
             ready!(this.forgive(result, ()))?;
-        } else {
-            let count = buf.remaining().min(this.first.len());
-            buf.put_slice(&this.first[..count]);
-            this.first.advance(count);
         }
         let count = buf.filled().len() - before;
         this.progress.0.bytes.fetch_add(count as u64, Relaxed);

@@ -9,13 +9,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
 use crate::{
     backend::Stream,
-    proxy::state::{Stall, State},
+    proxy::{
+        io::take_ahead,
+        state::{Stall, State},
+    },
 };
 
 /// See the module's documentation.
@@ -49,12 +52,8 @@ impl AsyncRead for Http2Io {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        if this.first.is_empty() {
+        if !take_ahead(&mut this.first, buf) {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        } else {
-            let count = buf.remaining().min(this.first.len());
-            buf.put_slice(&this.first[..count]);
-            this.first.advance(count);
         }
         let ended = this.frames.advance(&buf.filled()[before..]);
         this.state.owes(this.frames.owes(), ended);
