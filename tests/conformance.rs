@@ -217,8 +217,8 @@ impl Lane {
     fn forwarded(&self, host: &str) -> String {
         let port = &self.port;
         format!(
-            "x-forwarded-for: 127.0.0.1\r\nx-forwarded-proto: http\r\nx-forwarded-host: {host}\r\n\
-             x-forwarded-port: {port}\r\n"
+            "x-forwarded-for: 127.0.0.1\r\nx-forwarded-proto: http\r\nx-forwarded-port: {port}\r\n\
+             x-forwarded-host: {host}\r\n"
         )
     }
 

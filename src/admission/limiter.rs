@@ -307,15 +307,19 @@ impl Permit {
     }
 
     /// The backend is done. Returns how long it had the request.
-    pub fn complete(mut self, outcome: Outcome) -> Duration {
-        self.finish(outcome)
+    pub fn complete(self, outcome: Outcome) -> Duration {
+        self.complete_at(outcome, clock::now())
     }
 
-    fn finish(&mut self, outcome: Outcome) -> Duration {
+    /// The same, for a caller that has read the clock already.
+    pub fn complete_at(mut self, outcome: Outcome, now: Instant) -> Duration {
+        self.finish(outcome, now)
+    }
+
+    fn finish(&mut self, outcome: Outcome, now: Instant) -> Duration {
         let Some(permit) = self.permit.take() else {
             return Duration::ZERO;
         };
-        let now = clock::now();
         let sample = Sample {
             started: permit.started(),
             finished: now,
@@ -338,7 +342,9 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.finish(Outcome::Neutral);
+        if self.permit.is_some() {
+            self.finish(Outcome::Neutral, clock::now());
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 use http::{HeaderMap, Request, Version};
 
 use super::{
+    codec::Lines,
     connect,
     link::{Link, Pool},
     profile::{Excess, Facts, Knowledge, Limits, Source},
@@ -113,8 +114,8 @@ impl Endpoint {
     }
 
     /// What of a request may be too much for it; where it is sure, nobody sends it such a request.
-    pub(super) fn suspect<B>(&self, request: &Request<B>) -> Option<Excess> {
-        self.knowledge.suspect(request)
+    pub(super) fn suspect<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
+        self.knowledge.suspect(request, added)
     }
 
     /// Whether it refused what it was suspected to refuse.

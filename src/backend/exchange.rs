@@ -15,7 +15,7 @@ use tokio::task::unconstrained;
 
 use super::{
     Endpoint, Error, RequestBody, ResponseBody,
-    codec::Head,
+    codec::{Head, Lines},
     connect,
     link::{Link, NoHead},
     profile,
@@ -77,7 +77,7 @@ pub enum Completion {
 
 /// What an exchange needs beside the request.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub struct Delivery<'a> {
     /// Where to.
     pub endpoint: Arc<Endpoint>,
     /// The configuration the request began with.
@@ -88,6 +88,8 @@ pub struct Delivery {
     pub metrics: Arc<Metrics>,
     /// Whether the route says that the response is a stream.
     pub stream: bool,
+    /// Fields beside those in the request's map. HTTP alone knows them: with uwsgi there are none.
+    pub added: &'a Lines,
 }
 
 /// An exchange that brought no response.
@@ -116,14 +118,14 @@ impl<L> From<Error> for Failed<L> {
 /// # Errors
 /// See [`Error`]. A request is sent again, once, only when that cannot do anything twice.
 pub async fn exchange<L: Lease>(
-    delivery: Delivery,
+    delivery: Delivery<'_>,
     mut request: Box<Request<RequestBody>>,
     mut lease: L,
 ) -> Result<Response<ResponseBody>, Failed<L>> {
     let backend = &delivery.config.backend;
     let endpoint = &delivery.endpoint;
     let mut may_reuse = endpoint.keeps_connections(backend);
-    let suspect = endpoint.suspect(&request);
+    let suspect = endpoint.suspect(&request, delivery.added);
     let upgrade = request.headers().get(header::UPGRADE).cloned();
     loop {
         let replayable = is_replayable(&request);
@@ -195,7 +197,11 @@ pub async fn exchange<L: Lease>(
     }
 }
 
-async fn open(delivery: &Delivery, replayable: bool, may_reuse: bool) -> Result<Box<Link>, Error> {
+async fn open(
+    delivery: &Delivery<'_>,
+    replayable: bool,
+    may_reuse: bool,
+) -> Result<Box<Link>, Error> {
     let backend = &delivery.config.backend;
     if may_reuse {
         let max_idle = if replayable {
@@ -246,9 +252,9 @@ impl<L: Lease> Flight<L> {
         request: Box<Request<RequestBody>>,
         packet: Option<Bytes>,
         lease: L,
-        delivery: &Delivery,
+        delivery: &Delivery<'_>,
     ) -> Self {
-        link.send(request, packet);
+        link.send(request, delivery.added, packet);
         Self {
             inner: Some(Box::new(InFlight {
                 link,
@@ -428,7 +434,7 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
 async fn receive<L: Lease>(
     mut flight: Flight<L>,
     head: Head,
-    delivery: &Delivery,
+    delivery: &Delivery<'_>,
 ) -> Result<Response<ResponseBody>, Failed<L>> {
     let Head { response, body, .. } = head;
     let stream = delivery.stream || is_event_stream(&response);

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use super::{
     Error, RequestBody, Stream,
     body::Streamed,
-    codec::{self, BodyDecoder, Head, Heads, Malformed, Step},
+    codec::{self, BodyDecoder, Head, Heads, Lines, Malformed, Step},
 };
 
 /// The first read takes up to this, bytes: most heads, and many whole answers.
@@ -113,7 +113,12 @@ impl Link {
     }
 
     /// Takes a request; [`Link::poll_head`] writes it. A `packet` goes in the place of its head.
-    pub(super) fn send(&mut self, mut request: Box<Request<RequestBody>>, packet: Option<Bytes>) {
+    pub(super) fn send(
+        &mut self,
+        mut request: Box<Request<RequestBody>>,
+        added: &Lines,
+        packet: Option<Bytes>,
+    ) {
         let sending = &mut self.sending;
         sending.begun = false;
         sending.head.clear();
@@ -121,7 +126,7 @@ impl Link {
         let chunked = packet.is_none() && request.headers().contains_key(header::TRANSFER_ENCODING);
         match packet {
             Some(packet) => sending.head.extend_from_slice(&packet),
-            None => codec::head(&request, &mut sending.head),
+            None => codec::head(&request, added, &mut sending.head),
         }
         match request.body_mut() {
             RequestBody::Empty => {}

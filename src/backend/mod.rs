@@ -21,6 +21,7 @@ pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
+    codec::Lines,
     codec::Malformed,
     connect::{Stream, connect},
     endpoint::Endpoint,

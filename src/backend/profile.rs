@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use http::{HeaderMap, Request, StatusCode, Version, header};
 
-use super::uwsgi;
+use super::{Lines, uwsgi};
 use crate::config::Profile;
 
 /// How it is known what the backend is. The later ones are believed over the earlier.
@@ -182,8 +182,13 @@ pub fn facts(profile: Profile) -> &'static Facts {
 }
 
 impl Limits {
+    /// Whether they are for variables, so that every field has to be looked at by its name.
+    pub fn count_vars(&self) -> bool {
+        self.vars != usize::MAX
+    }
+
     /// What of this request is too much; `None` if it all fits.
-    pub fn excess<B>(&self, request: &Request<B>) -> Option<Excess> {
+    pub fn excess<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
         if *self == NO_LIMITS {
             return None;
         }
@@ -198,12 +203,13 @@ impl Limits {
         let headers = request.headers();
         let colon = ": ".len();
         let mut fields = headers.iter();
-        if headers.len() > self.fields
+        if headers.len() + added.fields > self.fields
+            || added.longest > self.field
             || fields.any(|(name, value)| name.as_str().len() + colon + value.len() > self.field)
         {
             return Some(Excess::Fields);
         }
-        if self.vars == usize::MAX || uwsgi::vars_len(request) <= self.vars {
+        if !self.count_vars() || uwsgi::vars_len(request) <= self.vars {
             return None;
         }
         // It is in there twice: as it came, and decoded.
@@ -285,11 +291,11 @@ impl Knowledge {
     }
 
     /// What of a request would be too much, if the default limits applied, where that is not sure.
-    pub(super) fn suspect<B>(&self, request: &Request<B>) -> Option<Excess> {
+    pub(super) fn suspect<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
         if self.limits.load(Relaxed) >= RAISED {
             return None;
         }
-        self.facts().limits.excess(request)
+        self.facts().limits.excess(request, added)
     }
 
     /// How a request ended that [`Knowledge::suspect`] suspects: refused for it, or not.
@@ -384,26 +390,62 @@ mod tests {
     fn limits_are_exact() {
         let gunicorn = &facts(Profile::GunicornSync).limits;
         // "GET " and " HTTP/1.1" are 13 bytes of the 4094.
-        assert_eq!(gunicorn.excess(&request(4081, 1, 1)), None);
-        assert_eq!(gunicorn.excess(&request(4082, 1, 1)), Some(Excess::Target));
-        assert_eq!(gunicorn.excess(&request(1, 8190 - 7, 1)), None);
         assert_eq!(
-            gunicorn.excess(&request(1, 8190 - 6, 1)),
+            gunicorn.excess(&request(4081, 1, 1), &Lines::default()),
+            None
+        );
+        assert_eq!(
+            gunicorn.excess(&request(4082, 1, 1), &Lines::default()),
+            Some(Excess::Target)
+        );
+        assert_eq!(
+            gunicorn.excess(&request(1, 8190 - 7, 1), &Lines::default()),
+            None
+        );
+        assert_eq!(
+            gunicorn.excess(&request(1, 8190 - 6, 1), &Lines::default()),
             Some(Excess::Fields)
         );
-        assert_eq!(gunicorn.excess(&request(1, 1, 100)), None);
-        assert_eq!(gunicorn.excess(&request(1, 1, 101)), Some(Excess::Fields));
+        assert_eq!(
+            gunicorn.excess(&request(1, 1, 100), &Lines::default()),
+            None
+        );
+        assert_eq!(
+            gunicorn.excess(&request(1, 1, 101), &Lines::default()),
+            Some(Excess::Fields)
+        );
+        let mut added = Lines::default();
+        added.push("a", b"b");
+        assert_eq!(gunicorn.excess(&request(1, 1, 99), &added), None);
+        assert_eq!(
+            gunicorn.excess(&request(1, 1, 100), &added),
+            Some(Excess::Fields)
+        );
+        added.push("a", &[b'b'; 8190]);
+        assert_eq!(
+            gunicorn.excess(&request(1, 1, 1), &added),
+            Some(Excess::Fields)
+        );
 
         let uwsgi = &facts(Profile::Uwsgi).limits;
         let fixed = uwsgi::vars_len(&request(1, 0, 1));
-        assert_eq!(uwsgi.excess(&request(1, 4096 - fixed, 1)), None);
         assert_eq!(
-            uwsgi.excess(&request(1, 4097 - fixed, 1)),
+            uwsgi.excess(&request(1, 4096 - fixed, 1), &Lines::default()),
+            None
+        );
+        assert_eq!(
+            uwsgi.excess(&request(1, 4097 - fixed, 1), &Lines::default()),
             Some(Excess::Fields)
         );
-        assert_eq!(uwsgi.excess(&request(2500, 1, 1)), Some(Excess::Target));
+        assert_eq!(
+            uwsgi.excess(&request(2500, 1, 1), &Lines::default()),
+            Some(Excess::Target)
+        );
         let unknown = &facts(Profile::Auto).limits;
-        assert_eq!(unknown.excess(&request(60_000, 8, 99)), None);
+        assert_eq!(
+            unknown.excess(&request(60_000, 8, 99), &Lines::default()),
+            None
+        );
     }
 
     #[test]
@@ -412,13 +454,20 @@ mod tests {
         let named = Knowledge::default();
         assert!(named.learn(Profile::GunicornSync, Source::Configured));
         assert!(named.limits().is_some());
-        assert_eq!(named.suspect(&large), None, "it is not sent at all");
+        assert_eq!(
+            named.suspect(&large, &Lines::default()),
+            None,
+            "it is not sent at all"
+        );
 
         let seen = Knowledge::default();
         assert!(seen.learn(Profile::Uwsgi, Source::Process));
         for _ in 0..STRIKES {
             assert!(seen.limits().is_none());
-            assert_eq!(seen.suspect(&large), Some(Excess::Target));
+            assert_eq!(
+                seen.suspect(&large, &Lines::default()),
+                Some(Excess::Target)
+            );
             seen.tried(true);
         }
         assert!(seen.limits().is_some());
@@ -427,7 +476,11 @@ mod tests {
         raised.learn(Profile::Uwsgi, Source::Process);
         raised.tried(true);
         raised.tried(false);
-        assert_eq!(raised.suspect(&large), None, "it has taken as much");
+        assert_eq!(
+            raised.suspect(&large, &Lines::default()),
+            None,
+            "it has taken as much"
+        );
         raised.tried(true);
         assert!(raised.limits().is_none());
     }

@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll, ready},
@@ -11,16 +12,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::Either;
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
 
 use super::{
     Error, client,
-    context::{Context, Peer},
+    context::{Asked, Context, Peer},
     http2::Flow,
     hygiene,
     live::{Live, Phase, Shared},
@@ -30,7 +32,7 @@ use super::{
 };
 use crate::{
     admission::Ask,
-    backend::{self, ResponseBody, Upgraded},
+    backend::{self, Lines, ResponseBody, Upgraded},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
@@ -38,9 +40,6 @@ use crate::{
 /// The longest request id that is taken over from a client, bytes.
 const REQUEST_ID_MAX: usize = 128;
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-
-/// What the layers below answer with; the panic layer makes it so.
-type InnerBody = tower_http::body::UnsyncBoxBody<Bytes, BoxError>;
 
 /// Makes [`Answer`]s for one client's connection.
 #[derive(Clone, Debug)]
@@ -80,7 +79,7 @@ pub struct Answer<S> {
 
 impl<S> Service<Request<Incoming>> for Answer<S>
 where
-    S: Service<Request<Incoming>, Response = Response<InnerBody>>,
+    S: Service<Asked<Incoming>, Response = Response<ResponseBody>>,
     S::Error: Into<Error>,
 {
     type Response = Response<ClientBody>;
@@ -97,20 +96,39 @@ where
         self.peer.state.serve();
         let live = self.shared.live();
         let route = live.matcher.find(&request);
-        let id = request_id(&request, &live);
-        let deadline = deadline(&request, &live).map(|left| arrived + left);
-        let upgrade = upgrade::asked(&request);
+        // Looking for each of the fields that few requests have would cost more than this.
+        let plain = !live.reads_usual && hygiene::is_plain(request.headers());
+        let rare = (!plain).then(|| request.headers());
+        let id = request_id(rare, &live);
+        let deadline = rare.and_then(|fields| deadline(fields, &live));
+        let deadline = deadline.map(|left| arrived + left);
+        let upgrade = if plain {
+            None
+        } else {
+            upgrade::asked(&request)
+        };
         let http2 = request.version() == Version::HTTP_2;
-        let checked = hygiene::inbound(&mut request, &self.peer, &live, &id);
+        let mut added = Lines::default();
+        let lines = self.shared.takes_lines(&live.config.backend);
+        let checked = hygiene::inbound(
+            &mut request,
+            &self.peer,
+            &live,
+            &id,
+            lines.then_some(&mut added),
+        );
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
         }
         let checked = checked.map_err(Error::from).and_then(|()| {
-            let excess = self.shared.excess(&request);
+            let excess = self.shared.excess(&request, &added);
             excess.map_or(Ok(()), |excess| Err(backend::Error::from(excess).into()))
         });
-        let ask = ask(&request, &self.peer, &live, route, deadline);
-        let context = Arc::new(Context::new(live, arrived, route, ask, id, http2));
+        let mut ask = ask(&request, &self.peer, &live, route, deadline);
+        if !plain {
+            ask.class = client::class(ask.class, request.headers());
+        }
+        let context = Arc::new(Context::new(live, arrived, route, ask, id, http2, added));
         let record = Record {
             shared: self.shared.clone(),
             peer: self.peer.clone(),
@@ -125,9 +143,10 @@ where
         };
         let step = match checked {
             Ok(()) => {
-                request.extensions_mut().insert(context);
-                Step::Serving {
-                    future: self.inner.call(request),
+                let asked = Asked { request, context };
+                match caught(|| self.inner.call(asked)) {
+                    Ok(future) => Step::Serving { future },
+                    Err(error) => Step::Refused { error: Some(error) },
                 }
             }
             Err(error) => Step::Refused { error: Some(error) },
@@ -140,11 +159,10 @@ where
 }
 
 /// The client's id for the request if it is a sane one, else a new one.
-fn request_id<B>(request: &Request<B>, live: &Live) -> HeaderValue {
-    let sent = live
-        .request_id
-        .as_ref()
-        .and_then(|name| request.headers().get(name))
+fn request_id(fields: Option<&HeaderMap>, live: &Live) -> HeaderValue {
+    let sent = fields
+        .zip(live.request_id.as_ref())
+        .and_then(|(fields, name)| fields.get(name))
         .filter(|value| {
             (1..=REQUEST_ID_MAX).contains(&value.len())
                 && value.as_bytes().iter().all(u8::is_ascii_graphic)
@@ -166,7 +184,7 @@ pub fn new_request_id() -> HeaderValue {
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
-/// What a request asks of the gate, by its cleaned head.
+/// What a request asks of the gate, by its cleaned head, if it is no retry.
 fn ask<B>(
     request: &Request<B>,
     peer: &Peer,
@@ -177,7 +195,7 @@ fn ask<B>(
     let route = &live.routes[route];
     let proxies = &live.config.headers.trusted_proxies;
     Ask {
-        class: client::class(route.class, request.headers()),
+        class: route.class,
         deadline,
         route: route.id,
         cap: route.cap,
@@ -186,10 +204,16 @@ fn ask<B>(
 }
 
 /// For how long the client says it waits.
-fn deadline<B>(request: &Request<B>, live: &Live) -> Option<Duration> {
-    let value = request.headers().get(live.deadline.as_ref()?)?;
+fn deadline(fields: &HeaderMap, live: &Live) -> Option<Duration> {
+    let value = fields.get(live.deadline.as_ref()?)?;
     let millis: u64 = value.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_millis(millis))
+}
+
+/// Runs a part of a request's service: if it panics, that costs this request alone.
+fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Error> {
+    // What was touched before the panic is the request's own, and goes with it.
+    panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| reject::panicked(&*panic))
 }
 
 pin_project! {
@@ -211,7 +235,7 @@ pin_project! {
 
 impl<F, E> Future for AnswerFuture<F>
 where
-    F: Future<Output = Result<Response<InnerBody>, E>>,
+    F: Future<Output = Result<Response<ResponseBody>, E>>,
     E: Into<Error>,
 {
     type Output = Result<Response<ClientBody>, Infallible>;
@@ -219,16 +243,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = match this.step.project() {
-            StepProject::Serving { future } => ready!(future.poll(cx)).map_err(Into::into),
+            StepProject::Serving { future } => match caught(|| future.poll(cx)) {
+                Ok(result) => ready!(result).map_err(Into::into),
+                Err(error) => Err(error),
+            },
             StepProject::Refused { error } => Err(error.take().unwrap_or(Error::Panicked)),
         };
         let Some(record) = this.record.take() else {
             return Poll::Pending;
         };
         Poll::Ready(Ok(match result {
-            Ok(response) if response.extensions().get::<reject::PanicMark>().is_some() => {
-                record.refuse(&Error::Panicked)
-            }
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 record.switch(response)
             }
@@ -253,13 +277,13 @@ pub struct Record {
 }
 
 impl Record {
-    fn pass_on(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
+    fn pass_on(mut self, mut response: Response<ResponseBody>) -> Response<ClientBody> {
         self.adopt(&mut response);
-        response.map(|body| ClientBody::new(Either::Left(body), Some(self)))
+        response.map(|body| ClientBody::new(body, Some(self)))
     }
 
     /// The backend's 101: the connection becomes a tunnel when it is out.
-    fn switch(mut self, mut response: Response<InnerBody>) -> Response<ClientBody> {
+    fn switch(mut self, mut response: Response<ResponseBody>) -> Response<ClientBody> {
         let Some(upgraded) = Upgraded::of(&response) else {
             return self.refuse(&backend::Error::Switched.into());
         };
@@ -272,11 +296,11 @@ impl Record {
             upgrade::insert(headers, protocols);
         }
         self.peer.clone().state.switch(Tunnel::new(upgraded, self));
-        response.map(|_| ClientBody::new(Either::Right(ResponseBody::empty()), None))
+        response.map(|_| ClientBody::new(ResponseBody::empty(), None))
     }
 
     /// Makes the backend's head fit for the client.
-    fn adopt(&mut self, response: &mut Response<InnerBody>) {
+    fn adopt(&mut self, response: &mut Response<ResponseBody>) {
         let live = self.context.live.clone();
         hygiene::outbound(response, &live, &self.context.request_id);
         self.source = match response.extensions().get::<Recalled>() {
@@ -305,9 +329,7 @@ impl Record {
         if matches!(error, Error::BodyCut) {
             // Its client has left; what is written now is for one that only closed its side.
             self.finish(false);
-            return response.map(|bytes| {
-                ClientBody::new(Either::Right(ResponseBody::full(bytes)), Some(self))
-            });
+            return response.map(|bytes| ClientBody::new(ResponseBody::full(bytes), Some(self)));
         }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
@@ -325,10 +347,10 @@ impl Record {
             response.headers_mut().insert(name, id);
         }
         self.finish_head(response.headers_mut());
-        response.map(|bytes| ClientBody::new(Either::Right(ResponseBody::full(bytes)), Some(self)))
+        response.map(|bytes| ClientBody::new(ResponseBody::full(bytes), Some(self)))
     }
 
-    fn finish_head(&self, headers: &mut http::HeaderMap) {
+    fn finish_head(&self, headers: &mut HeaderMap) {
         if self.shared.phase() != Phase::Serving {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -419,7 +441,7 @@ impl Drop for Record {
 
 /// An answer's body; tells its record when the client has it all.
 pub struct ClientBody {
-    inner: Either<InnerBody, ResponseBody>,
+    inner: ResponseBody,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
     /// Its stream's, over HTTP/2.
@@ -427,7 +449,7 @@ pub struct ClientBody {
 }
 
 impl ClientBody {
-    fn new(inner: Either<InnerBody, ResponseBody>, record: Option<Record>) -> Self {
+    fn new(inner: ResponseBody, record: Option<Record>) -> Self {
         Self {
             inner,
             record,

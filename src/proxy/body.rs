@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{BoxError, Layer, Service};
 
-use super::{Error, context, hygiene::ExpectsContinue, live::Shared, spool};
+use super::{Error, context::Asked, hygiene::ExpectsContinue, live::Shared, spool};
 use crate::{
     backend::{self, RequestBody},
     buffer::{Direction, Reservation},
@@ -58,9 +58,9 @@ pub struct ReadBody<S> {
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Request<Incoming>> for ReadBody<S>
+impl<S> Service<Asked<Incoming>> for ReadBody<S>
 where
-    S: Service<Request<RequestBody>> + Clone + Send + 'static,
+    S: Service<Asked<RequestBody>> + Clone + Send + 'static,
     S::Error: Into<Error>,
     S::Future: Send,
 {
@@ -72,18 +72,18 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        if request.body().is_end_stream() {
+    fn call(&mut self, asked: Asked<Incoming>) -> Self::Future {
+        if asked.request.body().is_end_stream() {
             return ReadBodyFuture::None {
-                future: self.inner.call(request.map(|_| RequestBody::Empty)),
+                future: self.inner.call(asked.with(|_| RequestBody::Empty)),
             };
         }
         let mut inner = self.inner.clone();
         let shared = self.shared.clone();
         ReadBodyFuture::Some {
             future: Box::pin(async move {
-                let request = read(request, &shared).await?;
-                inner.call(request).await.map_err(Into::into)
+                let asked = read(asked, &shared).await?;
+                inner.call(asked).await.map_err(Into::into)
             }),
         }
     }
@@ -115,8 +115,8 @@ where
     }
 }
 
-async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Request<RequestBody>, Error> {
-    let context = context::of(&request).clone();
+async fn read(asked: Asked<Incoming>, shared: &Shared) -> Result<Asked<RequestBody>, Error> {
+    let Asked { request, context } = asked;
     let config = context.live.config.clone();
     let declared = request.body().size_hint().exact();
     let max = config.server.max_body_bytes;
@@ -138,7 +138,7 @@ async fn read(request: Request<Incoming>, shared: &Shared) -> Result<Request<Req
     let mut request = Request::from_parts(head, body);
     let needs_length = shared.needs_length(&config.backend);
     set_framing(&mut request, config.backend.dechunk, needs_length)?;
-    Ok(request)
+    Ok(Asked { request, context })
 }
 
 /// Says how long the body is, if that is known; WSGI servers lose chunked bodies.

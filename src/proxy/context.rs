@@ -12,11 +12,13 @@ use std::{
 use http::{HeaderValue, Request};
 
 use super::{
+    forwarded,
     live::{Live, LiveRoute},
     state::State,
 };
 use crate::{
     admission::{Ask, Class},
+    backend::Lines,
     clock, observe,
 };
 
@@ -29,6 +31,8 @@ pub struct Peer {
     pub forwarded_for: Option<HeaderValue>,
     /// The port it connected to, as a field's value.
     pub forwarded_port: HeaderValue,
+    /// The forwarding fields that are the same for each of its requests.
+    pub lines: Lines,
     /// What its connection is doing.
     pub state: Arc<State>,
 }
@@ -38,10 +42,13 @@ impl Peer {
     pub fn new(address: Option<SocketAddr>, local: Option<SocketAddr>, state: Arc<State>) -> Self {
         // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
         let ip = address.map(|address| address.ip().to_canonical());
+        let forwarded_for = ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
+        let forwarded_port = HeaderValue::from(local.map_or(80, |local| local.port()));
         Self {
+            lines: forwarded::lines(forwarded_for.as_ref(), &forwarded_port),
             ip,
-            forwarded_for: ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok()),
-            forwarded_port: HeaderValue::from(local.map_or(80, |local| local.port())),
+            forwarded_for,
+            forwarded_port,
             state,
         }
     }
@@ -61,6 +68,8 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// Whether its client speaks HTTP/2.
     pub http2: bool,
+    /// Fields for the backend beside those in the request's map.
+    pub added: Lines,
     phase: AtomicU8,
     asked_nanos: AtomicU64,
     queued_nanos: AtomicU64,
@@ -77,6 +86,7 @@ impl Context {
         ask: Ask,
         request_id: HeaderValue,
         http2: bool,
+        added: Lines,
     ) -> Self {
         Self {
             live,
@@ -85,6 +95,7 @@ impl Context {
             ask,
             request_id,
             http2,
+            added,
             phase: AtomicU8::new(observe::Phase::Reading as u8),
             asked_nanos: AtomicU64::new(0),
             queued_nanos: AtomicU64::new(0),
@@ -175,20 +186,27 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A request's context, from its extensions.
-///
-/// # Panics
-/// If there is none: `answer` puts it there before anything else sees the request.
-pub fn of<B>(request: &Request<B>) -> &Arc<Context> {
-    request
-        .extensions()
-        .get::<Arc<Context>>()
-        .expect("every request has a context")
+/// A request on its way through the layers.
+#[derive(Debug)]
+pub struct Asked<B> {
+    /// What the client sent, cleaned.
+    pub request: Request<B>,
+    /// What is known of it.
+    pub context: Arc<Context>,
+}
+
+impl<B> Asked<B> {
+    /// The same with another body.
+    pub fn with<C>(self, body: impl FnOnce(B) -> C) -> Asked<C> {
+        Asked {
+            request: self.request.map(body),
+            context: self.context,
+        }
+    }
 }
 
 /// What a request asks of the gate.
-pub fn ask<B>(request: &Request<B>) -> Ask {
-    let context = of(request);
-    context.asks(clock::now());
-    context.ask()
+pub fn ask<B>(asked: &Asked<B>) -> Ask {
+    asked.context.asks(clock::now());
+    asked.context.ask()
 }

@@ -12,7 +12,7 @@ use tower::Service;
 
 use super::{
     Error,
-    context::{self, Context},
+    context::{Asked, Context},
     http2,
     live::Shared,
     reject, trace,
@@ -38,7 +38,7 @@ impl Forward {
     }
 }
 
-impl Service<Admitted<Request<RequestBody>>> for Forward {
+impl Service<Admitted<Asked<RequestBody>>> for Forward {
     type Response = Response<ResponseBody>;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
@@ -47,9 +47,13 @@ impl Service<Admitted<Request<RequestBody>>> for Forward {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, admitted: Admitted<Request<RequestBody>>) -> Self::Future {
-        let Admitted { request, permit } = admitted;
-        Box::pin(forward(self.shared.clone(), Box::new(request), permit))
+    fn call(&mut self, admitted: Admitted<Asked<RequestBody>>) -> Self::Future {
+        let Admitted {
+            request: Asked { request, context },
+            permit,
+        } = admitted;
+        let request = Box::new(request);
+        Box::pin(forward(self.shared.clone(), context, request, permit))
     }
 }
 
@@ -57,10 +61,10 @@ impl Service<Admitted<Request<RequestBody>>> for Forward {
 /// as there is one that has not been tried.
 async fn forward(
     shared: Arc<Shared>,
+    context: Arc<Context>,
     mut request: Box<Request<RequestBody>>,
     mut permit: Permit,
 ) -> Result<Response<ResponseBody>, Error> {
-    let context = context::of(&request).clone();
     note_admission(&shared, &context, &permit);
     loop {
         let attempt = usize::from(context.attempt());
@@ -76,6 +80,7 @@ async fn forward(
             budget: shared.budget.clone(),
             metrics: shared.metrics.clone(),
             stream: context.class() == Class::Stream,
+            added: &context.added,
         };
         let lease = Box::new(Serving {
             permit: Some(permit),
@@ -152,9 +157,9 @@ impl Serving {
             Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,
         };
         let begun = trace::begun(&self.shared, &self.context, &permit);
-        let took = permit.complete(outcome);
-        trace::served(&self.shared, &self.context, begun, outcome, took);
         let now = clock::now();
+        let took = permit.complete_at(outcome, now);
+        trace::served(&self.shared, &self.context, begun, outcome, took);
         match completion {
             Completion::Unreachable => self.shared.note_endpoint(&self.endpoint, false, now),
             Completion::Overloaded => {}

@@ -6,14 +6,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
 use super::context::Peer;
-use crate::clock;
+use crate::{backend::Lines, clock};
 
 /// The addresses that a request came by, the nearest last.
 pub const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
+/// When a proxy got the request.
+pub const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
 
 /// What WSGI servers and frameworks believe when it comes from the proxy's address: the scheme, the
 /// path's prefix, the user, the client. (Sorted.)
@@ -80,6 +81,28 @@ pub fn is_trusted(ip: IpAddr, proxies: &[IpNet]) -> bool {
     proxies.iter().any(|net| net.contains(&ip))
 }
 
+/// What is the same for each request of a connection from a peer that is not trusted.
+pub fn lines(address: Option<&HeaderValue>, port: &HeaderValue) -> Lines {
+    let mut lines = Lines::default();
+    if let Some(address) = address {
+        lines.push(FOR.as_str(), address.as_bytes());
+    }
+    lines.push(PROTO.as_str(), b"http");
+    lines.push(PORT.as_str(), port.as_bytes());
+    lines
+}
+
+/// The rest of the lines, for one request.
+pub fn add_host(lines: &mut Lines, host: &HeaderValue) {
+    lines.push(HOST.as_str(), host.as_bytes());
+}
+
+/// `X-Request-Start` of now, as a line.
+pub fn add_request_start(lines: &mut Lines) {
+    let mut text = [0; START_MAX];
+    lines.push(REQUEST_START.as_str(), request_start(&mut text));
+}
+
 /// Sets the forwarding fields. Those of an untrusted peer have been removed already.
 pub fn set(
     headers: &mut HeaderMap,
@@ -100,8 +123,8 @@ pub fn set(
         }
     };
     default(PROTO, HeaderValue::from_static("http"));
-    default(HOST, host.clone());
     default(PORT, peer.forwarded_port.clone());
+    default(HOST, host.clone());
 }
 
 fn append_for(headers: &mut HeaderMap, address: &HeaderValue) {
@@ -146,11 +169,21 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
     joined
 }
 
-/// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
+/// `X-Request-Start` of now, in the map.
 pub fn set_request_start(headers: &mut HeaderMap) {
+    let mut text = [0; START_MAX];
+    if let Ok(value) = HeaderValue::from_bytes(request_start(&mut text)) {
+        headers.insert(REQUEST_START, value);
+    }
+}
+
+/// Room for `t=` and the longest number.
+const START_MAX: usize = 22;
+
+/// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
+fn request_start(text: &mut [u8; START_MAX]) -> &[u8] {
     let mut micros = u64::try_from(clock::since_epoch().as_micros()).unwrap_or(u64::MAX);
     // By hand: formatting would cost as much as everything else that is done to the head.
-    let mut text = [0; 22];
     let mut start = text.len();
     loop {
         start -= 1;
@@ -161,9 +194,7 @@ pub fn set_request_start(headers: &mut HeaderMap) {
         }
     }
     text[start - 2..start].copy_from_slice(b"t=");
-    if let Ok(value) = HeaderValue::from_bytes(&text[start - 2..]) {
-        headers.insert(REQUEST_START, value);
-    }
+    &text[start - 2..]
 }
 
 #[cfg(test)]

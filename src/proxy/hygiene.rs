@@ -7,6 +7,7 @@ use http::{
 };
 
 use super::{context::Peer, forwarded, http2, live::Live};
+use crate::backend::Lines;
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +71,8 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Fields that are added to a request: room for them is made at once.
 const ADDED: usize = 8;
+/// The same as lines, bytes, without what a connection's requests have in common and the host.
+const ADDED_BYTES: usize = 160;
 
 /// What a `Connection` field must not remove, whatever it says.
 fn is_end_to_end(name: &HeaderName) -> bool {
@@ -87,6 +90,9 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 /// Checks a request's head and makes it fit for the backend.
 ///
+/// What it adds goes into `added` where there is one, and nothing in the head is in its way; else into
+/// the head's map.
+///
 /// # Errors
 /// Says what is wrong; such a request goes no further.
 pub fn inbound<B>(
@@ -94,6 +100,7 @@ pub fn inbound<B>(
     peer: &Peer,
     live: &Live,
     request_id: &HeaderValue,
+    added: Option<&mut Lines>,
 ) -> Result<(), BadHead> {
     let headers = &live.config.headers;
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
@@ -106,10 +113,10 @@ pub fn inbound<B>(
         _ => return Err(BadHead::Version),
     }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
-    let survey = Survey::of(request.headers(), trusted);
+    let survey = Survey::of(request.headers(), trusted, live.request_id.as_ref());
     survey.framing()?;
     let expects = survey.expects_continue()?;
-    let unclean = survey.unclean;
+    let (unclean, in_the_way) = (survey.unclean, survey.ours);
     let sent_host = survey.host()?.cloned();
     let host = match sent_host {
         // Mostly there is nothing to be done about it.
@@ -133,11 +140,27 @@ pub fn inbound<B>(
         request.extensions_mut().insert(ExpectsContinue);
     }
 
+    *request.version_mut() = Version::HTTP_11;
+    let in_map = trusted || in_the_way || headers.forwarded;
+    if let Some(lines) = added.filter(|_| !in_map) {
+        *lines = Lines::from(&peer.lines, ADDED_BYTES + host.len());
+        forwarded::add_host(lines, &host);
+        if headers.via {
+            lines.push("via", via(version).as_bytes());
+        }
+        if let Some(name) = &live.request_id {
+            lines.push(name.as_str(), request_id.as_bytes());
+        }
+        if headers.request_start {
+            forwarded::add_request_start(lines);
+        }
+        return Ok(());
+    }
     let fields = request.headers_mut();
     fields.reserve(ADDED);
     forwarded::set(fields, peer, &host, trusted, headers.forwarded);
     if headers.via {
-        fields.append(header::VIA, via(version));
+        fields.append(header::VIA, HeaderValue::from_static(via(version)));
     }
     if let Some(name) = &live.request_id {
         fields.insert(name, request_id.clone());
@@ -145,7 +168,6 @@ pub fn inbound<B>(
     if headers.request_start {
         forwarded::set_request_start(fields);
     }
-    *request.version_mut() = Version::HTTP_11;
     Ok(())
 }
 
@@ -158,7 +180,7 @@ pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderV
     }
     let fields = response.headers_mut();
     if live.config.headers.via {
-        fields.append(header::VIA, via(version));
+        fields.append(header::VIA, HeaderValue::from_static(via(version)));
     }
     if let Some(name) = &live.request_id {
         fields.insert(name, request_id.clone());
@@ -166,12 +188,18 @@ pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderV
     *response.version_mut() = Version::HTTP_11;
 }
 
-fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(match version {
+fn via(version: Version) -> &'static str {
+    match version {
         Version::HTTP_10 => "1.0 tidegate",
         Version::HTTP_2 => "2.0 tidegate",
         _ => "1.1 tidegate",
-    })
+    }
+}
+
+/// Whether all fields are among the most usual, so that looking for any other is in vain.
+pub fn is_plain(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys();
+    names.all(|name| *name == header::HOST || is_common(name))
 }
 
 /// What one look at all fields finds; looking up each would cost more.
@@ -183,6 +211,8 @@ struct Survey<'a> {
     expectation: Found<'a>,
     /// There is something to be removed.
     unclean: bool,
+    /// It has fields that we set, or add to.
+    ours: bool,
 }
 
 #[derive(Debug, Default)]
@@ -203,7 +233,7 @@ impl<'a> Found<'a> {
 }
 
 impl<'a> Survey<'a> {
-    fn of(headers: &'a HeaderMap, trusted: bool) -> Self {
+    fn of(headers: &'a HeaderMap, trusted: bool, request_id: Option<&HeaderName>) -> Self {
         let mut survey = Self::default();
         for (name, value) in headers {
             match *name {
@@ -217,7 +247,13 @@ impl<'a> Survey<'a> {
                     survey.expectation.add(value);
                     survey.unclean = true;
                 }
-                _ => survey.unclean |= !is_common(name) && drops(name, trusted),
+                _ if is_common(name) => survey.ours |= Some(name) == request_id,
+                _ => {
+                    survey.unclean |= drops(name, trusted);
+                    survey.ours |= *name == header::VIA
+                        || *name == forwarded::REQUEST_START
+                        || Some(name) == request_id;
+                }
             }
         }
         survey
@@ -257,7 +293,7 @@ impl<'a> Survey<'a> {
 
 /// Fields that most requests and responses have, and that stay: known at a glance, which the test
 /// for what goes is not.
-fn is_common(name: &HeaderName) -> bool {
+pub fn is_common(name: &HeaderName) -> bool {
     matches!(
         *name,
         header::ACCEPT
@@ -344,25 +380,37 @@ fn other_host<B>(
 /// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
 /// address, and a comma is two Hosts that somebody has merged.
 fn is_authority(host: &HeaderValue) -> bool {
-    let Ok(text) = host.to_str() else {
-        return false;
-    };
-    let (valid, rest) = match text.strip_prefix('[') {
-        Some(bracketed) => match bracketed.split_once(']') {
-            Some((address, rest)) => (address.parse::<std::net::Ipv6Addr>().is_ok(), rest),
-            None => return false,
-        },
-        None => {
-            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
-            let plain = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b'~' | b'%');
-            (!name.is_empty() && name.bytes().all(plain), rest)
+    let bytes = host.as_bytes();
+    let rest = if let Some(bracketed) = bytes.strip_prefix(b"[") {
+        let Some(end) = bracketed.iter().position(|&byte| byte == b']') else {
+            return false;
+        };
+        let address = std::str::from_utf8(&bracketed[..end]);
+        if !address.is_ok_and(|it| it.parse::<std::net::Ipv6Addr>().is_ok()) {
+            return false;
         }
+        &bracketed[end + 1..]
+    } else {
+        let plain = |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b'~' | b'%');
+        let end = bytes.iter().position(|byte| !plain(byte));
+        let (name, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+        if name.is_empty() {
+            return false;
+        }
+        rest
     };
-    let port = rest.strip_prefix(':').unwrap_or(rest);
-    let digits = port.bytes().all(|b| b.is_ascii_digit());
-    // An empty port is allowed, RFC 3986 3.2.3; one without its colon is not.
-    let port_is_fine = port.is_empty() || (rest.len() > port.len() && port.parse::<u16>().is_ok());
-    valid && digits && port_is_fine
+    match rest {
+        // An empty port is allowed, RFC 3986 3.2.3.
+        [] => true,
+        [b':', port @ ..] => {
+            let number = port.iter().try_fold(0_u32, |number, &byte| {
+                let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
+                (number <= u32::from(u16::MAX)).then_some(10 * number + digit)
+            });
+            number.is_some_and(|number| number <= u32::from(u16::MAX))
+        }
+        _ => false,
+    }
 }
 
 /// Whether a request's field ends here: one for this hop, and from untrusted peers also what only a
@@ -471,7 +519,7 @@ mod tests {
             let borrowed: Vec<(&str, &str)> =
                 fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let mut cleaned = map(&borrowed);
-            if Survey::of(&cleaned.clone(), trusted).unclean {
+            if Survey::of(&cleaned.clone(), trusted, None).unclean {
                 clean(&mut cleaned, trusted);
             }
             let left: Vec<(&str, &str)> =
@@ -523,7 +571,7 @@ mod tests {
     }
 
     fn framing(fields: &[(&str, &str)]) -> Result<(), BadHead> {
-        Survey::of(&map(fields), true).framing()
+        Survey::of(&map(fields), true, None).framing()
     }
 
     #[test]

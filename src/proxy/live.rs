@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::HeaderName;
 use tokio::sync::{Notify, futures::Notified};
 
-use super::{client::KeySource, probes::Probes};
+use super::{client::KeySource, hygiene, probes::Probes};
 use crate::{
     admission::{
         Cap, Class, Limiter,
@@ -20,7 +20,7 @@ use crate::{
         state,
     },
     backend::{
-        Endpoint,
+        Endpoint, Lines,
         profile::{self, Excess},
     },
     buffer::Budget,
@@ -43,6 +43,8 @@ pub struct Live {
     pub request_id: Option<HeaderName>,
     /// The field by which a client says for how long it waits, milliseconds.
     pub deadline: Option<HeaderName>,
+    /// Whether one of these two is a field that most requests have anyway.
+    pub reads_usual: bool,
     /// What tells clients apart in the queue.
     pub client_key: KeySource,
 }
@@ -76,9 +78,13 @@ impl Live {
                 metrics: metrics.route(&route.name),
             })
             .collect();
+        let request_id: Option<HeaderName> = config.headers.request_id.parse().ok();
+        let deadline: Option<HeaderName> = config.queue.deadline_header.parse().ok();
+        let is_usual = |name: &Option<HeaderName>| name.as_ref().is_some_and(hygiene::is_common);
         Self {
-            request_id: config.headers.request_id.parse().ok(),
-            deadline: config.queue.deadline_header.parse().ok(),
+            reads_usual: is_usual(&request_id) || is_usual(&deadline),
+            request_id,
+            deadline,
             client_key: KeySource::from(&config.queue.client_key),
             config,
             matcher,
@@ -151,10 +157,16 @@ impl Shared {
     }
 
     /// What of a request's head is more than some endpoint is sure to take.
-    pub fn excess<B>(&self, request: &http::Request<B>) -> Option<Excess> {
+    pub fn excess<B>(&self, request: &http::Request<B>, added: &Lines) -> Option<Excess> {
         let endpoints = self.endpoints.load();
         let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
-        limits.find_map(|limits| limits.excess(request))
+        limits.find_map(|limits| limits.excess(request, added))
+    }
+
+    /// Whether the backend may be sent fields that are not in a request's map.
+    pub fn takes_lines(&self, backend: &config::Backend) -> bool {
+        let counts_vars = |endpoint: &Arc<Endpoint>| endpoint.facts().limits.count_vars();
+        backend.protocol == config::Protocol::Http && !self.endpoints.load().iter().any(counts_vars)
     }
 
     /// Whether a body must have a length before it can be sent to the backend.

@@ -35,7 +35,6 @@ use std::{convert::Infallible, sync::Arc};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward, probes::ProbesLayer};
 pub use self::{
@@ -59,7 +58,6 @@ pub fn stack(
 + use<> {
     ServiceBuilder::new()
         .layer(AnswerLayer::new(shared.clone(), peer))
-        .layer(CatchPanicLayer::custom(reject::panicked))
         .layer(ProbesLayer::new(shared.clone()))
         .layer(ReadBodyLayer::new(shared.clone()))
         .layer(

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, header, uri::PathAndQuery};
+use http::{HeaderValue, Method, Response, header, uri::PathAndQuery};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ use pin_project_lite::pin_project;
 use tokio::{sync::Notify, time::timeout};
 use tower::{Layer, Service};
 
-use super::{Error, context, live::Shared};
+use super::{Error, context::Asked, live::Shared};
 use crate::{
     admission::{Class, Reason, Refusal},
     backend::ResponseBody,
@@ -183,9 +183,9 @@ pub struct ProbesService<S> {
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Request<Incoming>> for ProbesService<S>
+impl<S> Service<Asked<Incoming>> for ProbesService<S>
 where
-    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Error>,
+    S: Service<Asked<Incoming>, Response = Response<ResponseBody>, Error = Error>,
     S::Future: Send + 'static,
 {
     type Response = Response<ResponseBody>;
@@ -196,9 +196,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let check = check(&request, &self.shared);
-        let future = self.inner.call(request);
+    fn call(&mut self, asked: Asked<Incoming>) -> Self::Future {
+        let check = check(&asked, &self.shared);
+        let future = self.inner.call(asked);
         match check {
             None => ProbesFuture::Other { future },
             Some(check) => ProbesFuture::Check {
@@ -209,8 +209,9 @@ where
 }
 
 /// The check that this request is, if it is one.
-fn check(request: &Request<Incoming>, shared: &Shared) -> Option<Arc<Check>> {
-    let protected = context::of(request).class() == Class::Protected;
+fn check(asked: &Asked<Incoming>, shared: &Shared) -> Option<Arc<Check>> {
+    let request = &asked.request;
+    let protected = asked.context.class() == Class::Protected;
     if !protected
         || !matches!(*request.method(), Method::GET | Method::HEAD)
         || !request.body().is_end_stream()

@@ -4,7 +4,6 @@ use std::{any::Any, fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
 use serde::Serialize;
 
 use super::{Error, hygiene::BadHead};
@@ -277,22 +276,15 @@ pub fn to_wire(response: &Response<Bytes>) -> Bytes {
     wire.into()
 }
 
-/// Marks the response of [`panicked`].
-#[derive(Clone, Copy, Debug)]
-pub struct PanicMark;
-
-/// A panic costs its own request alone; `answer` writes the actual response.
-pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+/// A panic costs its own request alone.
+pub fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
     tracing::error!(panic = %text, "a request panicked: please report this");
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    response.extensions_mut().insert(PanicMark);
-    response
+    Error::Panicked
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod body;
 mod request;
 mod response;
 
+pub use self::request::Lines;
 pub(super) use self::{
     body::{BodyDecoder, Step},
     request::{chunk, head, last_chunk},

@@ -7,9 +7,40 @@ use http::Request;
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
 
-/// Writes the head. Fields are written as they are: whoever calls this has said by Content-Length or
-/// Transfer-Encoding how the body is framed.
-pub fn head<B>(request: &Request<B>, out: &mut Vec<u8>) {
+/// Fields that go behind those in a request's map, written already. To put each of them into the map
+/// costs several times as much as writing it.
+#[derive(Clone, Debug, Default)]
+pub struct Lines {
+    text: Vec<u8>,
+    /// How many there are.
+    pub fields: usize,
+    /// The longest of them without its line end, bytes.
+    pub longest: usize,
+}
+
+impl Lines {
+    /// Lines with room for `room` bytes, beginning with these.
+    pub fn from(first: &Self, room: usize) -> Self {
+        let mut text = Vec::with_capacity(first.text.len() + room);
+        text.extend_from_slice(&first.text);
+        Self { text, ..*first }
+    }
+
+    /// Adds a field. Both are taken to be as a parser let them through.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        let before = self.text.len();
+        self.text.extend_from_slice(name.as_bytes());
+        self.text.extend_from_slice(b": ");
+        self.text.extend_from_slice(value);
+        self.fields += 1;
+        self.longest = self.longest.max(self.text.len() - before);
+        self.text.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes the head. Fields are written as they are, then those that were added: whoever calls this has
+/// said by Content-Length or Transfer-Encoding how the body is framed.
+pub fn head<B>(request: &Request<B>, added: &Lines, out: &mut Vec<u8>) {
     out.reserve(HEAD);
     out.extend_from_slice(request.method().as_str().as_bytes());
     out.push(b' ');
@@ -26,6 +57,7 @@ pub fn head<B>(request: &Request<B>, out: &mut Vec<u8>) {
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
+    out.extend_from_slice(&added.text);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -48,7 +80,7 @@ mod tests {
 
     fn written<B>(request: &Request<B>) -> String {
         let mut out = Vec::new();
-        head(request, &mut out);
+        head(request, &Lines::default(), &mut out);
         String::from_utf8(out).expect("ASCII")
     }
 
@@ -73,6 +105,22 @@ mod tests {
             .body(())
             .expect("a request");
         assert_eq!(written(&options), "OPTIONS * HTTP/1.1\r\n\r\n");
+    }
+
+    #[test]
+    fn added_lines_come_last() {
+        let request = Request::get("/")
+            .header("a", "b")
+            .body(())
+            .expect("a request");
+        let mut first = Lines::default();
+        first.push("c", b"d");
+        let mut lines = Lines::from(&first, 8);
+        lines.push("eee", b"f g");
+        assert_eq!((lines.fields, lines.longest), (2, "eee: f g".len()));
+        let mut out = Vec::new();
+        head(&request, &lines, &mut out);
+        assert_eq!(out, b"GET / HTTP/1.1\r\na: b\r\nc: d\r\neee: f g\r\n\r\n");
     }
 
     #[test]

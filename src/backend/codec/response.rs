@@ -61,7 +61,8 @@ impl Heads {
             };
             let head = bytes.split_to(end).freeze();
             self.searched = 0;
-            let (response, minor) = parse(&head)?;
+            let parsed = parse(&head)?;
+            let response = &parsed.response;
             let status = response.status();
             if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
                 return Err(Malformed::Unasked);
@@ -70,12 +71,11 @@ impl Heads {
                 self.interim += end;
                 continue;
             }
-            let body = self.framing(&response)?;
-            let keep_alive = stays_open(response.headers(), minor)
-                && body.has_an_end()
-                && !self.may_have_more(&response);
+            let body = self.framing(&parsed)?;
+            let keep_alive =
+                parsed.stays_open() && body.has_an_end() && !self.may_have_more(response);
             return Ok(Some(Head {
-                response,
+                response: parsed.response,
                 body,
                 keep_alive,
             }));
@@ -123,15 +123,14 @@ impl Heads {
     }
 
     /// How the body is framed: RFC 9112 6.3, without the repairs it allows.
-    fn framing(&self, response: &Response<()>) -> Result<BodyDecoder, Malformed> {
-        let headers = response.headers();
-        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-        let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-        let (coding, length) = (codings.next(), lengths.next());
-        if codings.next().is_some() || lengths.next().is_some() {
+    fn framing(&self, parsed: &Parsed) -> Result<BodyDecoder, Malformed> {
+        let response = &parsed.response;
+        if parsed.codings > 1 || parsed.lengths > 1 {
             return Err(Malformed::Framing);
         }
-        let declared = match length {
+        let one = |count: usize, name| (count > 0).then(|| response.headers().get(name)).flatten();
+        let coding = one(parsed.codings, header::TRANSFER_ENCODING);
+        let declared = match one(parsed.lengths, header::CONTENT_LENGTH) {
             Some(value) => Some(decimal(value.as_bytes()).ok_or(Malformed::Framing)?),
             None => None,
         };
@@ -155,8 +154,16 @@ impl Heads {
     }
 }
 
+/// A whole head, and how many fields of a kind it has: looking them up would cost more than to count.
+struct Parsed {
+    response: Response<()>,
+    codings: usize,
+    lengths: usize,
+    connections: usize,
+}
+
 /// Parses a whole head.
-fn parse(head: &Bytes) -> Result<(Response<()>, u8), Malformed> {
+fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
     // httparse takes a bare LF for a line's end.
     let bare = memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r');
     if bare {
@@ -182,10 +189,17 @@ fn parse(head: &Bytes) -> Result<(Response<()>, u8), Malformed> {
     };
     let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
     let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
+    let (mut codings, mut lengths, mut connections) = (0, 0, 0);
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
             .map_err(|_| Malformed::Field)?;
+        match name {
+            header::TRANSFER_ENCODING => codings += 1,
+            header::CONTENT_LENGTH => lengths += 1,
+            header::CONNECTION => connections += 1,
+            _ => {}
+        }
         headers.append(name, value);
     }
     let mut response = Response::new(());
@@ -202,22 +216,32 @@ fn parse(head: &Bytes) -> Result<(Response<()>, u8), Malformed> {
     {
         response.extensions_mut().insert(reason);
     }
-    Ok((response, minor))
+    Ok(Parsed {
+        response,
+        codings,
+        lengths,
+        connections,
+    })
 }
 
-/// Whether the connection outlives the message: RFC 9112 9.3.
-fn stays_open(headers: &HeaderMap, minor: u8) -> bool {
-    let mut open = minor > 0;
-    for value in headers.get_all(header::CONNECTION) {
-        for option in value.as_bytes().split(|&byte| byte == b',') {
-            let option = option.trim_ascii();
-            if option.eq_ignore_ascii_case(b"close") {
-                return false;
-            }
-            open |= option.eq_ignore_ascii_case(b"keep-alive");
+impl Parsed {
+    /// Whether the connection outlives the message: RFC 9112 9.3.
+    fn stays_open(&self) -> bool {
+        let mut open = self.response.version() == Version::HTTP_11;
+        if self.connections == 0 {
+            return open;
         }
+        for value in self.response.headers().get_all(header::CONNECTION) {
+            for option in value.as_bytes().split(|&byte| byte == b',') {
+                let option = option.trim_ascii();
+                if option.eq_ignore_ascii_case(b"close") {
+                    return false;
+                }
+                open |= option.eq_ignore_ascii_case(b"keep-alive");
+            }
+        }
+        open
     }
-    open
 }
 
 /// A length of plain digits that fits.
