@@ -93,15 +93,22 @@ pub struct Refusal {
     pub drain_time: Duration,
 }
 
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.reason {
+impl Refusal {
+    /// Why, for people.
+    pub fn text(&self) -> &'static str {
+        match self.reason {
             Reason::QueueFull => "the queue is full",
             Reason::QueueTimeout => "the wait would exceed the bound",
             Reason::Deadline => "the deadline cannot be met",
             Reason::RouteLimit => "the route is at its limit",
             Reason::Draining => "the gate is draining",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text())
     }
 }
 

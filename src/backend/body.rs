@@ -102,6 +102,14 @@ enum Source {
     Piped(Arc<Pipe>),
 }
 
+/// All that there is, or as much of it as may be delivered at once; what is left stays there.
+fn next_of_one(one: &mut Option<Bytes>, most: usize) -> Option<Bytes> {
+    match one {
+        Some(bytes) if bytes.len() > most => Some(bytes.split_to(most)),
+        one => one.take(),
+    }
+}
+
 /// The first of the parts, or as much of it as may be delivered at once; what is left stays there.
 pub(super) fn next(parts: &mut VecDeque<Bytes>, most: usize) -> Option<Bytes> {
     let first = parts.front_mut()?;
@@ -109,6 +117,38 @@ pub(super) fn next(parts: &mut VecDeque<Bytes>, most: usize) -> Option<Bytes> {
         return Some(first.split_to(most));
     }
     parts.pop_front()
+}
+
+/// What has come of a response's body. It is mostly one part, which needs no list.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    first: Option<Bytes>,
+    rest: VecDeque<Bytes>,
+}
+
+impl Parts {
+    /// The next part.
+    pub(super) fn push(&mut self, part: Bytes) {
+        match self.first {
+            None => self.first = Some(part),
+            Some(_) => self.rest.push_back(part),
+        }
+    }
+
+    /// Bytes of all of them.
+    pub(super) fn len(&self) -> u64 {
+        let all = self.first.iter().chain(&self.rest);
+        all.map(|part| part.len() as u64).sum()
+    }
+}
+
+impl From<Parts> for VecDeque<Bytes> {
+    fn from(Parts { first, mut rest }: Parts) -> Self {
+        if let Some(first) = first {
+            rest.push_front(first);
+        }
+        rest
+    }
 }
 
 impl ResponseBody {
@@ -141,14 +181,15 @@ impl ResponseBody {
         }
     }
 
-    pub(super) fn whole(
-        parts: VecDeque<Bytes>,
-        trailers: Option<Box<HeaderMap>>,
-        held: Reservation,
-    ) -> Self {
+    pub(super) fn whole(parts: Parts, trailers: Option<Box<HeaderMap>>, held: Reservation) -> Self {
         Self {
-            remaining: Some(parts.iter().map(|part| part.len() as u64).sum()),
-            source: Source::Whole(parts),
+            remaining: Some(parts.len()),
+            source: match parts {
+                Parts { first, rest } if rest.is_empty() && trailers.is_none() => {
+                    Source::One(first)
+                }
+                parts => Source::Whole(parts.into()),
+            },
             trailers,
             piece: usize::MAX,
             _held: Some(held),
@@ -176,7 +217,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let part = match &mut this.source {
-            Source::One(bytes) => bytes.take().map(Ok),
+            Source::One(bytes) => next_of_one(bytes, this.piece).map(Ok),
             Source::Whole(parts) => next(parts, this.piece).map(Ok),
             Source::Piped(pipe) => ready!(pipe.poll_read(cx, this.piece)),
         };

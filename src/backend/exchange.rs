@@ -1,7 +1,6 @@
 //! One request and its response, over one connection.
 
 use std::{
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
@@ -15,6 +14,7 @@ use tokio::task::unconstrained;
 
 use super::{
     Endpoint, Error, RequestBody, ResponseBody,
+    body::Parts,
     codec::{Head, Lines},
     connect,
     link::{Link, NoHead},
@@ -117,83 +117,86 @@ impl<L> From<Error> for Failed<L> {
 ///
 /// # Errors
 /// See [`Error`]. A request is sent again, once, only when that cannot do anything twice.
-pub async fn exchange<L: Lease>(
+// An async block keeps what it captures in one place; an async function would keep its arguments twice.
+#[allow(clippy::manual_async_fn)]
+pub fn exchange<L: Lease>(
     delivery: Delivery<'_>,
     mut request: Box<Request<RequestBody>>,
     mut lease: L,
-) -> Result<Response<ResponseBody>, Failed<L>> {
-    let backend = &delivery.config.backend;
-    let endpoint = &delivery.endpoint;
-    let mut may_reuse = endpoint.keeps_connections(backend);
-    let suspect = endpoint.suspect(&request, delivery.added);
-    let upgrade = request.headers().get(header::UPGRADE).cloned();
-    loop {
-        let replayable = is_replayable(&request);
-        let packet = match backend.protocol {
-            Protocol::Http => None,
-            Protocol::Uwsgi => Some(uwsgi::encode(&request).map_err(Error::from)?),
-        };
-        let link = match open(&delivery, replayable, may_reuse).await {
-            Ok(link) => link,
-            Err(error) => {
-                return Err(Failed {
-                    error,
-                    unsent: Some((request, lease)),
-                });
-            }
-        };
-        let reused = link.reused;
-        endpoint.metrics.connection(reused);
-        let mut flight = Flight::launch(link, request, packet, lease, &delivery);
-        let error = match flight.head(backend.response_timeout).await {
-            Ok(head) if head.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                return Ok(switch(flight, head.response, upgrade.as_ref())?);
-            }
-            Ok(head) => {
-                let response = &head.response;
-                let look = endpoint.recognise(response.version(), response.headers());
-                if let Some(inner) = &mut flight.inner {
-                    inner.look = look;
+) -> impl Future<Output = Result<Response<ResponseBody>, Failed<L>>> + Send {
+    async move {
+        let backend = &delivery.config.backend;
+        let endpoint = &delivery.endpoint;
+        let mut may_reuse = endpoint.keeps_connections(backend);
+        let suspect = endpoint.suspect(&request, delivery.added);
+        let upgrade = request.headers().get(header::UPGRADE).cloned();
+        let (mut flight, head) = loop {
+            let replayable = is_replayable(&request);
+            let packet = match backend.protocol {
+                Protocol::Http => None,
+                Protocol::Uwsgi => Some(uwsgi::encode(&request).map_err(Error::from)?),
+            };
+            let link = match open(&delivery, replayable, may_reuse).await {
+                Ok(link) => link,
+                Err(error) => {
+                    return Err(Failed {
+                        error,
+                        unsent: Some((request, lease)),
+                    });
                 }
-                if suspect.is_some() {
-                    endpoint.tried(profile::says_excess(response.status()));
+            };
+            let reused = link.reused;
+            endpoint.metrics.connection(reused);
+            let mut flight = Flight::launch(link, request, packet, lease, &delivery);
+            let error = match flight.head(backend.response_timeout).await {
+                Ok(head) if head.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Ok(switch(flight, head.response, upgrade.as_ref())?);
                 }
-                return receive(flight, head, &delivery).await;
-            }
-            // An idle connection that the server closed under us, PITFALLS B2: resend, once, if not
-            // a byte was sent or it does no harm twice.
-            Err(NoHead {
-                error: Error::Reset(_),
-                request: Some(unanswered),
-                begun,
-            }) if reused && (replayable || !begun) => {
-                request = unanswered;
-                match flight.into_lease() {
-                    Some(returned) => lease = returned,
-                    None => return Err(Error::Timeout.into()),
+                Ok(head) => break (flight, head),
+                // An idle connection that the server closed under us, PITFALLS B2: resend, once, if not
+                // a byte was sent or it does no harm twice.
+                Err(NoHead {
+                    error: Error::Reset(_),
+                    request: Some(unanswered),
+                    begun,
+                }) if reused && (replayable || !begun) => {
+                    request = unanswered;
+                    match flight.into_lease() {
+                        Some(returned) => lease = returned,
+                        None => return Err(Error::Timeout.into()),
+                    }
+                    may_reuse = false;
+                    continue;
                 }
-                may_reuse = false;
-                continue;
+                // uWSGI says nothing of a head that is too large for it; it just closes.
+                Err(NoHead {
+                    error: Error::Reset(_),
+                    ..
+                }) if let Some(excess) = suspect
+                    && !endpoint.facts().answers_excess =>
+                {
+                    endpoint.tried(true);
+                    flight.finish(Completion::Abandoned);
+                    return Err(Error::from(excess).into());
+                }
+                Err(failed) => failed.error,
+            };
+            match error {
+                Error::Timeout => flight.give_up(Completion::TimedOut),
+                Error::RequestBody(_) => flight.finish(Completion::Abandoned),
+                _ => flight.finish(Completion::Reset),
             }
-            // uWSGI says nothing of a head that is too large for it; it just closes.
-            Err(NoHead {
-                error: Error::Reset(_),
-                ..
-            }) if let Some(excess) = suspect
-                && !endpoint.facts().answers_excess =>
-            {
-                endpoint.tried(true);
-                flight.finish(Completion::Abandoned);
-                return Err(Error::from(excess).into());
-            }
-            Err(failed) => failed.error,
+            return Err(error.into());
         };
-        match error {
-            Error::Timeout => flight.give_up(Completion::TimedOut),
-            Error::RequestBody(_) => flight.finish(Completion::Abandoned),
-            _ => flight.finish(Completion::Reset),
+        let response = &head.response;
+        let look = endpoint.recognise(response.version(), response.headers());
+        if let Some(inner) = &mut flight.inner {
+            inner.look = look;
         }
-        return Err(error.into());
+        if suspect.is_some() {
+            endpoint.tried(profile::says_excess(response.status()));
+        }
+        receive(flight, head, &delivery).await
     }
 }
 
@@ -431,11 +434,12 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
 }
 
 /// Takes the response over: whole if it is small or already there, else through a pipe.
-async fn receive<L: Lease>(
+#[allow(clippy::manual_async_fn)]
+fn receive<'a, L: Lease>(
     mut flight: Flight<L>,
     head: Head,
-    delivery: &Delivery<'_>,
-) -> Result<Response<ResponseBody>, Failed<L>> {
+    delivery: &'a Delivery<'_>,
+) -> impl Future<Output = Result<Response<ResponseBody>, Failed<L>>> + Send + 'a {
     let Head { response, body, .. } = head;
     let stream = delivery.stream || is_event_stream(&response);
     let length = body.remaining();
@@ -443,69 +447,72 @@ async fn receive<L: Lease>(
         inner.status = Some(response.status());
         inner.link.expect(body);
     }
-    if length == Some(0) {
-        flight.finish(Completion::Answered);
-        return Ok(response.map(|()| ResponseBody::empty()));
-    }
-    let buffers = &delivery.config.buffers;
-    let read_timeout = delivery.config.backend.read_timeout;
-    let mut held = delivery.budget.reservation(Direction::Response);
-    let mut parts = VecDeque::new();
-    let whole = !stream
-        && length
-            .is_some_and(|length| length <= WHOLE_MAX.min(buffers.response) && held.grow(length));
-    // The worker is not free before the client has read most of it, however much of it lies here.
-    let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
-    if large && let Some(inner) = &mut flight.inner {
-        inner.link.read_little();
-    }
-    let arrived = if whole {
-        collect(&mut flight, &mut parts, read_timeout)
-            .await
-            .map(|()| true)
-    } else if stream || large {
-        Ok(false)
-    } else {
-        // Short answers of unknown length are often there with their head.
-        take_ready(&mut flight, &mut parts).await
-    };
-    let complete = match arrived {
-        Ok(complete) => complete,
-        Err(Error::Timeout) => {
-            flight.give_up(Completion::TimedOut);
-            return Err(Error::Timeout.into());
+    async move {
+        if length == Some(0) {
+            flight.finish(Completion::Answered);
+            return Ok(response.map(|()| ResponseBody::empty()));
         }
-        Err(error) => {
-            flight.finish(Completion::Reset);
-            return Err(error.into());
+        let buffers = &delivery.config.buffers;
+        let read_timeout = delivery.config.backend.read_timeout;
+        let mut held = delivery.budget.reservation(Direction::Response);
+        let mut parts = Parts::default();
+        let whole = !stream
+            && length.is_some_and(|length| {
+                length <= WHOLE_MAX.min(buffers.response) && held.grow(length)
+            });
+        // The worker is not free before the client has read most of it, however much of it lies here.
+        let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
+        if large && let Some(inner) = &mut flight.inner {
+            inner.link.read_little();
         }
-    };
-    if !whole {
-        held.grow(parts.iter().map(len).sum());
+        let arrived = if whole {
+            collect(&mut flight, &mut parts, read_timeout)
+                .await
+                .map(|()| true)
+        } else if stream || large {
+            Ok(false)
+        } else {
+            // Short answers of unknown length are often there with their head.
+            take_ready(&mut flight, &mut parts).await
+        };
+        let complete = match arrived {
+            Ok(complete) => complete,
+            Err(Error::Timeout) => {
+                flight.give_up(Completion::TimedOut);
+                return Err(Error::Timeout.into());
+            }
+            Err(error) => {
+                flight.finish(Completion::Reset);
+                return Err(error.into());
+            }
+        };
+        if !whole {
+            held.grow(parts.len());
+        }
+        let body = if complete {
+            let trailers = flight.take_trailers();
+            flight.finish(Completion::Answered);
+            ResponseBody::whole(parts, trailers, held)
+        } else {
+            let room = if large { LARGE_ROOM } else { buffers.response };
+            let pipe = Pipe::new(parts.into(), held, room);
+            tokio::spawn(pump(
+                flight,
+                pipe.clone(),
+                read_timeout,
+                stream,
+                delivery.metrics.clone(),
+            ));
+            ResponseBody::piped(pipe, length)
+        };
+        Ok(response.map(|()| body))
     }
-    let body = if complete {
-        let trailers = flight.take_trailers();
-        flight.finish(Completion::Answered);
-        ResponseBody::whole(parts, trailers, held)
-    } else {
-        let room = if large { LARGE_ROOM } else { buffers.response };
-        let pipe = Pipe::new(parts, held, room);
-        tokio::spawn(pump(
-            flight,
-            pipe.clone(),
-            read_timeout,
-            stream,
-            delivery.metrics.clone(),
-        ));
-        ResponseBody::piped(pipe, length)
-    };
-    Ok(response.map(|()| body))
 }
 
 /// Reads to the end, however long that takes, as long as no pause is longer than `read_timeout`.
 async fn collect<L: Lease>(
     flight: &mut Flight<L>,
-    parts: &mut VecDeque<Bytes>,
+    parts: &mut Parts,
     read_timeout: Duration,
 ) -> Result<(), Error> {
     loop {
@@ -524,24 +531,21 @@ async fn collect<L: Lease>(
             }
         };
         match next.transpose()? {
-            Some(part) => parts.push_back(part),
+            Some(part) => parts.push(part),
             None => return Ok(()),
         }
     }
 }
 
 /// Takes what has arrived already, up to [`WHOLE_MAX`]; true if that is all.
-async fn take_ready<L: Lease>(
-    flight: &mut Flight<L>,
-    parts: &mut VecDeque<Bytes>,
-) -> Result<bool, Error> {
+async fn take_ready<L: Lease>(flight: &mut Flight<L>, parts: &mut Parts) -> Result<bool, Error> {
     let mut taken = 0;
     poll_fn(|cx| {
         while taken < WHOLE_MAX {
             match flight.poll_data(cx) {
                 Poll::Ready(Some(Ok(part))) => {
                     taken += len(&part);
-                    parts.push_back(part);
+                    parts.push(part);
                 }
                 Poll::Ready(None) => return Poll::Ready(Ok(true)),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),

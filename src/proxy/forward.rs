@@ -59,61 +59,65 @@ impl Service<Admitted<Asked<RequestBody>>> for Forward {
 
 /// Has the exchange. An endpoint that cannot be reached costs nothing but another attempt, as long
 /// as there is one that has not been tried.
-async fn forward(
+// An async block keeps what it captures in one place; an async function would keep its arguments twice.
+#[allow(clippy::manual_async_fn)]
+fn forward(
     shared: Arc<Shared>,
     context: Arc<Context>,
     mut request: Box<Request<RequestBody>>,
     mut permit: Permit,
-) -> Result<Response<ResponseBody>, Error> {
-    note_admission(&shared, &context, &permit);
-    loop {
-        let attempt = usize::from(context.attempt());
-        let endpoints = shared.endpoints();
-        let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
-            // Its endpoint was taken out of the configuration just now.
-            permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
-            continue;
-        };
-        let delivery = Delivery {
-            endpoint: endpoint.clone(),
-            config: context.live.config.clone(),
-            budget: shared.budget.clone(),
-            metrics: shared.metrics.clone(),
-            stream: context.class() == Class::Stream,
-            added: &context.added,
-        };
-        let lease = Box::new(Serving {
-            permit: Some(permit),
-            context: context.clone(),
-            shared: shared.clone(),
-            endpoint: endpoint.clone(),
-        });
-        let failed = match backend::exchange(delivery, request, lease).await {
-            Ok(response) if context.http2 => {
-                return Ok(response.map(|body| body.in_pieces(http2::PIECE)));
+) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
+    async move {
+        note_admission(&shared, &context, &permit);
+        loop {
+            let attempt = usize::from(context.attempt());
+            let endpoints = shared.endpoints();
+            let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
+                // Its endpoint was taken out of the configuration just now.
+                permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
+                continue;
+            };
+            let delivery = Delivery {
+                endpoint: endpoint.clone(),
+                config: context.live.config.clone(),
+                budget: shared.budget.clone(),
+                metrics: shared.metrics.clone(),
+                stream: context.class() == Class::Stream,
+                added: &context.added,
+            };
+            let lease = Box::new(Serving {
+                permit: Some(permit),
+                context: context.clone(),
+                shared: shared.clone(),
+                endpoint: endpoint.clone(),
+            });
+            let failed = match backend::exchange(delivery, request, lease).await {
+                Ok(response) if context.http2 => {
+                    return Ok(response.map(|body| body.in_pieces(http2::PIECE)));
+                }
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            if let Some(kind) = failed.error.kind() {
+                endpoint.metrics.error(kind);
             }
-            Ok(response) => return Ok(response),
-            Err(failed) => failed,
-        };
-        if let Some(kind) = failed.error.kind() {
-            endpoint.metrics.error(kind);
+            let Failed { error, unsent } = failed;
+            let Some((unsent, lease)) = unsent else {
+                return Err(Error::of_exchange(error));
+            };
+            lease.complete(
+                match error {
+                    backend::Error::ConnectTimeout => Completion::Overloaded,
+                    _ => Completion::Unreachable,
+                },
+                None,
+            );
+            if attempt >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
+                return Err(error.into());
+            }
+            request = unsent;
+            permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
         }
-        let Failed { error, unsent } = failed;
-        let Some((unsent, lease)) = unsent else {
-            return Err(Error::of_exchange(error));
-        };
-        lease.complete(
-            match error {
-                backend::Error::ConnectTimeout => Completion::Overloaded,
-                _ => Completion::Unreachable,
-            },
-            None,
-        );
-        if attempt >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
-            return Err(error.into());
-        }
-        request = unsent;
-        permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
     }
 }
 

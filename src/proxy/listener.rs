@@ -361,3 +361,91 @@ impl Pauses {
         tokio::time::sleep(pause).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        admission::Limiter, clock, config::Config, observe::Metrics, proxy::live::queue_settings,
+    };
+
+    fn shared() -> Arc<Shared> {
+        let config = Config::default();
+        let limiter = Limiter::new(queue_settings(&config), None, clock::now());
+        Shared::new(Arc::new(config), limiter, Arc::new(Metrics::new()))
+    }
+
+    /// Three threads, of which the test is each.
+    struct Threads {
+        open: Vec<Arc<Connections>>,
+        accepted: Vec<mpsc::UnboundedReceiver<(Accepted, crate::proxy::connection::Counted)>>,
+        address: String,
+        acceptor: tokio::task::JoinHandle<io::Result<()>>,
+    }
+
+    impl Threads {
+        fn start() -> Self {
+            let (mut workers, mut accepted) = (Vec::new(), Vec::new());
+            for _ in 0..3 {
+                let (sender, receiver) = mpsc::unbounded_channel();
+                accepted.push(receiver);
+                workers.push(Worker {
+                    connections: Arc::default(),
+                    sender: Some(sender),
+                });
+            }
+            let open = workers.iter().map(|w| w.connections.clone()).collect();
+            let address = "127.0.0.1:0".parse().expect("an address");
+            let listener = Listener::bind(&address).expect("a port");
+            let address = listener.local_address();
+            let acceptor = Acceptor::new(shared(), workers);
+            Self {
+                open,
+                accepted,
+                address,
+                acceptor: tokio::spawn(async move { acceptor.run(&listener).await }),
+            }
+        }
+
+        fn counts(&self) -> Vec<usize> {
+            self.open.iter().map(|open| open.open()).collect()
+        }
+
+        /// So many more clients, once they have been accepted.
+        async fn connect(&self, clients: usize) -> Vec<tokio::net::TcpStream> {
+            let all = self.counts().iter().sum::<usize>() + clients;
+            let mut streams = Vec::new();
+            for _ in 0..clients {
+                let stream = tokio::net::TcpStream::connect(&self.address).await;
+                streams.push(stream.expect("a connection"));
+            }
+            let until = clock::now() + Duration::from_secs(20);
+            while self.counts().iter().sum::<usize>() < all {
+                assert!(clock::now() < until, "{:?} of {all}", self.counts());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            streams
+        }
+    }
+
+    /// A balancer opens its connections at once and keeps them for days: where they are is where the work
+    /// is.
+    #[tokio::test]
+    async fn connections_are_spread_evenly_and_gaps_are_filled() {
+        let mut threads = Threads::start();
+        let _first = threads.connect(30).await;
+        assert_eq!(threads.counts(), [10, 10, 10], "a burst is spread evenly");
+        // All connections of one thread end, as those of one balancer do that goes away.
+        for _ in 0..10 {
+            threads.accepted[1].try_recv().expect("it was handed over");
+        }
+        assert_eq!(threads.counts(), [10, 0, 10]);
+        let _second = threads.connect(8).await;
+        assert_eq!(threads.counts(), [10, 8, 10], "all to the one with room");
+        let _third = threads.connect(8).await;
+        assert_eq!(threads.counts(), [12, 12, 12]);
+        threads.acceptor.abort();
+    }
+}

@@ -17,6 +17,8 @@ mod forwarded;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod guard;
+#[doc(hidden)]
+pub mod head;
 mod http2;
 mod hygiene;
 mod io;

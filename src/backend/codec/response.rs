@@ -25,6 +25,8 @@ pub struct Heads {
     interim: usize,
     /// Bytes that were looked at already and hold no end of a head.
     searched: usize,
+    /// A line ended with LF alone.
+    bare: bool,
 }
 
 /// A head, and how what follows is framed.
@@ -46,6 +48,7 @@ impl Heads {
             upgrade,
             interim: 0,
             searched: 0,
+            bare: false,
         }
     }
 
@@ -61,6 +64,9 @@ impl Heads {
             };
             let head = bytes.split_to(end).freeze();
             self.searched = 0;
+            if self.bare {
+                return Err(Malformed::Field);
+            }
             let parsed = parse(&head)?;
             let response = &parsed.response;
             let status = response.status();
@@ -89,13 +95,18 @@ impl Heads {
         if !b"HTTP/".starts_with(start) {
             return Err(Malformed::StatusLine);
         }
-        // Bare line ends are found here and refused by `parse`: nobody waits for what will not come.
-        let mut from = self.searched.saturating_sub(2);
-        while let Some(at) = memchr::memchr(b'\n', &bytes[from..]) {
-            from += at + 1;
-            let end = match &bytes[from..] {
-                [b'\n', ..] => from + 1,
-                [b'\r', b'\n', ..] => from + 2,
+        // Heads with bare line ends end here, too, and are refused then: nobody waits for what will not
+        // come.
+        let searched = self.searched.saturating_sub(2);
+        for at in memchr::memchr_iter(b'\n', &bytes[searched..]) {
+            let at = searched + at;
+            self.bare |= at == 0 || bytes[at - 1] != b'\r';
+            let end = match &bytes[at + 1..] {
+                [b'\n', ..] => {
+                    self.bare = true;
+                    at + 2
+                }
+                [b'\r', b'\n', ..] => at + 3,
                 _ => continue,
             };
             return if self.interim + end <= HEAD_MAX {
@@ -162,13 +173,8 @@ struct Parsed {
     connections: usize,
 }
 
-/// Parses a whole head.
+/// Parses a whole head, whose lines end with CRLF: httparse takes a bare LF as well.
 fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
-    // httparse takes a bare LF for a line's end.
-    let bare = memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r');
-    if bare {
-        return Err(Malformed::Field);
-    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(

@@ -1,0 +1,54 @@
+//! What is done to a head, without a connection around it: for `benches/hygiene.rs`.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{HeaderValue, Request, Response};
+
+use super::{
+    context::Peer,
+    guard::{Guard, Limits},
+    hygiene,
+    live::{Live, Shared, queue_settings},
+    state::State,
+};
+use crate::{admission::Limiter, backend::Lines, clock, config::Config, observe::Metrics};
+
+/// A client's connection, as far as heads go.
+#[derive(Debug)]
+pub struct Heads {
+    live: Arc<Live>,
+    peer: Peer,
+    id: HeaderValue,
+}
+
+impl Heads {
+    /// From a peer at this address, by this configuration.
+    pub fn new(config: Config, peer: SocketAddr) -> Self {
+        let (metrics, now) = (Arc::new(Metrics::new()), clock::now());
+        let limiter = Limiter::new(queue_settings(&config), None, now);
+        let shared = Shared::new(Arc::new(config), limiter, metrics.clone());
+        let state = Arc::new(State::new(metrics, now));
+        Self {
+            live: shared.live(),
+            peer: Peer::new(Some(peer), Some(peer), state),
+            id: super::answer::new_request_id(),
+        }
+    }
+
+    /// Judges the bytes of a head: how many of them may pass, 0 if none may.
+    pub fn guard(&self, bytes: &[u8]) -> usize {
+        let mut guard = Guard::new(Limits::new(self.live.config.server.max_header_bytes));
+        guard.advance(bytes).unwrap_or(0)
+    }
+
+    /// Checks and cleans a request's head, and adds what a gateway adds. Whether it may pass.
+    pub fn inbound(&self, request: &mut Request<()>) -> bool {
+        let mut added = Lines::default();
+        hygiene::inbound(request, &self.peer, &self.live, &self.id, Some(&mut added)).is_ok()
+    }
+
+    /// The same for the head of an answer, which always may.
+    pub fn outbound(&self, response: &mut Response<()>) {
+        hygiene::outbound(response, &self.live, &self.id);
+    }
+}
