@@ -4,7 +4,11 @@ mod common;
 
 use std::fs;
 
-use common::{Gunicorn, tidegate};
+use common::{
+    Gunicorn,
+    servers::{self, Server},
+    tidegate,
+};
 use serde_json::Value;
 
 fn examine(address: &str) -> Value {
@@ -159,4 +163,264 @@ fn people_get_it_in_words_and_an_absent_backend_is_a_failure() {
             "{part}: {out}"
         );
     }
+}
+
+/// What is expected of a server.
+struct Expected {
+    name: &'static str,
+    profile: &'static str,
+    protocol: &'static str,
+    /// Their number, where it has one.
+    slots: Option<u32>,
+    /// A part of the verdict.
+    verdict: &'static str,
+    keep_alive: &'static str,
+    /// Quirks, by name, and a part of what is said of each.
+    quirks: &'static [(&'static str, &'static str)],
+    /// Whether the accept queue says something.
+    queue: bool,
+    advice: &'static str,
+    /// A line of the configuration.
+    toml: &'static str,
+}
+
+fn is_as_expected(server: Option<Server>, expected: &Expected) {
+    // Said aloud by the server that is not there.
+    let Some(server) = server else { return };
+    let found = examine(server.address());
+    usable(&found);
+    let name = found["server"]["name"].as_str().unwrap();
+    assert!(name.starts_with(expected.name), "{name}");
+    assert_eq!(found["profile"], expected.profile);
+    assert_eq!(found["protocol"], expected.protocol);
+    assert_eq!(found["keep_alive"], expected.keep_alive);
+    for (name, part) in expected.quirks {
+        let text = quirk(&found, name);
+        assert!(text.contains(part), "{name}: {text}");
+    }
+    let advice = found["advice"].to_string();
+    assert!(advice.contains(expected.advice), "{advice}");
+    let toml = found["toml"].as_str().unwrap();
+    assert!(toml.contains(expected.toml), "{toml}");
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let how = found["server"]["recognised"].as_str().unwrap();
+    assert!(how.ends_with("of its process"), "{how}");
+    assert_eq!(
+        found["slots"]["count"].as_u64(),
+        expected.slots.map(u64::from)
+    );
+    if expected.slots.is_some() {
+        assert_eq!(found["slots"]["source"], "proc");
+    }
+    let verdict = found["verdict"].as_str().unwrap();
+    assert!(verdict.contains(expected.verdict), "{verdict}");
+    assert!(found["backlog"].as_u64() > Some(0), "{found}");
+    assert!(found["cpu"]["cores"].as_f64() > Some(0.0));
+    assert!(found["memory"]["used_bytes"].as_u64() > Some(1_000_000));
+    let signals = found["signals"].as_array().unwrap();
+    let available = |name: &str| {
+        let signal = signals.iter().find(|it| it["signal"] == name).unwrap();
+        assert!(!signal["how"].as_str().unwrap().is_empty());
+        signal["available"] == true
+    };
+    assert_eq!(available("accept_queue"), expected.queue);
+    assert_eq!(available("slots"), expected.slots.is_some());
+    assert!(available("cpu"));
+}
+
+const UWSGI: Expected = Expected {
+    name: "uWSGI",
+    profile: "uwsgi",
+    protocol: "http",
+    slots: Some(4),
+    verdict: "2 workers x 2 threads: 4 requests in parallel; the fifth waits in a backlog of ",
+    keep_alive: "closes",
+    quirks: &[
+        ("keep_alive", "says nothing of it"),
+        ("chunked", "hands the app an empty one"),
+        ("expect_100", "sends no 100 Continue"),
+        (
+            "header_limits",
+            "a field of 4200 bytes (the connection ended without an answer)",
+        ),
+    ],
+    queue: true,
+    advice: "--buffer-size 16384 takes larger ones",
+    toml: "",
+};
+
+const UWSGI_SOCKET: Expected = Expected {
+    protocol: "uwsgi",
+    quirks: &[
+        ("protocol", "speaks uWSGI's protocol, not HTTP"),
+        ("chunked", "has no chunked bodies"),
+        (
+            "header_limits",
+            "a field of 4200 bytes (the connection ended without an answer)",
+        ),
+    ],
+    advice: "through tidegate with the configuration below",
+    toml: "\nprotocol = \"uwsgi\"\n",
+    ..UWSGI
+};
+
+const TWO_BY_TWO: [&str; 4] = ["--processes", "2", "--threads", "2"];
+
+#[test]
+fn uwsgi_over_http() {
+    is_as_expected(Server::tcp(servers::UWSGI_HTTP, &TWO_BY_TWO), &UWSGI);
+}
+
+#[test]
+fn uwsgi_over_its_own_protocol() {
+    is_as_expected(
+        Server::tcp(servers::UWSGI_SOCKET, &TWO_BY_TWO),
+        &UWSGI_SOCKET,
+    );
+    is_as_expected(
+        Server::unix(servers::UWSGI_SOCKET, &TWO_BY_TWO),
+        &UWSGI_SOCKET,
+    );
+}
+
+/// The configured protocol is asked in first, and what is wrong with it is found out.
+#[test]
+fn the_protocol_that_is_configured_is_believed_as_far_as_it_is_so() {
+    let asked = |server: &Server| {
+        let given = ["--set", "backend.protocol=uwsgi", "--format", "json"];
+        let (code, out, err) =
+            tidegate(&[&["doctor", "--backend", server.address()], &given[..]].concat());
+        assert_eq!(code, 0, "{err}");
+        let report: Value = serde_json::from_str(&out).unwrap();
+        let found = report["endpoints"][0].clone();
+        let first = found["asked"][0]["request"].as_str().unwrap().to_owned();
+        assert_eq!(first, "GET / in the uwsgi protocol");
+        found["protocol"].as_str().unwrap().to_owned()
+    };
+    if let Some(server) = Server::tcp(servers::UWSGI_SOCKET, &[]) {
+        assert_eq!(asked(&server), "uwsgi");
+    }
+    if let Some(server) = Server::tcp(servers::UWSGI_HTTP, &[]) {
+        assert_eq!(asked(&server), "http");
+    }
+}
+
+#[test]
+fn gunicorn_with_the_protocol_of_uwsgi() {
+    is_as_expected(
+        Server::tcp(servers::GUNICORN_UWSGI, &[]),
+        &Expected {
+            name: "gunicorn",
+            profile: "gunicorn-sync",
+            protocol: "uwsgi",
+            slots: Some(1),
+            verdict: "1 worker, one request at a time: 1 request in parallel; the second waits in a backlog",
+            keep_alive: "closes",
+            quirks: &[("protocol", "speaks uWSGI's protocol")],
+            queue: true,
+            advice: "through tidegate",
+            toml: "\nprotocol = \"uwsgi\"\n",
+        },
+    );
+}
+
+#[test]
+fn waitress_takes_all_and_waits_inside() {
+    is_as_expected(
+        Server::tcp(servers::WAITRESS, &["--threads=4"]),
+        &Expected {
+            name: "waitress",
+            profile: "waitress",
+            protocol: "http",
+            slots: Some(4),
+            verdict: "4 threads: 4 requests in parallel; the fifth waits inside the server",
+            keep_alive: "keeps",
+            quirks: &[
+                ("linger", "at once"),
+                ("chunked", "accepts chunked bodies"),
+                ("expect_100", "sends 100 Continue"),
+                ("header_limits", "takes all that was tried"),
+            ],
+            queue: false,
+            advice: "slow clients cost it no thread",
+            toml: "\nkeepalive = true\n",
+        },
+    );
+}
+
+#[test]
+fn gevent_has_no_slots() {
+    is_as_expected(
+        Server::tcp(servers::GUNICORN_GEVENT, &[]),
+        &Expected {
+            name: "gunicorn",
+            profile: "gunicorn-gevent",
+            protocol: "http",
+            slots: None,
+            verdict: "its CPU is the bound; tidegate finds the limit by measuring",
+            keep_alive: "keeps",
+            quirks: &[
+                ("keep_alive", "closes them when idle for"),
+                ("header_limits", "101 fields (431)"),
+            ],
+            queue: false,
+            advice: "holds up all others of its worker",
+            toml: "\nkeepalive = true\n",
+        },
+    );
+}
+
+const FLASK: Expected = Expected {
+    name: "Werkzeug",
+    profile: "werkzeug",
+    protocol: "http",
+    slots: None,
+    verdict: "it has no bound: a thread for each request",
+    keep_alive: "closes",
+    quirks: &[
+        ("keep_alive", "says Connection: close"),
+        ("chunked", "accepts chunked bodies"),
+        ("header_limits", "a request line of 70000 bytes (414)"),
+    ],
+    queue: false,
+    advice: "Flask's development server",
+    toml: "",
+};
+
+#[test]
+fn flasks_own_server_with_and_without_threads() {
+    is_as_expected(Server::tcp(servers::FLASK, &[]), &FLASK);
+    is_as_expected(
+        Server::tcp(servers::FLASK_ONE_THREAD, &[]),
+        &Expected {
+            slots: Some(1),
+            verdict: "1 request in parallel; the second waits in a backlog of ",
+            queue: true,
+            ..FLASK
+        },
+    );
+}
+
+#[test]
+fn apache_with_mod_wsgi() {
+    is_as_expected(
+        Server::mod_wsgi(),
+        &Expected {
+            name: "mod_wsgi",
+            profile: "mod_wsgi",
+            protocol: "http",
+            slots: Some(4),
+            verdict: "1 process x 4 threads: 4 requests in parallel; the fifth waits inside the server",
+            keep_alive: "keeps",
+            quirks: &[
+                ("chunked", "refuses chunked bodies with 411"),
+                ("header_limits", "a request line of 8300 bytes (414)"),
+            ],
+            queue: false,
+            advice: "queue-timeout",
+            toml: "",
+        },
+    );
 }

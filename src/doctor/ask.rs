@@ -1,25 +1,22 @@
 //! A handful of harmless requests, and what the answers tell of the server's habits. `GET /` is asked
 //! once or twice, as any health check does; the rest are `OPTIONS /`, which Flask answers by itself.
-//!
-//! Blocking, on raw sockets: an HTTP library would hide what is looked for.
+//! In HTTP or in uWSGI's protocol: where the one is not understood, the other is tried.
 
-use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
-    time::{Duration, Instant},
+use std::time::Duration;
+
+use super::wire::{Connection, field};
+use crate::{
+    backend::uwsgi,
+    clock,
+    config::{Address, Protocol},
 };
 
-use crate::{clock, config::Address};
-
 /// For a connection, and for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// A server that wants to close after its answer has done so by then.
 const MOMENT: Duration = Duration::from_millis(300);
 /// The longest that a kept connection is watched.
 const IDLE: Duration = Duration::from_millis(2500);
-/// Of an answer, no more is read than this.
-const MAX_ANSWER: usize = 1 << 20;
 
 /// What came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +67,8 @@ pub enum Keep {
 pub struct Manners {
     /// Every request, in order.
     pub asked: Vec<Asked>,
+    /// Whether it was asked in uWSGI's protocol, configured or understood in place of HTTP.
+    pub uwsgi: bool,
     /// The head of the first answer.
     pub head: Option<String>,
     /// The `Server` field of the first answer.
@@ -99,10 +98,24 @@ pub struct Manners {
 
 /// Asks. Takes about three seconds with a server that keeps connections, less with others, and more
 /// with one whose workers are all busy.
-pub fn ask(address: &Address) -> Manners {
-    let mut manners = Manners::default();
-    let (mut first, answer) = manners.one(address, "GET / HTTP/1.1", &plain("GET", ""));
-    let Some(head) = answer else {
+pub fn ask(address: &Address, protocol: Protocol) -> Manners {
+    let mut manners = Manners {
+        uwsgi: protocol == Protocol::Uwsgi,
+        ..Manners::default()
+    };
+    let question = Question::new("GET");
+    let (mut first, mut head) = manners.one(address, &first_name(protocol), &question);
+    if manners.is_misunderstood(head.as_deref()) {
+        // uWSGI's socket hangs up on HTTP, and an HTTP server on a packet of uWSGI's.
+        manners.uwsgi = !manners.uwsgi;
+        let second = manners.one(address, &first_name(manners.protocol()), &question);
+        if manners.is_misunderstood(second.1.as_deref()) || second.1.is_none() {
+            manners.uwsgi = !manners.uwsgi;
+        } else {
+            (first, head) = second;
+        }
+    }
+    let Some(head) = head else {
         return manners;
     };
     manners.server = field(&head, "server");
@@ -117,71 +130,173 @@ pub fn ask(address: &Address) -> Manners {
     }
     drop(first);
 
-    manners.one(address, "OPTIONS / HTTP/1.1", &plain("OPTIONS", ""));
+    let usual = Question::new("OPTIONS").closing();
+    manners.one(address, "OPTIONS / HTTP/1.1", &usual);
     manners.usual = manners.asked.last().map(|asked| asked.answer);
-    // The limits of the known servers lie between these.
-    manners.line_limit = manners.least(address, &[4_200, 8_300, 70_000], |size| {
-        let padding = "x".repeat(size - "OPTIONS /? HTTP/1.1".len());
-        let head = request("OPTIONS", &format!("/?{padding}"), "Connection: close\r\n");
-        (format!("OPTIONS with a request line of {size} bytes"), head)
-    });
-    manners.field_limit = manners.least(address, &[4_200, 8_300, 70_000], |size| {
-        let field = format!("X-Doctor: {}\r\n", "x".repeat(size - "X-Doctor: ".len()));
-        (
-            format!("OPTIONS with a field of {size} bytes"),
-            plain("OPTIONS", &field),
-        )
+    // The limits of the known servers lie between these; a packet of uWSGI's ends at 64 KiB.
+    let sizes = match manners.protocol() {
+        Protocol::Http => [4_200, 8_300, 70_000],
+        Protocol::Uwsgi => [4_200, 8_300, 60_000],
+    };
+    if manners.protocol() == Protocol::Http {
+        manners.line_limit = manners.least(address, &sizes, |size| {
+            let padding = "x".repeat(size - "OPTIONS /? HTTP/1.1".len());
+            let name = format!("OPTIONS with a request line of {size} bytes");
+            let target = format!("/?{padding}");
+            (
+                name,
+                Question {
+                    target,
+                    ..usual.clone()
+                },
+            )
+        });
+    }
+    manners.field_limit = manners.least(address, &sizes, |size| {
+        let name = format!("OPTIONS with a field of {size} bytes");
+        let value = "x".repeat(size - "X-Doctor: ".len());
+        (name, usual.clone().with("X-Doctor", &value))
     });
     manners.count_limit = manners.least(address, &[101, 201], |count| {
         // Host, Connection and User-Agent are there already.
-        let fields: String = (3..count).map(|n| format!("X-Doctor-{n}: x\r\n")).collect();
-        (
-            format!("OPTIONS with {count} fields"),
-            plain("OPTIONS", &fields),
-        )
+        let question = (3..count).fold(usual.clone(), |question, n| {
+            question.with(&format!("X-Doctor-{n}"), "x")
+        });
+        (format!("OPTIONS with {count} fields"), question)
     });
-    let chunked = plain("OPTIONS", "Transfer-Encoding: chunked\r\n") + "1\r\nx\r\n0\r\n\r\n";
-    manners.one(address, "OPTIONS with a chunked body of 1 byte", &chunked);
-    manners.chunked = manners.asked.last().map(|asked| asked.answer);
-    manners.expect(address);
+    // uWSGI's protocol knows neither chunks nor expectations.
+    if manners.protocol() == Protocol::Http {
+        let mut chunked = usual.clone().with("Transfer-Encoding", "chunked");
+        chunked.body = "1\r\nx\r\n0\r\n\r\n";
+        manners.one(address, "OPTIONS with a chunked body of 1 byte", &chunked);
+        manners.chunked = manners.asked.last().map(|asked| asked.answer);
+        manners.expect(address);
+    }
     manners
 }
 
-fn request(method: &str, target: &str, fields: &str) -> String {
-    format!(
-        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: tidegate-doctor\r\n{fields}\r\n"
-    )
+fn first_name(protocol: Protocol) -> String {
+    match protocol {
+        Protocol::Http => "GET / HTTP/1.1".to_owned(),
+        Protocol::Uwsgi => "GET / in the uwsgi protocol".to_owned(),
+    }
 }
 
-/// Closes, unless it is the first: that one is asked what it does by itself.
-fn plain(method: &str, fields: &str) -> String {
-    let close = if method == "GET" {
-        ""
-    } else {
-        "Connection: close\r\n"
-    };
-    request(method, "/", &format!("{close}{fields}"))
+/// A request that has no form yet.
+#[derive(Clone, Debug)]
+struct Question {
+    method: &'static str,
+    target: String,
+    fields: Vec<(String, String)>,
+    /// As it goes over the wire.
+    body: &'static str,
+}
+
+impl Question {
+    fn new(method: &'static str) -> Self {
+        Self {
+            method,
+            target: "/".to_owned(),
+            fields: vec![
+                ("Host".to_owned(), "localhost".to_owned()),
+                ("User-Agent".to_owned(), "tidegate-doctor".to_owned()),
+            ],
+            body: "",
+        }
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        self.fields.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// All but the first, which is to show what the server does by itself.
+    fn closing(self) -> Self {
+        self.with("Connection", "close")
+    }
+
+    fn bytes(&self, protocol: Protocol) -> Vec<u8> {
+        match protocol {
+            Protocol::Http => {
+                let fields: String = self
+                    .fields
+                    .iter()
+                    .map(|(name, value)| format!("{name}: {value}\r\n"))
+                    .collect();
+                let Self {
+                    method,
+                    target,
+                    body,
+                    ..
+                } = self;
+                format!("{method} {target} HTTP/1.1\r\n{fields}\r\n{body}").into_bytes()
+            }
+            Protocol::Uwsgi => {
+                let mut request = http::Request::builder()
+                    .method(self.method)
+                    .uri(&self.target);
+                // What is about the connection has no place in a packet.
+                for (name, value) in self.fields.iter().filter(|(name, _)| name != "Connection") {
+                    request = request.header(name, value);
+                }
+                let packet = request
+                    .body(http_body_util::Empty::<bytes::Bytes>::new())
+                    .ok()
+                    .and_then(|request| uwsgi::encode(&request).ok());
+                debug_assert!(packet.is_some(), "{self:?}");
+                packet.map(Vec::from).unwrap_or_default()
+            }
+        }
+    }
 }
 
 impl Manners {
+    /// What it was asked in.
+    pub fn protocol(&self) -> Protocol {
+        if self.uwsgi {
+            Protocol::Uwsgi
+        } else {
+            Protocol::Http
+        }
+    }
+
     /// Sends one request and reads its answer; the connection stays open.
     fn one(
         &mut self,
         address: &Address,
         name: &str,
-        text: &str,
+        question: &Question,
     ) -> (Option<Connection>, Option<String>) {
         let (connection, answer, head) = match Connection::open(address) {
             Err(_) => (None, Answer::Unreachable, None),
             Ok(mut connection) => {
                 // A server that refuses a head may close before it has read all of it.
-                let _ = connection.write(text.as_bytes());
+                let _ = connection.write(&question.bytes(self.protocol()));
                 let (answer, head) = connection.answer(clock::now() + PATIENCE);
                 (Some(connection), answer, head)
             }
         };
         self.note(name, answer);
         (connection, head)
+    }
+
+    /// Whether the last answer is that of a server which expects another protocol.
+    fn is_misunderstood(&self, head: Option<&str>) -> bool {
+        let answer = self.asked.last().map(|asked| asked.answer);
+        match self.protocol() {
+            // Silence is that of workers which are all busy. gunicorn, when told to expect uWSGI's
+            // protocol, answers with a 500 that does not bear its name.
+            Protocol::Http => match answer {
+                Some(Answer::Status(500)) => {
+                    head.is_some_and(|head| field(head, "server").is_none())
+                }
+                answer => answer == Some(Answer::Closed),
+            },
+            Protocol::Uwsgi => matches!(
+                answer,
+                Some(Answer::Closed | Answer::Silence | Answer::Status(400))
+            ),
+        }
     }
 
     fn note(&mut self, request: &str, answer: Answer) {
@@ -199,7 +314,7 @@ impl Manners {
             return Keep::Closes;
         }
         self.lingers = Some(false);
-        let sent = connection.write(plain("GET", "").as_bytes());
+        let sent = connection.write(&Question::new("GET").bytes(self.protocol()));
         let (answer, _) = match sent {
             Ok(()) => connection.answer(clock::now() + PATIENCE),
             Err(_) => (Answer::Closed, None),
@@ -218,11 +333,11 @@ impl Manners {
         &mut self,
         address: &Address,
         sizes: &[usize],
-        text: impl Fn(usize) -> (String, String),
+        question: impl Fn(usize) -> (String, Question),
     ) -> Option<(usize, Answer)> {
         for &size in sizes {
-            let (name, text) = text(size);
-            self.one(address, &name, &text);
+            let (name, question) = question(size);
+            self.one(address, &name, &question);
             let answer = self.asked.last()?.answer;
             let refused = match answer {
                 _ if Some(answer) == self.usual => false,
@@ -239,11 +354,14 @@ impl Manners {
 
     fn expect(&mut self, address: &Address) {
         const NAME: &str = "OPTIONS with Expect: 100-continue and a body of 1 byte";
-        let head = plain("OPTIONS", "Expect: 100-continue\r\nContent-Length: 1\r\n");
+        let head = Question::new("OPTIONS")
+            .closing()
+            .with("Expect", "100-continue")
+            .with("Content-Length", "1");
         let Ok(mut connection) = Connection::open(address) else {
             return self.note(NAME, Answer::Unreachable);
         };
-        let sent = connection.write(head.as_bytes());
+        let sent = connection.write(&head.bytes(Protocol::Http));
         let mut continues = 0;
         // Whoever invites does so at once, or when the body is read.
         let mut answer = match sent {
@@ -275,193 +393,12 @@ impl Manners {
     }
 }
 
-/// The value of a field of a head.
-fn field(head: &str, wanted: &str) -> Option<String> {
-    head.split("\r\n").skip(1).find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case(wanted)
-            .then(|| value.trim().to_owned())
-    })
-}
-
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: Stream,
-    /// Received, but not of an answer that was given out already.
-    rest: Vec<u8>,
-    ended: bool,
-}
-
-impl Connection {
-    fn open(address: &Address) -> io::Result<Self> {
-        let stream = match address {
-            Address::Tcp { host, port } => {
-                let mut found: Vec<SocketAddr> =
-                    (host.as_str(), *port).to_socket_addrs()?.collect();
-                found.sort_by_key(SocketAddr::is_ipv6);
-                let none = io::Error::from(io::ErrorKind::NotFound);
-                let first = found.first().ok_or(none)?;
-                let stream = TcpStream::connect_timeout(first, PATIENCE)?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
-            Address::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
-            Address::Fd(_) => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        Ok(Self {
-            stream,
-            rest: Vec::new(),
-            ended: false,
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => {
-                stream.set_write_timeout(Some(PATIENCE))?;
-                stream.write_all(bytes)
-            }
-            Stream::Unix(stream) => {
-                stream.set_write_timeout(Some(PATIENCE))?;
-                stream.write_all(bytes)
-            }
-        }
-    }
-
-    /// Reads what is there, waiting until `deadline` for it. False at the end, or when there is nothing.
-    fn fill(&mut self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(clock::now());
-        if left.is_zero() || self.ended || self.rest.len() > MAX_ANSWER {
-            return false;
-        }
-        let mut chunk = [0; 16 * 1024];
-        let read = match &mut self.stream {
-            Stream::Tcp(stream) => stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| stream.read(&mut chunk)),
-            Stream::Unix(stream) => stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| stream.read(&mut chunk)),
-        };
-        match read {
-            Ok(0) => {
-                self.ended = true;
-                false
-            }
-            Ok(count) => {
-                self.rest.extend_from_slice(&chunk[..count]);
-                true
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => false,
-                io::ErrorKind::Interrupted => true,
-                _ => {
-                    self.ended = true;
-                    false
-                }
-            },
-        }
-    }
-
-    /// The next answer, whole, and its head. An interim one counts as an answer.
-    fn answer(&mut self, deadline: Instant) -> (Answer, Option<String>) {
-        loop {
-            if let Some(end) = self.rest.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&self.rest[..end]).into_owned();
-                self.rest.drain(..end + 4);
-                let status = head
-                    .strip_prefix("HTTP/1.")
-                    .and_then(|rest| rest.get(2..5)?.parse().ok());
-                let Some(status) = status else {
-                    return (Answer::Closed, None);
-                };
-                if status >= 200 {
-                    self.skip_body(&head, status, deadline);
-                }
-                return (Answer::Status(status), Some(head));
-            }
-            if !self.fill(deadline) {
-                let answer = if self.ended {
-                    Answer::Closed
-                } else {
-                    Answer::Silence
-                };
-                return (answer, None);
-            }
-        }
-    }
-
-    /// Reads the body; up to the end of the connection where nothing else ends it.
-    fn skip_body(&mut self, head: &str, status: u16, deadline: Instant) {
-        if matches!(status, 204 | 304) {
-            return;
-        }
-        let chunked = field(head, "transfer-encoding").is_some_and(|c| c.ends_with("chunked"));
-        let length = field(head, "content-length").and_then(|length| length.parse::<usize>().ok());
-        loop {
-            let end = match length {
-                _ if chunked => self
-                    .rest
-                    .windows(5)
-                    .position(|five| five == b"0\r\n\r\n")
-                    .map(|at| at + 5),
-                Some(length) => (self.rest.len() >= length).then_some(length),
-                None => None,
-            };
-            if let Some(end) = end {
-                self.rest.drain(..end);
-                return;
-            }
-            if !self.fill(deadline) {
-                return;
-            }
-        }
-    }
-
-    /// Whether the server closes its side within this time.
-    fn ended_within(&mut self, time: Duration) -> bool {
-        let deadline = clock::now() + time;
-        while self.fill(deadline) {}
-        self.ended
-    }
-
-    /// Whether the other end of the connection, whose side is shut, is still a socket of some process:
-    /// the kernel's table says so by an inode.
-    fn held_by_peer(&self) -> Option<bool> {
-        let Stream::Tcp(stream) = &self.stream else {
-            return None;
-        };
-        let (own, peer) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-        table
-            .lines()
-            .find_map(|line| held(line, own.port(), peer.port()))
-    }
-}
-
-/// Of a row of `/proc/net/tcp`: whether a process holds the socket that is bound to `local` and
-/// connected to `remote`. None for any other row.
-fn held(line: &str, remote: u16, local: u16) -> Option<bool> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let port = |at: usize| {
-        let (_, port) = fields.get(at)?.split_once(':')?;
-        u16::from_str_radix(port, 16).ok()
-    };
-    if port(1)? != local || port(2)? != remote {
-        return None;
-    }
-    Some(*fields.get(9)? != "0")
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -493,19 +430,22 @@ mod tests {
 
     #[test]
     fn a_server_that_closes_and_has_small_limits() {
-        let manners = ask(&server(|head| match head {
-            head if head.len() > 5_000 => None,
-            head if head.lines().count() > 102 => Some("HTTP/1.1 431 Too Many\r\n\r\n"),
-            head if head.contains("chunked") => {
-                Some("HTTP/1.1 411 No\r\nContent-Length: 0\r\n\r\n")
-            }
-            head if head.contains("Expect") => {
-                Some("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            }
-            _ => Some(
-                "HTTP/1.1 200 OK\r\nServer: small/1.0\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
-            ),
-        }));
+        let manners = ask(
+            &server(|head| match head {
+                head if head.len() > 5_000 => None,
+                head if head.lines().count() > 102 => Some("HTTP/1.1 431 Too Many\r\n\r\n"),
+                head if head.contains("chunked") => {
+                    Some("HTTP/1.1 411 No\r\nContent-Length: 0\r\n\r\n")
+                }
+                head if head.contains("Expect") => Some(
+                    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                ),
+                _ => Some(
+                    "HTTP/1.1 200 OK\r\nServer: small/1.0\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+                ),
+            }),
+            Protocol::Http,
+        );
         assert_eq!(manners.server.as_deref(), Some("small/1.0"));
         assert_eq!(
             (manners.version, manners.announced.as_deref()),
@@ -535,21 +475,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let manners = ask(&Address::Tcp {
+        let nobody = Address::Tcp {
             host: "127.0.0.1".into(),
             port,
-        });
+        };
+        let manners = ask(&nobody, Protocol::Http);
         assert_eq!(manners.asked.len(), 1);
         assert_eq!(manners.asked[0].answer, Answer::Unreachable);
         assert_eq!(manners.keep, None);
-    }
-
-    #[test]
-    fn a_socket_in_somebodys_hands_has_an_inode() {
-        let row = "  12: 0100007F:1F40 0100007F:9C40 05 00000000:00000000 00:00000000 00000000  0  0 4711 1";
-        assert_eq!(held(row, 0x9C40, 0x1F40), Some(true));
-        assert_eq!(held(&row.replace("4711", "0"), 0x9C40, 0x1F40), Some(false));
-        assert_eq!(held(row, 0x9C41, 0x1F40), None);
-        assert_eq!(held("sl local_address", 1, 2), None);
     }
 }

@@ -1,7 +1,10 @@
 //! What is known of the servers without asking, and what the answers add to it. Pure.
 
 use super::{Answer, Keep, Manners, Quirk, Recognised};
-use crate::{config::Profile, sense::Findings};
+use crate::{
+    config::{Profile, Protocol},
+    sense::Findings,
+};
 
 /// The server: by its process, or else by how it answers.
 pub(super) fn recognise(findings: &Findings, manners: &Manners) -> Option<Recognised> {
@@ -32,6 +35,13 @@ fn by_answer(manners: &Manners) -> Option<Recognised> {
         .as_deref()
         .is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let Some(field) = &manners.server else {
+        if manners.uwsgi {
+            return Some(Recognised {
+                name: "uWSGI".to_owned(),
+                profile: Profile::Uwsgi,
+                how: "by its protocol, and its answers, which have no Server field".to_owned(),
+            });
+        }
         // It alone says neither who it is nor that it will close.
         return (closes && !says_close).then(|| Recognised {
             name: "uWSGI, perhaps".to_owned(),
@@ -73,6 +83,16 @@ pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
             then: then.to_owned(),
         })
     };
+    let protocol = manners
+        .uwsgi
+        .then(|| {
+            quirk(
+                "protocol",
+                "speaks uWSGI's protocol, not HTTP".to_owned(),
+                "backend.protocol = \"uwsgi\"",
+            )
+        })
+        .flatten();
     let keep = manners.keep.and_then(|keep| {
         let said = match manners.announced.as_deref() {
             Some(value) => format!("says Connection: {value}"),
@@ -122,6 +142,18 @@ pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
         let then = "tidegate sends a Content-Length instead (backend.dechunk)";
         quirk("chunked", found, if harmless { "" } else { then })
     });
+    let chunked = chunked.or_else(|| {
+        manners
+            .uwsgi
+            .then(|| {
+                quirk(
+                    "chunked",
+                    "the protocol has no chunked bodies".to_owned(),
+                    "tidegate sends a length instead (backend.dechunk)",
+                )
+            })
+            .flatten()
+    });
     let expect = manners.continues.and_then(|count| {
         let found = match count {
             0 => "sends no 100 Continue".to_owned(),
@@ -142,7 +174,7 @@ pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
             "tidegate reads requests whole before it connects, and answers at the worker's speed",
         )
     });
-    [keep, linger, chunked, expect, limits, blocks]
+    [protocol, keep, linger, chunked, expect, limits, blocks]
         .into_iter()
         .flatten()
         .collect()
@@ -177,7 +209,11 @@ fn limits(manners: &Manners) -> Option<Quirk> {
     Some(Quirk {
         name: "header_limits",
         found: if parts.is_empty() {
-            "takes all that was tried: 70,000 bytes of a line or a field, 201 fields".to_owned()
+            let most = match manners.protocol() {
+                Protocol::Http => "70,000 bytes of a line or a field",
+                Protocol::Uwsgi => "a field of 60,000 bytes",
+            };
+            format!("takes all that was tried: {most}, 201 fields")
         } else {
             format!("does not take {}", parts.join(", nor "))
         },

@@ -10,6 +10,7 @@ mod known;
 mod report;
 mod settings;
 mod verdict;
+mod wire;
 
 use std::time::Duration;
 
@@ -105,7 +106,7 @@ impl Diagnosis {
 
 /// Examines one endpoint. Blocks for some seconds.
 pub fn examine(endpoint: &Address, config: &Config) -> Diagnosis {
-    let manners = ask::ask(endpoint);
+    let manners = ask::ask(endpoint, config.backend.protocol);
     // Afterwards, so that lazy workers have shown themselves.
     let mut gaze = Gaze::new(endpoint, config);
     gaze.gauges();

@@ -25,13 +25,18 @@ pub fn text(diagnosis: &Diagnosis) -> String {
         None => row("server", "not recognised"),
     }
     row("profile", diagnosis.profile().as_str());
+    row("protocol", diagnosis.manners.protocol().as_str());
     match &diagnosis.findings.process {
         Ok(process) => row(
             "process",
             &format!(
-                "{} with {} children: {}",
+                "{} with {}: {}",
                 process.pid,
-                process.children.len(),
+                match process.children.len() {
+                    0 => "no children".to_owned(),
+                    1 => "1 child".to_owned(),
+                    more => format!("{more} children"),
+                },
                 in_one_line(&process.command)
             ),
         ),
@@ -163,6 +168,7 @@ pub fn json(diagnosis: &Diagnosis) -> Value {
             "recognised": server.how,
         })),
         "profile": diagnosis.profile().as_str(),
+        "protocol": manners.protocol().as_str(),
         "slots": slots.map(|slots| object!({
             "count": slots.count,
             "source": slots.source.as_str(),

@@ -24,6 +24,9 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
         "[backend]\nendpoints = [{}]",
         quoted(&evidence.endpoint.to_string())
     );
+    if evidence.manners.uwsgi {
+        let _ = writeln!(out, "protocol = \"uwsgi\"");
+    }
     let by_process = evidence.findings.ladder.server.is_some();
     if !by_process && !matches!(evidence.profile, Profile::Auto | Profile::Generic) {
         let _ = writeln!(out, "profile = \"{}\"", evidence.profile);

@@ -53,7 +53,7 @@ pub(super) fn sentence(evidence: &Evidence<'_>) -> String {
                 .is_some_and(|asked| asked.answer != super::Answer::Unreachable);
         return if there {
             format!(
-                "{} accepts connections but did not answer a request: all of its workers may be busy, or it does not speak HTTP.",
+                "{} accepts connections but did not answer a request: all of its workers may be busy, or it speaks neither HTTP nor uWSGI's protocol.",
                 evidence.endpoint
             )
         } else {
@@ -239,9 +239,14 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
             "It takes up to 1000 requests for each worker; one that computes holds up all others of its worker. The limit that tidegate finds is that of its CPU.".to_owned(),
         ),
         Profile::Uwsgi => {
-            advice.push(
-                "A head of more than 4096 bytes is dropped without an answer: --buffer-size 16384 takes larger ones.".to_owned(),
-            );
+            let silent = [evidence.manners.line_limit, evidence.manners.field_limit];
+            let least = silent.into_iter().flatten().map(|(size, _)| size).min();
+            if let Some(size) = least {
+                advice.push(format!(
+                    "A head of {size} bytes is dropped without an answer: --buffer-size {} takes larger ones.",
+                    (2 * size).next_power_of_two().min(65_535)
+                ));
+            }
             advice.push(
                 "--die-on-term kills requests in flight; --hook-master-start \"unix_signal:15 gracefully_kill_them_all\" lets them finish.".to_owned(),
             );
@@ -271,7 +276,12 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
             evidence.backlog().unwrap_or(0)
         ));
     }
-    if evidence.manners.head.is_some() {
+    if evidence.manners.head.is_some() && evidence.manners.uwsgi {
+        advice.push(
+            "To measure it, through tidegate with the configuration below: tidegate probe --url http://127.0.0.1:8080/"
+                .to_owned(),
+        );
+    } else if evidence.manners.head.is_some() {
         advice.push(format!(
             "To measure it: tidegate probe --url {}",
             match evidence.endpoint {

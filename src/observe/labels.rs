@@ -1,5 +1,7 @@
 //! The closed sets of label values: each is an enum, so that no request can invent a series.
 
+use std::borrow::Cow;
+
 use crate::{config::Class, control::BoundBy};
 
 /// Declares an enum of label values with their spelling, in the order in which they are exported.
@@ -174,12 +176,20 @@ pub const fn bound_by(bound: BoundBy) -> &'static str {
     }
 }
 
-/// What holds the limit, as a sentence for the dashboard and `tidegate status`.
-pub const fn bound_by_sentence(bound: BoundBy) -> &'static str {
-    match bound {
-        BoundBy::Workers => {
-            "Every worker is busy: more requests at once would only wait inside the backend."
-        }
+/// What holds the limit, as a sentence for the dashboard and `tidegate status`; `slots` as far as they
+/// are known.
+pub fn bound_by_sentence(bound: BoundBy, in_flight: u32, slots: Option<u32>) -> Cow<'static, str> {
+    let sentence = match bound {
+        BoundBy::Workers => match slots {
+            Some(slots) if in_flight < slots => {
+                let requests = if slots == 1 { "request" } else { "requests" };
+                return format!(
+                    "{slots} {requests} at once is what the backend's workers can do: one more would only wait inside it, where nobody sees it."
+                )
+                .into();
+            }
+            _ => "Every worker is busy: more requests at once would only wait inside the backend.",
+        },
         BoundBy::Cpu => {
             "The backend has used up its CPU: more requests at once would only share it."
         }
@@ -197,12 +207,23 @@ pub const fn bound_by_sentence(bound: BoundBy) -> &'static str {
         }
         BoundBy::Configured => "The configuration sets this limit.",
         BoundBy::Idle => "There is not enough traffic to learn more: the limit stays where it is.",
-    }
+    };
+    sentence.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_said_to_be_busy_only_when_they_are() {
+        let sentence = |in_flight, slots| bound_by_sentence(BoundBy::Workers, in_flight, slots);
+        assert!(sentence(0, Some(2)).starts_with("2 requests at once is what"));
+        assert!(sentence(0, Some(1)).starts_with("1 request at once is what"));
+        for (in_flight, slots) in [(2, Some(2)), (3, Some(2)), (0, None)] {
+            assert!(sentence(in_flight, slots).starts_with("Every worker is busy"));
+        }
+    }
 
     #[test]
     fn the_number_of_a_value_is_its_place_in_all() {

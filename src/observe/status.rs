@@ -1,6 +1,9 @@
 //! The status document: what `/status` answers, the dashboard draws and `tidegate status` prints.
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -57,7 +60,7 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
             .collect::<serde_json::Map<_, Value>>(),
         "queue_capacity": snapshot.queue_capacity,
         "bound_by": busiest.map(|endpoint| bound_by(endpoint.bound_by)),
-        "bound_by_sentence": busiest.map(|endpoint| bound_by_sentence(endpoint.bound_by)),
+        "bound_by_sentence": busiest.map(sentence),
         "demand_slots": snapshot.demand_slots,
         "saturation_ratio": snapshot.saturation_ratio,
         "orphaned": metrics.orphaned.get(),
@@ -121,6 +124,11 @@ fn load(endpoint: &EndpointSnapshot) -> f64 {
     f64::from(endpoint.in_flight) / f64::from(endpoint.limit.max(1))
 }
 
+fn sentence(endpoint: &EndpointSnapshot) -> Cow<'static, str> {
+    let slots = endpoint.slots.map(|(slots, _)| slots);
+    bound_by_sentence(endpoint.bound_by, endpoint.in_flight, slots)
+}
+
 fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
     let known = metrics.endpoint(&endpoint.label);
     let server = known.server();
@@ -132,7 +140,7 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
         "limit": endpoint.limit,
         "in_flight": endpoint.in_flight,
         "bound_by": bound_by(endpoint.bound_by),
-        "bound_by_sentence": bound_by_sentence(endpoint.bound_by),
+        "bound_by_sentence": sentence(endpoint),
         "slots": endpoint.slots.map(|(slots, _)| slots),
         "slots_source": endpoint.slots.map(|(_, source)| source),
         "seen": endpoint.sight.document,

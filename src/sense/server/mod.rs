@@ -60,8 +60,9 @@ impl Count {
     /// So many processes with so many threads each.
     pub(super) fn product(processes: u32, threads: u32) -> Result<Self, String> {
         let because = match threads {
+            1 if processes == 1 => "1 worker, one request at a time".to_owned(),
             1 => format!("{processes} workers, one request each"),
-            _ => format!("{processes} workers x {threads} threads"),
+            _ => format!("{} x {threads} threads", counted(processes, "worker")),
         };
         Self::new(processes.saturating_mul(threads), because)
     }
@@ -69,6 +70,12 @@ impl Count {
 
 /// Reads a file as the process would: in its root, from its working directory.
 pub type ReadFile<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// `1 worker`, `2 workers`.
+fn counted(number: u32, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
 
 /// The server that this process is, if it is a known one.
 pub fn recognise(process: &ProcessFacts, read: &ReadFile<'_>) -> Option<Server> {

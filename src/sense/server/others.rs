@@ -1,6 +1,6 @@
 //! The servers that tell little or nothing of themselves.
 
-use super::{Accepts, Args, Count, ReadFile, Server};
+use super::{Accepts, Args, Count, ReadFile, Server, counted};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 /// waitress's default of `--threads`.
@@ -29,7 +29,7 @@ pub(super) fn recognise(
                 .value(&["--threads"])
                 .map_or(Some(WAITRESS_THREADS), |n| n.parse().ok());
             let slots = threads.ok_or_else(|| "its --threads is not a number".to_owned());
-            let slots = slots.and_then(|threads| Count::new(threads, format!("{threads} threads")));
+            let slots = slots.and_then(|threads| Count::new(threads, counted(threads, "thread")));
             known(Profile::Waitress, "waitress", Accepts::Eagerly, slots)
         }
         "flask" if args.has(&["run"]) => werkzeug(args, "command line"),
@@ -103,7 +103,7 @@ fn embedded(process: &ProcessFacts, args: &Args) -> Option<Server> {
         accepts: Accepts::Eagerly,
         slots: Count::new(
             u32::try_from(threads).unwrap_or(u32::MAX),
-            format!("{threads} threads"),
+            counted(u32::try_from(threads).unwrap_or(u32::MAX), "thread"),
         ),
     })
 }
@@ -157,7 +157,17 @@ fn apache(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Se
                 .sum();
             let groups: Vec<String> = daemons
                 .iter()
-                .map(|(p, t)| format!("{p} processes x {t} threads"))
+                .map(|(p, t)| {
+                    format!(
+                        "{} x {}",
+                        if *p == 1 {
+                            "1 process".to_owned()
+                        } else {
+                            format!("{p} processes")
+                        },
+                        counted(*t, "thread")
+                    )
+                })
                 .collect();
             Count::new(slots, groups.join(" and "))
         }
