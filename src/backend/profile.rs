@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use http::{HeaderMap, Request, StatusCode, Version, header};
 
-use super::{Lines, uwsgi};
+use super::{Lines, codec::is_written, uwsgi};
 use crate::config::Profile;
 
 /// How it is known what the backend is. The later ones are believed over the earlier.
@@ -203,7 +203,13 @@ impl Limits {
         let headers = request.headers();
         let colon = ": ".len();
         let mut fields = headers.iter();
-        if headers.len() + added.fields > self.fields
+        let many = headers.len() + added.fields > self.fields;
+        let written = || {
+            headers
+                .iter()
+                .filter(|(name, value)| is_written(name, value))
+        };
+        if (many && written().count() + added.fields > self.fields)
             || added.longest > self.field
             || fields.any(|(name, value)| name.as_str().len() + colon + value.len() > self.field)
         {
@@ -413,6 +419,14 @@ mod tests {
         assert_eq!(
             gunicorn.excess(&request(1, 1, 101), &Lines::default()),
             Some(Excess::Fields)
+        );
+        let mut kept = request(1, 1, 100);
+        let option = http::HeaderValue::from_static("keep-alive");
+        kept.headers_mut().insert(header::CONNECTION, option);
+        assert_eq!(
+            gunicorn.excess(&kept, &Lines::default()),
+            None,
+            "it is not sent"
         );
         let mut added = Lines::default();
         added.push("a", b"b");

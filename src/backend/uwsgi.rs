@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, header};
 use http_body::Body;
 
+use super::codec::is_written;
+
 /// The length of all variables is a 16-bit number, bytes.
 pub const VARS_MAX: usize = u16::MAX as usize;
 /// Modifier, length of the variables, modifier.
@@ -144,10 +146,14 @@ fn is_said_otherwise(name: &HeaderName, headers: &HeaderMap) -> bool {
     matches!(
         *name,
         header::CONTENT_LENGTH | header::CONTENT_TYPE | header::TRANSFER_ENCODING
-    ) || (name.as_str().contains('_')
-        && headers.keys().any(|other| {
-            other.as_str() < name.as_str() && same_variable(other.as_str(), name.as_str())
-        }))
+    ) || (*name == header::CONNECTION
+        && headers
+            .get(name)
+            .is_some_and(|value| !is_written(name, value)))
+        || (name.as_str().contains('_')
+            && headers.keys().any(|other| {
+                other.as_str() < name.as_str() && same_variable(other.as_str(), name.as_str())
+            }))
 }
 
 fn same_variable(one: &str, other: &str) -> bool {

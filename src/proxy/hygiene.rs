@@ -69,6 +69,12 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
+/// Whether a `Connection` says no more than whether to keep it: the usual case.
+fn is_plain_option(value: &HeaderValue) -> bool {
+    let value = value.as_bytes();
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+}
+
 /// Fields that are added to a request: room for them is made at once.
 const ADDED: usize = 8;
 /// The same as lines, bytes, without what a connection's requests have in common and the host.
@@ -174,11 +180,22 @@ pub fn inbound<B>(
 /// Cleans a response's head for the client.
 pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderValue) {
     let version = response.version();
-    let unclean = |name| !is_common(name) && is_hop_by_hop(name);
-    if response.headers().keys().any(unclean) {
-        remove(response.headers_mut(), is_hop_by_hop);
+    let (mut connection, mut unclean) = (false, false);
+    for (name, value) in response.headers() {
+        if *name == header::CONNECTION {
+            connection = true;
+            unclean |= !is_plain_option(value);
+        } else {
+            unclean |= !is_common(name) && is_hop_by_hop(name);
+        }
     }
     let fields = response.headers_mut();
+    if unclean {
+        remove(fields, is_hop_by_hop);
+    } else if connection {
+        // It is the last one, see the codec: none of the others moves.
+        fields.remove(header::CONNECTION);
+    }
     if live.config.headers.via {
         fields.append(header::VIA, HeaderValue::from_static(via(version)));
     }
@@ -199,7 +216,7 @@ fn via(version: Version) -> &'static str {
 /// Whether all fields are among the most usual, so that looking for any other is in vain.
 pub fn is_plain(headers: &HeaderMap) -> bool {
     let mut names = headers.keys();
-    names.all(|name| *name == header::HOST || is_common(name))
+    names.all(|name| matches!(*name, header::HOST | header::CONNECTION) || is_common(name))
 }
 
 /// What one look at all fields finds; looking up each would cost more.
@@ -243,6 +260,8 @@ impl<'a> Survey<'a> {
                     survey.coding.add(value);
                     survey.unclean = true;
                 }
+                // What else it could say, nobody wants from it: see `codec::is_written`.
+                header::CONNECTION => survey.unclean |= !is_plain_option(value),
                 header::EXPECT => {
                     survey.expectation.add(value);
                     survey.unclean = true;

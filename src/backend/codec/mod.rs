@@ -9,7 +9,7 @@ mod response;
 pub use self::request::Lines;
 pub(super) use self::{
     body::{BodyDecoder, Step},
-    request::{chunk, head, last_chunk},
+    request::{chunk, head, is_written, last_chunk},
     response::{Head, Heads},
 };
 

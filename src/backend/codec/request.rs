@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use http::Request;
+use http::{HeaderName, HeaderValue, Request, header};
 
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
@@ -38,6 +38,12 @@ impl Lines {
     }
 }
 
+/// Whether a field of a request's map goes to the backend. What a client says of its own connection does
+/// not; to take it out of the map would mean to build another one, or to change the order.
+pub fn is_written(name: &HeaderName, value: &HeaderValue) -> bool {
+    *name != header::CONNECTION || value == "upgrade"
+}
+
 /// Writes the head. Fields are written as they are, then those that were added: whoever calls this has
 /// said by Content-Length or Transfer-Encoding how the body is framed.
 pub fn head<B>(request: &Request<B>, added: &Lines, out: &mut Vec<u8>) {
@@ -52,6 +58,9 @@ pub fn head<B>(request: &Request<B>, added: &Lines, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in request.headers() {
+        if !is_written(name, value) {
+            continue;
+        }
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
@@ -92,6 +101,7 @@ mod tests {
             .header("Host", "app")
             .header("Accept", "a")
             .header("Accept", "b")
+            .header("Connection", "keep-alive")
             .header("Content-Length", "3")
             .body(())
             .expect("a request");

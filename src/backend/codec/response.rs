@@ -79,7 +79,7 @@ impl Heads {
             }
             let body = self.framing(&parsed)?;
             let keep_alive =
-                parsed.stays_open() && body.has_an_end() && !self.may_have_more(response);
+                parsed.stays_open && body.has_an_end() && !self.may_have_more(response);
             return Ok(Some(Head {
                 response: parsed.response,
                 body,
@@ -170,7 +170,8 @@ struct Parsed {
     response: Response<()>,
     codings: usize,
     lengths: usize,
-    connections: usize,
+    /// Whether the connection outlives the message.
+    stays_open: bool,
 }
 
 /// Parses a whole head, whose lines end with CRLF: httparse takes a bare LF as well.
@@ -195,7 +196,7 @@ fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
     };
     let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
     let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
-    let (mut codings, mut lengths, mut connections) = (0, 0, 0);
+    let (mut codings, mut lengths, mut connections) = (0, 0, Vec::new());
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
@@ -203,10 +204,18 @@ fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
         match name {
             header::TRANSFER_ENCODING => codings += 1,
             header::CONTENT_LENGTH => lengths += 1,
-            header::CONNECTION => connections += 1,
+            // Last, where they can be taken away without moving another.
+            header::CONNECTION => {
+                connections.push(value);
+                continue;
+            }
             _ => {}
         }
         headers.append(name, value);
+    }
+    let stays_open = stays_open(&connections, minor);
+    for value in connections {
+        headers.append(header::CONNECTION, value);
     }
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -226,28 +235,23 @@ fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
         response,
         codings,
         lengths,
-        connections,
+        stays_open,
     })
 }
 
-impl Parsed {
-    /// Whether the connection outlives the message: RFC 9112 9.3.
-    fn stays_open(&self) -> bool {
-        let mut open = self.response.version() == Version::HTTP_11;
-        if self.connections == 0 {
-            return open;
-        }
-        for value in self.response.headers().get_all(header::CONNECTION) {
-            for option in value.as_bytes().split(|&byte| byte == b',') {
-                let option = option.trim_ascii();
-                if option.eq_ignore_ascii_case(b"close") {
-                    return false;
-                }
-                open |= option.eq_ignore_ascii_case(b"keep-alive");
+/// RFC 9112 9.3.
+fn stays_open(connections: &[HeaderValue], minor: u8) -> bool {
+    let mut open = minor > 0;
+    for value in connections {
+        for option in value.as_bytes().split(|&byte| byte == b',') {
+            let option = option.trim_ascii();
+            if option.eq_ignore_ascii_case(b"close") {
+                return false;
             }
+            open |= option.eq_ignore_ascii_case(b"keep-alive");
         }
-        open
     }
+    open
 }
 
 /// A length of plain digits that fits.
