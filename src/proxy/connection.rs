@@ -48,6 +48,10 @@ use crate::{
 const BUFFER: usize = 64 * 1024;
 /// A connection that has been idle for so long gives its parser and buffers back, some 20 kB.
 const PARK_AFTER: Duration = Duration::from_millis(250);
+/// The same where there are more than [`MANY`] on the thread: what all of them hold at once is what the
+/// process keeps ever after.
+const PARK_SOON: Duration = Duration::from_millis(25);
+const MANY: usize = 100;
 
 /// The open connections of one data-plane thread.
 #[derive(Debug, Default)]
@@ -358,10 +362,18 @@ impl Watch<'_> {
         let due = if parked {
             self.due(now)
         } else {
-            Some(now + PARK_AFTER)
+            Some(now + self.park_after())
         };
         let due = TokioInstant::from_std(due.unwrap_or(now));
         self.timer.as_mut().reset(due);
+    }
+
+    fn park_after(&self) -> Duration {
+        if self.counted.0.open() > MANY {
+            PARK_SOON
+        } else {
+            PARK_AFTER
+        }
     }
 
     fn register(&mut self, cx: &Context<'_>) {
@@ -377,8 +389,8 @@ impl Watch<'_> {
         let due = match activity {
             Activity::Head => since + self.timeouts.header,
             Activity::Idle if self.parked => since + self.timeouts.idle,
-            Activity::Idle => since + self.timeouts.idle.min(PARK_AFTER),
-            Activity::Served | Activity::Flushing | Activity::Tunnel => now + PARK_AFTER,
+            Activity::Idle => since + self.timeouts.idle.min(self.park_after()),
+            Activity::Served | Activity::Flushing | Activity::Tunnel => now + self.park_after(),
         };
         (due > now).then_some(due)
     }
