@@ -187,7 +187,12 @@ fn check_command(at: &str, words: &[String]) {
     };
     match program.as_str() {
         "tidegate" => check_tidegate(&here, words),
-        "./quickstart" | ".ci/run" | "deploy/check" | "fuzz/run" | "benches/instructions" => {
+        "./quickstart"
+        | ".ci/run"
+        | "deploy/check"
+        | "fuzz/run"
+        | "benches/instructions"
+        | "benches/compare" => {
             exists(program);
         }
         "cargo" => {
