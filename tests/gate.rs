@@ -398,6 +398,43 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
     assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");
 }
 
+/// Threads that began together end together: between two such waves nobody is done, which is no slow pace
+/// and no pause.
+#[tokio::test(start_paused = true)]
+async fn waves_of_completions_are_a_steady_pace() {
+    let limiter = limiter(fixed(16).max_wait(500 * MS));
+    let wave = |rate, seconds| {
+        let limiter = limiter.clone();
+        async move {
+            let mut requests = JoinSet::new();
+            let backend = Arc::new(Semaphore::new(16));
+            let mut random = fastrand::Rng::with_seed(3);
+            let end = clock::now() + Duration::from_secs(seconds);
+            while clock::now() < end {
+                sleep(Duration::from_secs_f64(-random.f64().max(1e-9).ln() / rate)).await;
+                requests.spawn(one(limiter.clone(), backend.clone(), 100 * MS));
+            }
+            requests.join_all().await
+        }
+    };
+    wave(50.0, 5).await; // It learns the service time.
+    let fates = wave(320.0, 30).await;
+    let passed = fates.iter().filter(|(_, result)| result.is_ok()).count();
+    let waits = || fates.iter().filter(|f| f.1.is_ok()).map(|f| f.0);
+    let refusals = || fates.iter().filter(|f| f.1.is_err()).map(|f| f.0);
+    let figures = format!(
+        "{passed} of {} passed, waits {:?} (p50) {:?} (p99), refusals after {:?} (p50) {:?} (p75)",
+        fates.len(),
+        percentile(waits(), 50),
+        percentile(waits(), 99),
+        percentile(refusals(), 50),
+        percentile(refusals(), 75),
+    );
+    assert!(passed >= 150 * 30, "of 160 a second: {figures}");
+    assert!(percentile(refusals(), 75) <= MS, "on arrival: {figures}");
+    assert!(percentile(waits(), 99) <= 250 * MS, "{figures}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn below_the_capacity_nobody_is_refused() {
     let limiter = limiter(fixed(2).max_wait(500 * MS));

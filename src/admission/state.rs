@@ -646,10 +646,11 @@ impl State {
         offer.min(self.settings.max_wait)
     }
 
-    /// Under a standing queue, who came before this has waited so long that others go first: twice
-    /// the offered wait, so that chance alone makes nobody stale.
+    /// Under a queue that stands, or looks as if it will, who came before this has waited so long that others
+    /// go first: twice the offered wait, so that chance alone makes nobody stale.
     fn stale_before(&self, now: Instant) -> Option<Instant> {
-        self.standing(now)
+        let adaptive = self.settings.discipline == Discipline::AdaptiveLifo;
+        (adaptive && (self.pace.is_standing(now) || self.pace.is_suspect(now)))
             .then(|| now.checked_sub(self.standing_wait() * 2))
             .flatten()
     }

@@ -354,8 +354,7 @@ impl Controller {
         self.looked = Some((now, usage.busy_seconds));
         self.readings = *readings;
         let resources = self.settings.resources;
-        self.ceilings
-            .note(now, readings, usage.in_flight, mean, &resources);
+        self.ceilings.note(now, readings, usage, mean, &resources);
     }
 
     /// Takes the cut that a resource asks for.

@@ -129,7 +129,7 @@ fn memory_stops_growth_then_shrinks_the_limit_and_is_named() {
     assert_eq!(bench.controller.limit(), 8);
     assert_eq!(bench.controller.bound_by(), BoundBy::Memory);
     bench.readings.memory = memory(0.94);
-    bench.run(2.0);
+    bench.run(0.9);
     assert!(
         bench.controller.limit() <= 5,
         "{}",
@@ -140,6 +140,8 @@ fn memory_stops_growth_then_shrinks_the_limit_and_is_named() {
     let cut = bench.decisions.iter().find(|d| d.limit < d.from);
     let cut = cut.expect("a cut").clone();
     assert_eq!(cut.evidence.readings.memory, memory(0.94));
+    bench.run(3.0);
+    assert_eq!(bench.controller.limit(), 7, "it did not come back");
     bench.readings.memory = memory(0.5);
     bench.run(5.0);
     assert!(bench.controller.limit() > 8, "it grows again");

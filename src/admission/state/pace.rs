@@ -27,14 +27,21 @@ const STANDING_PROOF_EARLY: f64 = 3.0;
 const STANDING_LATE_MIN: Duration = Duration::from_millis(200);
 /// ... namely this.
 const STANDING_PROOF_LATE: f64 = 2.0;
+/// With so much it is suspected before that: newcomers already go first, as they would under a standing queue, but
+/// nobody is refused for it. If it was a burst, whoever was overtaken is served when it is over.
+const STANDING_SUSPICION: f64 = 1.5;
 /// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
 const STANDING_WAIT_MIN: Duration = Duration::from_millis(20);
-/// Weight of the newest interval in the drain rate: about the last 8 releases count.
-const INTERVAL_WEIGHT: f64 = 0.125;
-/// One interval counts for no more than so many usual ones: a pause is not a pace.
-const INTERVAL_OUTLIER: f64 = 4.0;
-/// ... but always for so many seconds, so that a slower backend is soon believed.
-const INTERVAL_OUTLIER_MIN: f64 = 0.005;
+/// The drain rate is that of about so many releases...
+const RATE_RELEASES: f64 = 8.0;
+/// ... and of at least so many service times: requests that began together end together, and what lies
+/// between is no pause.
+const RATE_SERVICE_TIMES: f64 = 2.0;
+/// Nobody done for longer than so many service times and usual intervals is a pause, and not a pace.
+const PAUSE_SERVICE_TIMES: f64 = 1.5;
+const PAUSE_INTERVALS: f64 = 4.0;
+/// ... but so many seconds always count, so that a slower backend is soon believed.
+const PAUSE_MIN: f64 = 0.005;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -46,10 +53,15 @@ pub(super) struct Pace {
     went: u64,
     /// Whether more came than chance explains.
     overloaded: bool,
+    /// Whether it begins to look like that.
+    suspected: bool,
     /// Since when nobody has been waiting; `None` while somebody is.
     idle_since: Option<Instant>,
     /// The backend's own time for a request, unloaded; zero = unknown.
     service_time: Duration,
+    /// Releases while somebody waited and the time they took, both forgetting.
+    released: f64,
+    busy_seconds: f64,
     /// Mean time between releases while somebody waits, seconds; zero = unknown.
     interval: f64,
     /// The last release that left somebody waiting.
@@ -66,8 +78,11 @@ impl Pace {
             came: 0,
             went: 0,
             overloaded: false,
+            suspected: false,
             idle_since: Some(now),
             service_time: Duration::ZERO,
+            released: 0.0,
+            busy_seconds: 0.0,
             interval: 0.0,
             last_release: None,
             places: STANDING_PLACES,
@@ -109,10 +124,10 @@ impl Pace {
                 self.overloaded &= rest < self.rest();
                 if rest >= self.service_time && !self.overloaded {
                     self.waiting_since = now;
-                    (self.came, self.went) = (0, 0);
+                    (self.came, self.went, self.suspected) = (0, 0, false);
                 }
                 if rest >= self.rest() {
-                    self.interval = 0.0;
+                    (self.released, self.busy_seconds, self.interval) = (0.0, 0.0, 0.0);
                 }
                 self.idle_since = None;
             }
@@ -138,8 +153,11 @@ impl Pace {
         } else {
             STANDING_PROOF_EARLY
         };
-        self.overloaded |=
-            age >= STANDING_AFTER_MIN.max(early) && more >= proof * (self.came as f64).sqrt();
+        if age >= STANDING_AFTER_MIN.max(early) {
+            let chance = (self.came as f64).sqrt();
+            self.overloaded |= more >= proof * chance;
+            self.suspected |= more >= STANDING_SUSPICION * chance;
+        }
     }
 
     /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
@@ -156,16 +174,29 @@ impl Pace {
         let waiting = waiting > 0;
         self.went += u64::from(waiting);
         if let (true, Some(last)) = (waiting, self.last_release) {
-            let interval = now.saturating_duration_since(last).as_secs_f64();
-            self.interval = if self.interval == 0.0 {
-                interval
-            } else {
-                let most = (self.interval * INTERVAL_OUTLIER).max(INTERVAL_OUTLIER_MIN);
-                let interval = interval.min(most);
-                self.interval + (interval - self.interval) * INTERVAL_WEIGHT
-            };
+            self.learn_interval(now.saturating_duration_since(last).as_secs_f64());
         }
         self.last_release = waiting.then_some(now);
+    }
+
+    /// Takes the time since the last release, seconds.
+    fn learn_interval(&mut self, gap: f64) {
+        let service = self.service_time.as_secs_f64();
+        let pause = PAUSE_SERVICE_TIMES * service + PAUSE_INTERVALS * self.interval;
+        let gap = if self.released > 0.0 {
+            gap.min(pause.max(PAUSE_MIN))
+        } else {
+            gap
+        };
+        let memory = (RATE_SERVICE_TIMES * service).max(RATE_RELEASES * self.interval);
+        let kept = if memory > 0.0 {
+            (-gap / memory).exp()
+        } else {
+            0.0
+        };
+        self.released = self.released * kept + 1.0;
+        self.busy_seconds = self.busy_seconds * kept + gap;
+        self.interval = self.busy_seconds / self.released;
     }
 
     /// Whether the queue stands: more have come than went, for longer than a burst lasts.
@@ -175,6 +206,13 @@ impl Pace {
             && self
                 .idle_since
                 .is_none_or(|since| now.saturating_duration_since(since) < self.rest())
+    }
+
+    /// Whether a queue that is too young to be judged looks as if it were going to stand.
+    pub(super) fn is_suspect(&self, now: Instant) -> bool {
+        self.suspected
+            && self.service_time > Duration::ZERO
+            && now.saturating_duration_since(self.waiting_since) < self.rest()
     }
 
     /// What is long for a queue, to last or to be gone.

@@ -4,6 +4,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::{
+    frontier::Frontier,
+    hold::{Hold, Look},
+};
 use crate::control::{MemoryReading, Resources};
 
 /// Looks closer together than this see the same.
@@ -20,19 +24,8 @@ const WORTH_IT: f64 = 1e-4;
 /// before they have allocated anything: for that moment requests seem to need less.
 const RISE: f64 = 0.03;
 const FALL: f64 = 0.3;
-/// A cut, a factor. CONTROL §4.4.
-const CUT: f64 = 0.7;
-/// From this share of the limit on, the next allocation may be the last: down to `min`. CONTROL §4.4.
-const BRINK: f64 = 0.97;
-/// ... until there is room again; then so much more at each look, up to so many.
-const LET_GO: f64 = 1.25;
-const LET_GO_AT: u32 = 1000;
-/// Share of the time in which everything waits for memory (PSI `full`) that cuts. CONTROL §4.4.
+/// Share of the time in which everything waits for memory (PSI `full`) that is alarming. CONTROL §4.4.
 const PRESSED: f64 = 0.05;
-/// A cut that has not lowered memory by this share of the limit in `PATIENCE` was in vain...
-const FREED: f64 = 0.01;
-/// ... namely this long.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two points of the long view.
 const VIEW_EVERY: Duration = Duration::from_secs(10);
 /// Points of the long view.
@@ -44,119 +37,93 @@ const LEAK: f64 = 0.05;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     at: Option<Instant>,
-    seen: MemoryReading,
     fit: Fit,
+    frontier: Frontier,
+    hold: Hold,
     veto: bool,
-    wants_cut: Option<f64>,
-    /// The last cut, and what was in use then.
-    last_cut: Option<(Instant, f64)>,
-    /// Cuts did not help: memory is not the requests'.
-    in_vain: bool,
     ceiling: Option<f64>,
-    /// After the brink: no more than this.
-    hold: Option<f64>,
     view: Vec<f64>,
     viewed: Option<Instant>,
     leaking: bool,
+    hits: u64,
 }
 
 impl Memory {
+    /// Takes a reading; `in_flight` is a mean of the last moments, `limit` is in force.
     pub(super) fn note(
         &mut self,
         now: Instant,
         reading: Option<&MemoryReading>,
         in_flight: f64,
+        limit: u32,
         resources: &Resources,
     ) {
         let Some(reading) = reading.filter(|reading| reading.limit > 0) else {
             *self = Memory::default();
             return;
         };
+        let (used, most) = (reading.used as f64, reading.limit as f64);
+        let room = resources.memory_high * most;
+        self.frontier.note(now, in_flight, used, room);
         let age = self
             .at
             .map_or(EVERY, |at| now.saturating_duration_since(at));
         if age < EVERY {
             return;
         }
-        // Both at this moment: at a low load requests come and go between two looks.
-        let (used, limit) = (reading.used as f64, reading.limit as f64);
-        let share = used / limit;
-        // While too much is being freed, what is in use is not of those in flight.
-        if self.hold.is_none() || share < resources.memory_high {
+        let hit = self.at.is_some() && reading.hits > self.hits;
+        self.at = Some(now);
+        self.hits = reading.hits;
+        // While it is being brought down, what is in use is not of those in flight.
+        if !self.hold.is_lowering() || used < room {
             self.fit.add(in_flight, used, age);
         }
-        let hit = self.at.is_some() && reading.hits > self.seen.hits;
-        self.at = Some(now);
-        self.seen = *reading;
-        self.look_back(now, limit);
-        self.veto = share >= resources.memory_high;
-        if share < resources.memory_high {
-            self.in_vain = false;
-        }
-        if let Some((at, before)) = self.last_cut
-            && now.saturating_duration_since(at) >= PATIENCE
-        {
-            self.in_vain |= share > before - FREED;
-            self.last_cut = None;
-        }
-        self.wants_cut = if self.leaking || self.in_vain {
-            None
-        } else if share >= BRINK {
-            // Held at once and let go step by step: what the law knows of latency stays.
-            if self.hold.replace(1.0).is_none() {
-                self.fit = Fit::default();
-            }
-            None
-        } else if self.hold.is_some() {
-            None
-        } else if share >= resources.memory_max || hit || reading.pressure >= PRESSED {
-            Some(CUT)
-        } else {
-            None
+        self.look_back(now, most);
+        self.veto = used >= room;
+        let look = Look {
+            in_flight,
+            used,
+            most,
+            limit: f64::from(limit),
+            base: self.frontier.base(),
+            roomy: used < room,
+            // A limit is hit, too, by a page cache that fills what is free: that costs nobody anything.
+            alarming: used >= resources.memory_max * most
+                || used >= room && (hit || reading.pressure >= PRESSED),
         };
-        if let Some(hold) = &mut self.hold
-            && share < resources.memory_high
-        {
-            *hold *= LET_GO;
-            if *hold > f64::from(LET_GO_AT) {
-                self.hold = None;
-            }
+        if self.leaking {
+            self.hold = Hold::default();
+        } else if self.hold.note(now, &look) {
+            self.fit = Fit::default();
         }
         // While nothing is known any more, what was known still holds.
-        if let Some((base, each)) = self.fit.of_a_request(limit) {
-            let room = (resources.memory_high * limit - base) / each;
-            let room = room.clamp(1.0, 1e6);
+        if let Some((base, each)) = self.fit.of_a_request(most) {
+            let fits = ((room - base) / each).clamp(1.0, 1e6);
             let towards = match self.ceiling {
-                Some(known) if room > known => known + RISE * (room - known),
-                Some(known) => known + FALL * (room - known),
-                None => room,
+                Some(known) if fits > known => known + RISE * (fits - known),
+                Some(known) => known + FALL * (fits - known),
+                None => fits,
             };
             self.ceiling = (!self.leaking).then_some(towards);
         }
     }
 
-    /// The most that fits below `memory_high`, once it is known what a request needs.
+    /// The most that fits below `memory_high`, by what a request needs once that is known, and by what is sure
+    /// until then; less, while there is too little.
     pub(super) fn ceiling(&self) -> Option<u32> {
-        let lowest = match (self.ceiling, self.hold) {
-            (Some(ceiling), Some(hold)) => Some(ceiling.min(hold)),
-            (ceiling, hold) => ceiling.or(hold),
+        let sure = match self.ceiling {
+            Some(_) => self.frontier.reach_of_a_figure(),
+            None => self.frontier.reach(),
         };
+        let sure = sure.filter(|_| !self.leaking);
+        let ceilings = [self.ceiling, self.hold.ceiling(), sure];
+        let lowest = ceilings.into_iter().flatten().reduce(f64::min);
         lowest.map(|ceiling| ceiling as u32)
     }
 
     /// Whether it forbids growth.
     pub(super) fn veto(&self) -> bool {
         self.veto && !self.leaking
-    }
-
-    /// The factor that it cuts by now.
-    pub(super) fn cut(&mut self, now: Instant) -> Option<f64> {
-        let factor = self.wants_cut.take()?;
-        let share = self.seen.used as f64 / self.seen.limit.max(1) as f64;
-        if self.last_cut.is_none() {
-            self.last_cut = Some((now, share));
-        }
-        Some(factor)
     }
 
     pub(super) fn leaking(&self) -> bool {
@@ -267,8 +234,8 @@ mod tests {
                 limit: (600.0 * MB) as u64,
                 ..MemoryReading::default()
             };
-            self.memory
-                .note(self.now, Some(&reading), in_flight, &self.resources);
+            let memory = &mut self.memory;
+            memory.note(self.now, Some(&reading), in_flight, 20, &self.resources);
         }
     }
 
@@ -276,12 +243,12 @@ mod tests {
     fn learns_what_a_request_needs_and_stops_in_time() {
         let mut bench = Bench::new();
         for i in 0..40 {
-            let n = f64::from(1 + i % 8);
+            let n = f64::from(1 + i % 10);
             bench.look(n, 60.0 * MB + n * 30.0 * MB);
         }
         // 0.85 x 600 = 510, less 60, at 30 each.
-        assert_eq!(bench.memory.ceiling(), Some(15));
-        assert!(!bench.memory.veto() && bench.memory.cut(bench.now).is_none());
+        assert!((14..=15).contains(&bench.memory.ceiling().expect("it is learned")));
+        assert!(!bench.memory.veto());
     }
 
     #[test]
@@ -289,7 +256,7 @@ mod tests {
         let mut bench = Bench::new();
         let mut random = fastrand::Rng::with_seed(2);
         for i in 0..200 {
-            let n = f64::from(i % 8);
+            let n = f64::from(i % 10);
             // Each look is off by a request, now and then, one way or the other.
             let held = (n + f64::from(random.u32(0..3)) - 1.0).max(0.0);
             bench.look(n, 60.0 * MB + held * 30.0 * MB);
@@ -314,24 +281,9 @@ mod tests {
             let noise = random.f64() * 40.0 * MB;
             bench.look(f64::from(i % 8), 200.0 * MB + noise);
         }
-        assert_eq!(bench.memory.ceiling(), None);
-    }
-
-    #[test]
-    fn shrinks_at_the_maximum_until_it_is_seen_to_be_in_vain() {
-        let mut bench = Bench::new();
-        bench.look(4.0, 520.0 * MB);
-        assert!(bench.memory.veto());
-        assert_eq!(bench.memory.cut(bench.now), None);
-        bench.look(4.0, 560.0 * MB);
-        assert_eq!(bench.memory.cut(bench.now), Some(CUT));
-        for _ in 0..40 {
-            bench.look(1.0, 560.0 * MB);
-        }
-        assert_eq!(bench.memory.cut(bench.now), None, "it did not help");
-        bench.look(1.0, 400.0 * MB);
-        bench.look(4.0, 560.0 * MB);
-        assert_eq!(bench.memory.cut(bench.now), Some(CUT));
+        assert_eq!(bench.memory.ceiling, None);
+        // ... but that there was room for 6 at once for a while.
+        assert!(bench.memory.ceiling() >= Some(7));
     }
 
     #[test]
@@ -342,7 +294,7 @@ mod tests {
             bench.look(n, 100.0 * MB + n * 10.0 * MB + 0.5 * MB * f64::from(i));
         }
         assert!(bench.memory.leaking());
-        assert_eq!(bench.memory.cut(bench.now), None);
+        assert_eq!(bench.memory.ceiling(), None);
         assert!(!bench.memory.veto());
         // More and more requests for minutes are none.
         let mut bench = Bench::new();

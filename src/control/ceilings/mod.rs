@@ -1,17 +1,19 @@
 //! What the sensors say about the limit, whatever latency says: the backend's workers, its accept
 //! queue, its CPU and its memory (CONTROL §4.2, §4.4).
 //!
-//! A resource either bounds the limit (a ceiling), forbids it to grow (a veto), or cuts it. Resources
-//! are correlated, so at most one cut a second is taken, by whichever asks for the deepest.
+//! A resource either bounds the limit (a ceiling), forbids it to grow (a veto), or cuts it, at most once a
+//! second.
 
 mod accept;
 mod cpu;
+mod frontier;
+mod hold;
 mod memory;
 
 use std::time::{Duration, Instant};
 
 use self::{accept::Accept, cpu::Cpu, memory::Memory};
-use super::{BoundBy, Readings, Resources};
+use super::{BoundBy, Readings, Resources, Usage};
 
 /// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
 const HEADROOM: u32 = 1;
@@ -21,7 +23,7 @@ const CUT_EVERY: Duration = Duration::from_secs(1);
 /// A limit that the law is asked to fall to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cut {
-    /// The factor on the limit; 0 = down to `min`.
+    /// The factor on the limit.
     pub(super) factor: f64,
     pub(super) by: BoundBy,
 }
@@ -37,22 +39,24 @@ pub(super) struct Ceilings {
 }
 
 impl Ceilings {
-    /// Takes what the sensors say now. `in_flight` is now, `mean_in_flight` since the last look.
+    /// Takes what the sensors say now, with the limit in force. `mean_in_flight` is that since the last look.
     pub(super) fn note(
         &mut self,
         now: Instant,
         readings: &Readings,
-        in_flight: u32,
+        usage: &Usage,
         mean_in_flight: f64,
         resources: &Resources,
     ) {
         self.slots = readings.slots.filter(|&slots| slots > 0);
-        self.accept.note(now, readings.accept_queue, in_flight);
+        self.accept
+            .note(now, readings.accept_queue, usage.in_flight);
         let cpu = readings.cpu.filter(|_| resources.cpu);
         self.cpu.note(now, cpu.as_ref(), resources.cpu_high);
         let memory = readings.memory.filter(|_| resources.memory);
+        let (memory, limit) = (memory.as_ref(), usage.limit);
         self.memory
-            .note(now, memory.as_ref(), mean_in_flight, resources);
+            .note(now, memory, mean_in_flight, limit, resources);
     }
 
     /// The lowest ceiling below `max`, and whose it is.
@@ -98,20 +102,12 @@ impl Ceilings {
         {
             return None;
         }
-        let cpu = self.cpu.cut().filter(|_| slow).map(|factor| Cut {
+        let factor = self.cpu.cut().filter(|_| slow)?;
+        self.last_cut = Some(now);
+        Some(Cut {
             factor,
             by: BoundBy::Cpu,
-        });
-        let memory = self.memory.cut(now).map(|factor| Cut {
-            factor,
-            by: BoundBy::Memory,
-        });
-        let deepest = [memory, cpu]
-            .into_iter()
-            .flatten()
-            .min_by(|a, b| a.factor.total_cmp(&b.factor))?;
-        self.last_cut = Some(now);
-        Some(deepest)
+        })
     }
 
     /// Memory grows while the requests in flight do not.
