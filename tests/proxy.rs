@@ -3,11 +3,14 @@
 mod common;
 
 use std::{
+    net::TcpListener,
     sync::{Mutex, mpsc},
     time::Duration,
 };
 
-use common::{Client, Gunicorn, PATIENCE, Raw, Response, Tidegate, raw::Received, since, until};
+use common::{
+    Client, Gunicorn, PATIENCE, Raw, Response, Tidegate, get, raw::Received, since, until,
+};
 use tidegate::clock;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -1073,4 +1076,42 @@ fn a_streamed_upload_that_fails_half_way_says_why() {
         0.0,
         "none of it is the backend's fault"
     );
+}
+
+/// A backend that has just been there is being restarted: nothing was sent, so nothing is lost by waiting for it.
+#[test]
+fn a_backend_that_restarts_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let backend = Raw::on(listener, |mut conn| {
+        while conn.request().is_some() && conn.ok("before") {}
+    });
+    let mut tidegate = Tidegate::to(&address)
+        .set("queue.max_wait=20s")
+        .set("limit.algorithm=fixed")
+        .set("limit.initial=2")
+        .start();
+    assert_eq!(tidegate.get("/").text(), "before");
+    drop(backend);
+    let target = tidegate.address().to_owned();
+    // More than may go at once: they wait with a permit, or for one.
+    let waiting: Vec<_> = (0..5)
+        .map(|_| {
+            let target = target.clone();
+            std::thread::spawn(move || get(&target, "/").text())
+        })
+        .collect();
+    tidegate.process.logged("it is seen to be gone", |log| {
+        log.contains("does not accept connections").then_some(())
+    });
+    let listener = TcpListener::bind(&address).expect("the port is free");
+    let _backend = Raw::on(listener, |mut conn| {
+        while conn.request().is_some() && conn.ok("after") {}
+    });
+    for answer in waiting {
+        assert_eq!(answer.join().expect("an answer"), "after");
+    }
+    until("every permit is back", || {
+        tidegate.metric("tidegate_in_flight_requests", &[("endpoint", &address)]) == 0.0
+    });
 }

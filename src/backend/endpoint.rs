@@ -141,11 +141,15 @@ impl Endpoint {
         news
     }
 
-    /// Whether it accepted a connection within the last `age`.
+    /// Whether it accepted a connection within the last `age`, and has refused none since.
     pub fn seen_up_within(&self, age: Duration, now: Instant) -> bool {
+        self.is_up() && self.was_up_within(age, now)
+    }
+
+    /// Whether it accepted a connection within the last `age`.
+    pub fn was_up_within(&self, age: Duration, now: Instant) -> bool {
         let millis = self.seen_up.load(Relaxed);
         millis > 0
-            && self.is_up()
             && now.saturating_duration_since(self.born + Duration::from_millis(millis)) <= age
     }
 

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
+    time::{Duration, Instant},
 };
 
 use http::{Request, Response, StatusCode};
@@ -25,6 +26,11 @@ use crate::{
     control::Outcome,
     observe::{self, WaitOutcome},
 };
+
+/// A backend that listened less than this ago is being restarted; one that did not is down, and nobody waits for it.
+const RESTART: Duration = Duration::from_secs(10);
+/// Between two attempts to reach it meanwhile.
+const RECONNECT: Duration = Duration::from_millis(25);
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
@@ -69,8 +75,10 @@ fn forward(
 ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
     async move {
         note_admission(&shared, &context, &permit);
+        let mut tried = 0;
         loop {
-            let attempt = usize::from(context.attempt());
+            context.attempt();
+            tried += 1;
             let endpoints = shared.endpoints();
             let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
                 // Its endpoint was taken out of the configuration just now.
@@ -102,9 +110,22 @@ fn forward(
                 endpoint.metrics.error(kind);
             }
             let Failed { error, unsent } = failed;
-            let Some((unsent, lease)) = unsent else {
+            let Some((unsent, mut lease)) = unsent else {
                 return Err(Error::of_exchange(error));
             };
+            if matches!(error, backend::Error::Connect(_))
+                && let Some(pause) = restart_pause(&shared, &context, &endpoint)
+            {
+                // Its permit it keeps: those behind it would fare no better.
+                let kept = lease.permit.take();
+                drop(lease);
+                tokio::time::sleep(pause).await;
+                if let Some(kept) = kept {
+                    (request, permit, tried) = (unsent, kept, 0);
+                    continue;
+                }
+                return Err(error.into());
+            }
             lease.complete(
                 match error {
                     backend::Error::ConnectTimeout => Completion::Overloaded,
@@ -112,13 +133,30 @@ fn forward(
                 },
                 None,
             );
-            if attempt >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
+            if tried >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
                 return Err(error.into());
             }
             request = unsent;
             permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
         }
     }
+}
+
+/// A backend that listened a moment ago and does not any more is being restarted: how long to wait before it is
+/// tried again. `None` if it is not, if there is another that may be up, or if the time that one may wait is over.
+fn restart_pause(shared: &Shared, context: &Context, endpoint: &Endpoint) -> Option<Duration> {
+    let now = clock::now();
+    shared.note_endpoint(endpoint, false, now);
+    if shared.endpoints().iter().any(|e| e.is_up())
+        || !endpoint.was_up_within(RESTART, now)
+        || context.live.config.limit.dry_run
+    {
+        return None;
+    }
+    let waited = context.at_gate(now)?;
+    let left = context.live.config.queue.max_wait.checked_sub(waited)?;
+    let in_time = |at: Instant| now + RECONNECT < at;
+    (left > RECONNECT && context.ask().deadline.is_none_or(in_time)).then_some(RECONNECT)
 }
 
 fn note_admission(shared: &Shared, context: &Context, permit: &Permit) {
