@@ -114,12 +114,13 @@ fn forward(
                 return Err(Error::of_exchange(error));
             };
             if matches!(error, backend::Error::Connect(_))
-                && let Some(pause) = restart_pause(&shared, &context, &endpoint)
+                && let Some(pause) = restart_pause(&shared, &context, endpoint)
             {
                 // Its permit it keeps: those behind it would fare no better.
                 let kept = lease.permit.take();
                 drop(lease);
-                tokio::time::sleep(pause).await;
+                // In a box: it is rare, and would make every request larger.
+                Box::pin(tokio::time::sleep(pause)).await;
                 if let Some(kept) = kept {
                     (request, permit, tried) = (unsent, kept, 0);
                     continue;
