@@ -1,39 +1,31 @@
 //! The dashboard in a real browser: it draws, it moves under load, and the console stays empty.
-//! Where there is no Chromium, it is left out and says so.
-
-#![allow(clippy::print_stdout)]
+//! Where there is no Chromium, it is left out and says so. The stream behind it, by a plain client.
 
 mod common;
 
-use std::{
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use common::{Gunicorn, Tidegate};
+use common::{Client, Gunicorn, Tidegate, browser::Browser, until};
 
-/// The first of the usual names that runs.
-fn browser() -> Option<&'static str> {
-    ["chromium", "chromium-browser", "google-chrome"]
-        .into_iter()
-        .find(|name| {
-            Command::new(name)
-                .arg("--version")
-                .output()
-                .is_ok_and(|output| output.status.success())
-        })
+/// A client of `/status` that is told of it.
+fn listener(gate: &Tidegate) -> Client {
+    let mut client = Client::connect(gate.admin());
+    client.send("GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n");
+    client
 }
 
-/// The text in the element with this id.
-fn text_of<'a>(page: &'a str, id: &str) -> &'a str {
-    let mark = format!("id=\"{id}\"");
-    let at = page.find(&mark).unwrap_or_else(|| panic!("no {id}"));
-    let rest = &page[at..];
-    let from = rest.find('>').expect("the end of the tag") + 1;
-    &rest[from..from + rest[from..].find('<').expect("the end of the text")]
+/// The next document of a stream.
+fn heard(client: &mut Client) -> serde_json::Value {
+    loop {
+        let chunk = client.take_chunk().expect("a chunk");
+        if let Some(data) = String::from_utf8_lossy(&chunk).strip_prefix("data: ") {
+            assert!(data.ends_with("\n\n"), "{data}");
+            return serde_json::from_str(data.trim_end()).expect("a document on one line");
+        }
+    }
 }
 
 /// Ticks of CPU that a process has used, of which there are 100 a second.
@@ -69,6 +61,44 @@ fn an_open_page_costs_next_to_nothing() {
     assert!(used < asked, "{used} ticks for {asked} answers");
 }
 
+/// The same of all streams together that may be open.
+#[test]
+fn streams_cost_next_to_nothing_and_end_with_the_drain() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let app = Gunicorn::sync(2);
+    let mut gate = Tidegate::to(app.address()).start();
+    for _ in 0..50 {
+        gate.get("/");
+    }
+    let mut clients: Vec<Client> = (0..8).map(|_| listener(&gate)).collect();
+    for client in &mut clients {
+        assert_eq!(client.try_head().expect("a head").status, 200);
+        assert_eq!(heard(client)["totals"]["answered_by_backend"], 50);
+    }
+    assert_eq!(listener(&gate).response().status, 503);
+    let documents = 4;
+    let before = ticks(gate.process.pid());
+    for _ in 0..documents {
+        for client in &mut clients {
+            heard(client);
+        }
+    }
+    let used = ticks(gate.process.pid()) - before;
+    let most = documents * clients.len() as u64;
+    assert!(used < most, "{used} ticks for {most} documents");
+    assert_eq!(gate.stop(), 0);
+    // The last that is heard is that it drains.
+    for client in &mut clients {
+        let mut last = heard(client);
+        while last["draining"] == false {
+            last = heard(client);
+        }
+        assert_eq!(last["draining"], true);
+    }
+}
+
 /// What a screen reader and a keyboard need is in the page before any script has run.
 #[test]
 fn everything_has_a_name() {
@@ -96,53 +126,85 @@ fn everything_has_a_name() {
     );
 }
 
-#[test]
-fn it_draws_and_moves_and_the_console_stays_empty() {
-    let Some(browser) = browser() else {
-        println!("left out: there is no Chromium");
-        return;
-    };
-    let app = Gunicorn::sync(2);
-    let gate = Tidegate::to(app.address()).start();
-    let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..4)
-        .map(|_| {
+/// Clients that ask again and again.
+struct Load(Arc<AtomicBool>, Vec<std::thread::JoinHandle<()>>);
+
+impl Load {
+    fn on(gate: &Tidegate) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..4).map(|_| {
             let (mut client, stop) = (gate.client(), stop.clone());
             std::thread::spawn(move || {
                 while !stop.load(Relaxed) {
                     client.get("/");
                 }
             })
-        })
-        .collect();
-    let profile = tempfile::tempdir().expect("a temporary directory");
-    // Ten seconds of the page's own time pass as fast as it can draw them.
-    let output = Command::new(browser)
-        .args(["--headless=new", "--no-sandbox", "--disable-gpu"])
-        .args(["--disable-dev-shm-usage", "--enable-logging=stderr"])
-        .args(["--virtual-time-budget=10000", "--dump-dom"])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .arg(format!("http://{}/", gate.admin()))
-        .output()
-        .expect("it ran before");
-    stop.store(true, Relaxed);
-    for client in clients {
-        client.join().expect("every request is answered");
+        });
+        Self(stop.clone(), clients.collect())
     }
-    let page = String::from_utf8_lossy(&output.stdout);
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{log}");
-    assert!(!log.contains("CONSOLE"), "{log}");
-    assert_eq!(text_of(&page, "state"), "ready");
-    assert!(text_of(&page, "limit").parse::<u32>().unwrap() >= 1);
-    assert!(text_of(&page, "answered").parse::<f64>().unwrap() > 0.0);
-    assert!(text_of(&page, "sentence").ends_with('.'));
-    assert!(page.contains(app.address()), "the table of endpoints");
-    // More than one moment is drawn.
-    let line = page
-        .split("<polyline class=\"s1\" points=\"")
-        .nth(1)
-        .and_then(|rest| rest.split('"').next())
-        .expect("a line in the first chart");
-    assert!(line.split(' ').count() >= 3, "{line}");
+
+    fn stop(self) {
+        self.0.store(true, Relaxed);
+        for client in self.1 {
+            client.join().expect("every request is answered");
+        }
+    }
+}
+
+/// Until the page has drawn more than one moment, with something in it.
+fn moves(page: &mut Browser) {
+    let points = "document.querySelector('#chart_load polyline.s1')?.getAttribute('points').split(' ').length";
+    until("the page moves", || {
+        page.text_of("answered")
+            .parse::<f64>()
+            .is_ok_and(|rate| rate > 0.0)
+            && page.value(points).as_u64() >= Some(3)
+    });
+}
+
+#[test]
+fn it_draws_and_moves_and_the_console_stays_empty() {
+    let app = Gunicorn::sync(2);
+    let mut gate = Tidegate::to(app.address()).start();
+    let Some(mut page) = Browser::open(&format!("http://{}/", gate.admin())) else {
+        return;
+    };
+    let load = Load::on(&gate);
+    moves(&mut page);
+    load.stop();
+    assert_eq!(page.text_of("state"), "ready");
+    assert!(page.text_of("limit").parse::<u32>().unwrap() >= 1);
+    assert!(page.text_of("sentence").ends_with('.'));
+    assert!(page.text_of("endpoints").contains(app.address()));
+    assert_eq!(page.value("stream.readyState"), 1, "it is told");
+    // Out of sight it does not listen.
+    page.value("Object.defineProperty(document, 'hidden', { value: true, configurable: true })");
+    until("it hangs up", || page.value("stream === null") == true);
+    page.value("delete document.hidden");
+    until("it listens again", || {
+        page.value("stream !== null && stream.readyState") == 1
+    });
+    assert!(!page.log().contains("CONSOLE"), "{}", page.log());
+    assert_eq!(gate.stop(), 0);
+    until("it says that nobody answers", || {
+        page.text_of("state") == "no answer"
+    });
+}
+
+#[test]
+fn without_a_stream_it_asks() {
+    let app = Gunicorn::sync(2);
+    let gate = Tidegate::to(app.address()).start();
+    let mut others: Vec<Client> = (0..8).map(|_| listener(&gate)).collect();
+    for other in &mut others {
+        assert_eq!(other.try_head().expect("a head").status, 200);
+    }
+    let Some(mut page) = Browser::open(&format!("http://{}/", gate.admin())) else {
+        return;
+    };
+    let load = Load::on(&gate);
+    moves(&mut page);
+    load.stop();
+    assert_eq!(page.value("stream"), serde_json::Value::Null);
+    assert_eq!(page.text_of("state"), "ready");
 }

@@ -9,7 +9,7 @@
 //! | `GET /livez` | 200 while the process runs |
 //! | `GET /readyz[?verbose]` | 200 while the backend accepts and no drain is under way, else 503 |
 //! | `GET /metrics` | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`; gzip |
-//! | `GET /status` | JSON |
+//! | `GET /status` | JSON; with `Accept: text/event-stream`, as server-sent events, once a second |
 //! | `GET /config` | the effective configuration as TOML, or JSON by `Accept` |
 //! | `GET /` | the dashboard |
 //! | `POST /reload`, `/drain`, `/undrain`, `/limit` | JSON; see [`guard`] for who may |
@@ -20,6 +20,7 @@
 //! every peer that reaches the admin address, unless `mutations = "off"`; browsers on other sites
 //! are refused.
 
+mod events;
 pub mod guard;
 mod listener;
 mod negotiate;

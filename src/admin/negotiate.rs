@@ -36,6 +36,11 @@ pub(super) fn prefers_json(accept: &str) -> bool {
     json > 0.0 && json >= text
 }
 
+/// Whether the client asks for server-sent events; it has to name them, as browsers do.
+pub(super) fn wants_events(accept: &str) -> bool {
+    weight(accept, &["text/event-stream"]).is_some_and(|weight| weight > 0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +60,8 @@ mod tests {
         assert!(!prefers_json("*/*"));
         assert!(!prefers_json("text/plain, application/json;q=0.5"));
         assert!(!prefers_json(""));
+        assert!(wants_events("text/event-stream"));
+        assert!(!wants_events("*/*"));
+        assert!(!wants_events("application/json, text/event-stream;q=0"));
     }
 }

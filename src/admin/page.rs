@@ -1,4 +1,4 @@
-//! The dashboard: one page that loads nothing from anywhere and asks `/status` once a second.
+//! The dashboard: one page that loads nothing from anywhere but `/status`, as events, or else once a second.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

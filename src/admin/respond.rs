@@ -1,23 +1,73 @@
 //! The answers' common form.
 
-use std::io::Write;
+use std::{
+    convert::Infallible,
+    io::Write,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
-use super::negotiate;
+use super::{events::Events, negotiate};
 
-/// Every answer is complete before it is sent, so that a slow client holds memory and nothing else.
-pub(super) type Reply = Response<Full<Bytes>>;
+/// An answer.
+pub(super) type Reply = Response<Content>;
+
+/// What an answer consists of.
+pub(super) enum Content {
+    /// Complete before it is sent, so that a slow client holds memory and nothing else.
+    Whole(Full<Bytes>),
+    /// Of no known end.
+    Events(Events),
+}
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx),
+            Self::Events(events) => events
+                .poll_next(cx)
+                .map(|next| next.map(Frame::data).map(Ok)),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Events(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Events(_) => SizeHint::default(),
+        }
+    }
+}
 
 /// Below this size, in bytes, gzip costs more than it saves.
 const WORTH_COMPRESSING: usize = 1024;
 
 /// An answer with a body.
 pub(super) fn reply(status: StatusCode, media_type: &str, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Full::new(body.into()));
+    with_content(status, media_type, Content::Whole(Full::new(body.into())))
+}
+
+/// An answer with what it consists of.
+pub(super) fn with_content(status: StatusCode, media_type: &str, content: Content) -> Reply {
+    let mut reply = Response::new(content);
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     if let Ok(media_type) = HeaderValue::from_str(media_type) {

@@ -3,14 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use super::{
     Format, Handle,
+    events::Events,
     guard::{self, Peer},
     negotiate, page,
     respond::{Reply, compressed, field, json as document, problem, text},
@@ -34,6 +38,10 @@ pub(super) struct Desk {
     pub(super) peer: Peer,
     /// Places for those who wait for a drain; they wait long, and may not take every connection.
     pub(super) waiters: Arc<Semaphore>,
+    /// Places for streams of the status.
+    pub(super) streams: Arc<Semaphore>,
+    /// Whether the server is closing.
+    pub(super) closing: watch::Receiver<bool>,
 }
 
 /// How many may wait for a drain at once.
@@ -97,6 +105,9 @@ async fn get(desk: &Desk, request: &Parts) -> Reply {
                 &request.headers,
             )
         }
+        "/status" if negotiate::wants_events(accept) && request.method != Method::HEAD => {
+            events(desk)
+        }
         "/status" => {
             let body = format!("{:#}\n", handle.status());
             compressed("application/json", body, &request.headers)
@@ -112,6 +123,16 @@ async fn get(desk: &Desk, request: &Parts) -> Reply {
         "/drain/wait" => drain_wait(desk, request).await,
         _ => page::page(),
     }
+}
+
+fn events(desk: &Desk) -> Reply {
+    let Ok(place) = Arc::clone(&desk.streams).try_acquire_owned() else {
+        return problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Too many streams are open already; GET /status has the same as JSON.",
+        );
+    };
+    Events::reply(Arc::clone(&desk.handle), desk.closing.clone(), place)
 }
 
 async fn readiness(desk: &Desk, request: &Parts) -> Reply {

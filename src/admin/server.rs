@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    AdminListener, Handle,
+    AdminListener, Handle, events,
     listener::Connection,
     routes::{self, Desk},
 };
@@ -61,6 +61,7 @@ pub async fn serve(
     let (closing, on_closing) = watch::channel(false);
     let mut crowd = Crowd::default();
     let waiters = Arc::new(Semaphore::new(routes::MAX_WAITERS));
+    let streams = Arc::new(Semaphore::new(events::MAX_STREAMS));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -88,6 +89,8 @@ pub async fn serve(
             mutations: listener.mutations,
             peer,
             waiters: Arc::clone(&waiters),
+            streams: Arc::clone(&streams),
+            closing: on_closing.clone(),
         };
         let busy = Arc::new(AtomicBool::new(false));
         let task = match connection {

@@ -417,6 +417,92 @@ async fn many_who_wait_for_a_drain_leave_room_for_probes() {
     assert_eq!(&start, b"HTTP/1.1 200");
 }
 
+/// Opens a stream of the status and reads until it contains `documents` of them.
+async fn streamed(server: &Server, documents: usize) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let ask = "GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let complete = async {
+        // A refusal is one document too.
+        while text.matches("}\n").count() < documents {
+            let mut part = [0; 4096];
+            let read = stream.read(&mut part).await.unwrap();
+            text.push_str(std::str::from_utf8(&part[..read]).unwrap());
+            if read == 0 {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), complete).await.unwrap();
+    (stream, text)
+}
+
+#[tokio::test]
+async fn the_status_comes_as_events_until_the_server_closes() {
+    let server = Server::start(Mutations::Loopback).await;
+    let (mut stream, text) = streamed(&server, 1).await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    for part in [
+        "content-type: text/event-stream\r\n",
+        "cache-control: no-store\r\n",
+        "retry: 2000\n\n",
+        "data: {\"limit\":null}\n\n",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // The next one is made when it is due, from what is so then.
+    *server.fake.limit.lock().unwrap() = Some(7);
+    let mut rest = String::new();
+    while !rest.contains("data: {\"limit\":7}\n\n") {
+        let mut part = [0; 4096];
+        let read = timeout(Duration::from_secs(10), stream.read(&mut part));
+        let read = read.await.unwrap().unwrap();
+        assert!(read > 0, "{rest}");
+        rest.push_str(std::str::from_utf8(&part[..read]).unwrap());
+    }
+    // At the end it says so at once, with the last state of things.
+    *server.fake.limit.lock().unwrap() = Some(9);
+    server.stop.send(()).unwrap();
+    let mut last = String::new();
+    let end = timeout(Duration::from_secs(10), stream.read_to_string(&mut last));
+    end.await.unwrap().unwrap();
+    assert!(last.contains("data: {\"limit\":9}\n\n"), "{last}");
+    assert!(last.ends_with("0\r\n\r\n"), "{last}");
+    timeout(Duration::from_secs(10), server.task)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn streams_have_few_places_which_come_free() {
+    let server = Server::start(Mutations::Loopback).await;
+    let mut open = Vec::new();
+    for _ in 0..events::MAX_STREAMS {
+        open.push(streamed(&server, 1).await);
+    }
+    let events = "GET /status HTTP/1.1\r\nAccept: text/event-stream\r\n";
+    let refused = server.ask(events, "").await;
+    assert_eq!(refused.status, 503);
+    // All else goes on, and HEAD opens nothing.
+    assert_eq!(server.get("/status").await.status, 200);
+    let head = server.ask(&events.replace("GET", "HEAD"), "").await;
+    assert_eq!(head.status, 200);
+    assert!(head.has("content-type: application/json"));
+    open.pop();
+    let again = async {
+        loop {
+            let (_stream, text) = streamed(&server, 1).await;
+            if text.starts_with("HTTP/1.1 200") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), again).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_kept_connection_serves_again() {
     let server = Server::start(Mutations::Loopback).await;

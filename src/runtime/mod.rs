@@ -37,6 +37,8 @@ use crate::{
 
 /// Between two writes of `limit.state_file`.
 const KEEP_EVERY: Duration = Duration::from_secs(30);
+/// How long the last answers of the admin server may hold up the end.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// What ends `run` and `exec` badly.
 #[derive(Debug)]
@@ -161,11 +163,10 @@ async fn serve(
         started,
     });
     tokio::spawn(tuner::run(shared.clone(), means, senses.clone()));
-    tokio::spawn(admin::serve(
-        admin,
-        running.clone(),
-        std::future::pending::<()>(),
-    ));
+    let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
+    let admin = tokio::spawn(admin::serve(admin, running.clone(), async {
+        let _ = leaving.await;
+    }));
 
     let data_plane = DataPlane::start(&shared, listeners)
         .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
@@ -224,6 +225,9 @@ async fn serve(
     if serving {
         state_file::save(&shared);
     }
+    // Who waits for the drain, or listens to the status, hears of the end.
+    let _ = farewell.send(());
+    let _ = tokio::time::timeout(FAREWELL, admin).await;
     Ok(code)
 }
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, missing_docs, clippy::print_stdout)]
 
 pub mod app;
+pub mod browser;
 pub mod client;
 pub mod frames;
 pub mod raw;

@@ -2,6 +2,9 @@
 "use strict";
 const KEEP = 120;
 const SHOWN_DECISIONS = 20;
+/* Milliseconds: without a word from a stream, and until another one is tried. */
+const SILENCE = 5000;
+const RETRY = 30000;
 const byId = (id) => document.getElementById(id);
 const show = (id, text) => { const at = byId(id); if (at.textContent !== text) at.textContent = text; };
 const isKnown = (value) => value !== null && value !== undefined;
@@ -201,18 +204,53 @@ async function get(path) {
   return answer.json();
 }
 
-async function poll() {
-  if (!document.hidden) {
-    try {
-      draw(await get("/status"));
-    } catch (error) {
-      last = null;
-      state("no answer", true);
-    }
-  }
-  setTimeout(poll, 1000);
+/* The server sends the status once a second. Where it has no place for one more stream, or a proxy keeps
+   the events back, the page asks for it instead, and tries again later. */
+let stream = null;
+let heard = 0;
+let retryAt = 0;
+
+function listen() {
+  heard = Date.now();
+  stream = new EventSource("/status");
+  stream.onmessage = (event) => {
+    heard = Date.now();
+    draw(JSON.parse(event.data));
+  };
+  stream.onerror = () => {
+    /* Refused: the figures can be had all the same. */
+    if (stream.readyState === EventSource.CLOSED) return hangUp();
+    last = null;
+    state("no answer", true);
+  };
 }
 
+function hangUp() {
+  if (stream) stream.close();
+  stream = null;
+  retryAt = Date.now() + RETRY;
+}
+
+async function tick() {
+  if (document.hidden) {
+    if (stream) hangUp();
+    retryAt = 0;
+  } else {
+    if (stream && Date.now() - heard > SILENCE) hangUp();
+    if (!stream && Date.now() >= retryAt) listen();
+    else if (!stream) {
+      try {
+        draw(await get("/status"));
+      } catch (error) {
+        last = null;
+        state("no answer", true);
+      }
+    }
+  }
+  setTimeout(tick, 1000);
+}
+
+document.addEventListener("visibilitychange", () => { if (!document.hidden && !stream) listen(); });
 byId("endpoint").addEventListener("change", (event) => { chosen = event.target.value; });
 byId("config").addEventListener("toggle", async (event) => {
   if (!event.target.open) return;
@@ -222,4 +260,4 @@ byId("config").addEventListener("toggle", async (event) => {
     byId("settings").replaceChildren(row(["no answer", "", ""]));
   }
 });
-poll();
+tick();
