@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::{fs, path::PathBuf, process::Command, sync::OnceLock, time::Duration};
+use std::{fs, path::PathBuf, process::Command, sync::OnceLock};
 
 use common::{
-    Client, Gunicorn, Process, Tidegate, app::gunicorn_command, children, since, until, until_some,
-    venv::venv,
+    Client, Gunicorn, Process, Tidegate, app::gunicorn_command, cgroup::Group, children, since,
+    until, until_some, venv::venv,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -347,105 +347,6 @@ fn cpu_and_memory_of_the_processes_are_measured() {
             "{signal}"
         );
     }
-}
-
-/// A cgroup of version 1 or 2, below the test's own; `None` where the test may not make one.
-struct Group {
-    dirs: Vec<PathBuf>,
-    version: u8,
-}
-
-impl Group {
-    /// With these controllers of version 1, of which `file_one` is a file, or `file_two` in version 2.
-    fn make(controllers: &[&str], file_one: &str, file_two: &str) -> Option<Self> {
-        let name = format!("tidegate-test-{}-{}", controllers[0], std::process::id());
-        let one: Vec<PathBuf> = controllers
-            .iter()
-            .map(|controller| own_group(controller))
-            .collect();
-        let (parents, version, file) = if one[0].join("cgroup.clone_children").exists() {
-            (one, 1, file_one)
-        } else {
-            (vec![own_group("")], 2, file_two)
-        };
-        let mut group = Self {
-            dirs: Vec::new(),
-            version,
-        };
-        for parent in parents {
-            let dir = parent.join(&name);
-            fs::create_dir(&dir).ok()?;
-            group.dirs.push(dir);
-        }
-        group.dirs[0].join(file).exists().then_some(group)
-    }
-
-    fn cpu() -> Option<Self> {
-        Self::make(&["cpu", "cpuacct"], "cpu.cfs_quota_us", "cpu.max")
-    }
-
-    fn memory() -> Option<Self> {
-        Self::make(&["memory"], "memory.limit_in_bytes", "memory.max")
-    }
-
-    fn set_cores(&self, cores: f64) {
-        let quota = (cores * 100_000.0) as u64;
-        let (file, text) = match self.version {
-            1 => ("cpu.cfs_quota_us", quota.to_string()),
-            _ => ("cpu.max", format!("{quota} 100000")),
-        };
-        fs::write(self.dirs[0].join(file), text).expect("a quota");
-    }
-
-    fn set_memory(&self, bytes: u64) {
-        let file = match self.version {
-            1 => "memory.limit_in_bytes",
-            _ => "memory.max",
-        };
-        fs::write(self.dirs[0].join(file), bytes.to_string()).expect("a limit");
-    }
-
-    /// Moves a process and its children in.
-    fn take(&self, pid: u32) {
-        for pid in std::iter::once(pid).chain(children(pid)) {
-            for dir in &self.dirs {
-                fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("it moves");
-            }
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for dir in &self.dirs {
-            // Not before the last process in it is gone.
-            for _ in 0..200 {
-                if fs::remove_dir(dir).is_ok() || !dir.exists() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
-}
-
-/// The directory of the test's own group.
-fn own_group(controller: &str) -> PathBuf {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = text
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let controllers = fields.nth(1)?;
-            controllers
-                .split(',')
-                .any(|one| one == controller)
-                .then(|| fields.next().unwrap_or("/").to_owned())
-        })
-        .unwrap_or_else(|| "/".to_owned());
-    PathBuf::from("/sys/fs/cgroup")
-        .join(controller)
-        .join(path.trim_start_matches('/'))
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod browser;
+pub mod cgroup;
 pub mod client;
 pub mod frames;
 pub mod raw;

@@ -17,6 +17,8 @@ const WAY: f64 = 0.5;
 const STEP: f64 = 1.25;
 /// ... where that needs no more than what is left, each of them taking so many times what requests seem to.
 const CAUTION: f64 = 2.0;
+/// What is in use counts as this share of the room at the least: a backend that has done nothing yet is small.
+const USED: f64 = 1.0 / 16.0;
 /// By one request it may go where memory has not grown for so long...
 const QUIET: Duration = Duration::from_secs(2);
 /// ... by more than this share.
@@ -76,7 +78,7 @@ impl Frontier {
         if known {
             self.seen = self.seen.max(throughout);
         }
-        let part_way = |from: f64| from + WAY * (room / most - 1.0) * from;
+        let part_way = |from: f64| from + WAY * (room / most.max(USED * room) - 1.0) * from;
         self.reach = Some(match self.reach {
             None => part_way(throughout.max(1.0)).max(LEAST),
             Some(reach) if !known => reach,
@@ -143,12 +145,12 @@ mod tests {
     fn a_backend_with_plenty_is_never_held_back() {
         let (mut frontier, mut now) = (Frontier::default(), crate::clock::now());
         frontier.note(now, 0.0, 100.0 * MB, 6800.0 * MB);
-        assert!(frontier.reach() > Some(32.0));
+        assert!(frontier.reach() > Some(8.0));
         for _ in 0..6 {
             now += Duration::from_millis(50);
-            frontier.note(now, 32.0, 500.0 * MB, 6800.0 * MB);
+            frontier.note(now, 8.0, 200.0 * MB, 6800.0 * MB);
         }
-        assert!(frontier.reach() > Some(200.0));
+        assert!(frontier.reach() > Some(64.0));
     }
 
     #[test]
