@@ -192,7 +192,8 @@ fn check_command(at: &str, words: &[String]) {
         | "deploy/check"
         | "fuzz/run"
         | "benches/instructions"
-        | "benches/compare" => {
+        | "benches/compare"
+        | "examples/servers/measure" => {
             exists(program);
         }
         "cargo" => {
@@ -408,4 +409,31 @@ fn every_alert_is_explained() {
     }
     assert!(seen > 8, "{seen}");
     assert_eq!(guide.matches("\n### Tidegate").count(), seen);
+}
+
+/// The table of measurements is that of the script which makes it.
+#[test]
+fn the_measured_table_has_the_rows_of_its_script() {
+    let list = Command::new(root().join("examples/servers/measure"))
+        .arg("--list")
+        .output()
+        .expect("the script runs");
+    let list = String::from_utf8(list.stdout).expect("text");
+    let wanted: Vec<&str> = list.lines().collect();
+    assert!(wanted.len() > 10, "{list}");
+    let page = fs::read_to_string(root().join("docs/how-many-parallel-requests.md"));
+    let page = page.expect("the document");
+    let (_, table) = page.split_once("|---|---|---:|").expect("the table");
+    let rows = table
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with('|'));
+    let found: Vec<String> = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').collect();
+            assert_eq!(cells.len(), 8, "{row}");
+            format!("|{}|{}|", cells[1], cells[2])
+        })
+        .collect();
+    assert_eq!(found, wanted);
 }

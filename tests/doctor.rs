@@ -156,7 +156,7 @@ fn people_get_it_in_words_and_an_absent_backend_is_a_failure() {
         "what it was asked",
         "GET / HTTP/1.1",
         &format!("tidegate probe --url http://{}/", app.address()),
-        &format!("Nothing listens at {free}."),
+        &format!("Nothing listens at {free}.\n\nStart it, or say where it is: "),
     ] {
         assert!(
             out.contains(part) || (part.contains("parallel") && !cfg!(target_os = "linux")),

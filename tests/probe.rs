@@ -3,10 +3,13 @@
 //! other things spoils a measurement now and then, so a wrong answer is measured again, and only
 //! one that stays wrong is a failure.
 
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -183,15 +186,11 @@ fn greenlets_are_many() {
     }
 }
 
+const LITTLE: u64 = 250 << 20;
+
 /// 16 threads, but memory for nine requests of 20 MiB: it stops before the app is killed.
-#[test]
-fn memory_binds_where_there_is_little_of_it() {
-    if !cfg!(target_os = "linux") {
-        return;
-    }
-    let app = Gunicorn::gthread(16);
-    let limit = ["--set", "discovery.memory_limit=250MiB"];
-    let report = measured(app.address(), "/memory?mb=20&ms=100", &limit, |report| {
+fn memory_binds(app: &Gunicorn, more: &[&str]) {
+    let report = measured(app.address(), "/memory?mb=20&ms=100", more, |report| {
         report["bound_by"] == "memory"
             && report["knee"]["concurrency"]
                 .as_u64()
@@ -204,13 +203,104 @@ fn memory_binds_where_there_is_little_of_it() {
     assert!(
         steps
             .iter()
-            .all(|step| figure(&step["memory_bytes"]) < 250.0 * f64::from(1 << 20))
+            .all(|step| figure(&step["memory_bytes"]) < LITTLE as f64)
     );
     let toml = report["recommended_toml"].as_str().unwrap();
     assert!(
         toml.contains(&format!("max = {}", report["knee"]["concurrency"])),
         "{toml}"
     );
+}
+
+#[test]
+fn memory_binds_where_there_is_little_of_it() {
+    if cfg!(target_os = "linux") {
+        let limit = ["--set", "discovery.memory_limit=250MiB"];
+        memory_binds(&Gunicorn::gthread(16), &limit);
+    }
+}
+
+/// A control group of its own below that of this process, with this limit of memory. `None`, said aloud,
+/// where none may be made.
+struct Group(PathBuf);
+
+impl Group {
+    fn with_memory(limit: u64) -> Option<Self> {
+        let made = Self::make(limit);
+        if let Err(why) = &made {
+            println!("left out: no control group can be made here: {why}");
+        }
+        made.ok()
+    }
+
+    fn make(limit: u64) -> std::io::Result<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let path = |controller: &str| {
+            own.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                controllers
+                    .split(',')
+                    .any(|one| one == controller)
+                    .then(|| path.trim_start_matches('/').to_owned())
+            })
+        };
+        // Version 1 has a hierarchy for memory, version 2 one for all.
+        let (dir, file) = match path("memory") {
+            Some(path) => (
+                Path::new("/sys/fs/cgroup/memory").join(path),
+                "memory.limit_in_bytes",
+            ),
+            None => {
+                let path = path("").unwrap_or_default();
+                (Path::new("/sys/fs/cgroup").join(path), "memory.max")
+            }
+        };
+        let dir = dir.join(format!("tidegate-test-{}", std::process::id()));
+        fs::create_dir(&dir)?;
+        let group = Self(dir);
+        fs::write(group.0.join(file), limit.to_string())?;
+        Ok(group)
+    }
+
+    /// How often something in it was killed for want of memory.
+    fn kills(&self) -> Option<u64> {
+        ["memory.oom_control", "memory.events"]
+            .iter()
+            .find_map(|file| {
+                let text = fs::read_to_string(self.0.join(file)).ok()?;
+                let line = text.lines().find(|line| line.starts_with("oom_kill "))?;
+                line.split(' ').nth(1)?.parse().ok()
+            })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // It can be removed when the last process in it is gone, zombies included.
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        println!("{} remains", self.0.display());
+    }
+}
+
+/// The same with a limit that the kernel would enforce, and that nobody tells.
+#[test]
+fn memory_binds_in_a_control_group_and_nothing_is_killed() {
+    let Some(group) = Group::with_memory(LITTLE) else {
+        return;
+    };
+    let app = Gunicorn::within(&group.0, &["--worker-class", "gthread", "--threads", "16"]);
+    memory_binds(&app, &[]);
+    assert_eq!(group.kills().unwrap_or(0), 0);
+    drop(app);
+    let dir = group.0.clone();
+    drop(group);
+    assert!(!dir.exists(), "it is removed");
 }
 
 #[test]

@@ -27,7 +27,10 @@ pub fn run(address: &Address, json: bool, watch: bool) -> ExitCode {
         let screen = match fetch(address, json) {
             Ok(screen) => screen,
             Err(why) => {
-                complain(&format!("no status from {}: {why}", display(address)));
+                complain(&format!(
+                    "no status from {}: {why}; is tidegate running, with that as its --admin address?",
+                    display(address)
+                ));
                 return FAILURE;
             }
         };
@@ -231,7 +234,6 @@ fn seen(out: &mut String, status: &Value) {
         if !seen.is_object() {
             continue;
         }
-        let _ = writeln!(out, "\n  seen of {}", plain(&endpoint["endpoint"]));
         let slots = &seen["slots"];
         let queue = &seen["accept_queue"];
         let (cpu, memory) = (&seen["cpu"], &seen["memory"]);
@@ -272,6 +274,9 @@ fn seen(out: &mut String, status: &Value) {
                 "memory",
                 format!("{used}{of}, {}", plain(&memory["source"])),
             ));
+        }
+        if !lines.is_empty() {
+            let _ = writeln!(out, "\n  seen of {}", plain(&endpoint["endpoint"]));
         }
         for (name, value) in lines {
             let _ = writeln!(out, "  {name:<10} {value}");

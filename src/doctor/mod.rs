@@ -98,6 +98,13 @@ impl Diagnosis {
         self.findings.listener.as_ref().ok()?.backlog
     }
 
+    /// Whether nothing was found at the address, by asking or by looking.
+    pub fn is_absent(&self) -> bool {
+        let last = self.manners.asked.last();
+        self.findings.listener.is_err()
+            && last.is_some_and(|asked| asked.answer == Answer::Unreachable)
+    }
+
     /// Whether it answered at all.
     pub fn answered(&self) -> bool {
         self.manners.head.is_some()

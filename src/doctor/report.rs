@@ -14,6 +14,14 @@ pub fn text(diagnosis: &Diagnosis) -> String {
         diagnosis.endpoint,
         plain(&diagnosis.verdict)
     );
+    if diagnosis.is_absent() {
+        // Of what is not there, there is nothing to tell.
+        let _ = writeln!(
+            out,
+            "Start it, or say where it is: tidegate doctor --backend HOST:PORT, or unix:/PATH"
+        );
+        return out;
+    }
     let mut row = |name: &str, value: &str| {
         let _ = writeln!(out, "  {name:<14} {}", plain(value));
     };

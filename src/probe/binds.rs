@@ -161,15 +161,16 @@ impl Evidence {
         })
     }
 
-    /// Whether all the CPU that the backend may use is used.
+    /// Whether all the CPU that the backend may use is used, or would be if others did not have it.
     fn full(&self) -> bool {
         let quiet = self.quiet_cores.unwrap_or(0.0);
+        let computes = quiet >= BUSY * self.knee.equivalent.max(1.0);
         self.loaded
             .as_ref()
             .zip(self.cores)
             .is_some_and(|(usage, cores)| {
                 usage.wanted >= FULL * cores
-                    && usage.cores.max(quiet) >= BUSY * cores
+                    && (usage.cores.max(quiet) >= BUSY * cores || computes)
                     && f64::from(usage.workers) >= 0.75 * cores
             })
     }
@@ -386,6 +387,14 @@ mod tests {
         };
         assert_eq!(binds(&computing), Binds::Workers);
         assert!(computing.pinned() && !sleepers.pinned());
+        // Four that compute, of which others on the machine leave hardly one running.
+        let crowded = Evidence {
+            quiet_cores: Some(1.0),
+            cores: Some(2.0),
+            slots: Some(4),
+            ..seen(1.1, usage(4, 1, 0.7, 2.6), 0.2)
+        };
+        assert_eq!(binds(&crowded), Binds::Cpu);
         let threaded = Evidence {
             unbounded: true,
             ..seen(68.0, usage(1, 69, 0.4, 0.7), 10.0)

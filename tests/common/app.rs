@@ -51,15 +51,29 @@ impl Gunicorn {
         Self::bound("", args)
     }
 
+    /// In this control group.
+    #[track_caller]
+    pub fn within(group: &Path, args: &[&str]) -> Self {
+        let procs = group.join("cgroup.procs").display().to_string();
+        let enter = ["sh", "-c", "echo $$ >\"$0\"; exec \"$@\"", procs.as_str()];
+        Self::launched(&enter, "127.0.0.1:0", args)
+    }
+
     /// At this address; an empty one is a Unix socket.
     #[track_caller]
     pub fn bound(bind: &str, args: &[&str]) -> Self {
+        Self::launched(&[], bind, args)
+    }
+
+    #[track_caller]
+    fn launched(before: &[&str], bind: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = format!("unix:{}", dir.path().join("app.sock").display());
         let bind = if bind.is_empty() { &socket } else { bind };
         let mut args = args.to_vec();
         args.extend(["--bind", bind]);
-        let command = gunicorn_command(&args);
+        let mut command: Vec<String> = before.iter().map(|&part| part.to_owned()).collect();
+        command.extend(gunicorn_command(&args));
         let mut process = Process::start(
             "gunicorn",
             Command::new(&command[0])
