@@ -193,6 +193,7 @@ fn check_command(at: &str, words: &[String]) {
         | "fuzz/run"
         | "benches/instructions"
         | "benches/compare"
+        | "benches/overload"
         | "examples/servers/measure" => {
             exists(program);
         }
