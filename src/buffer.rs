@@ -14,6 +14,12 @@ pub enum Direction {
     Response,
 }
 
+/// What is held only in the hope that it helps takes this part of the budget at most,
+const SHARE: u64 = 16;
+/// and each of those who hold it this part of what is left of that. With the defaults the first gets
+/// 256 KiB, and three hundred of them have some 27 KiB each.
+const SPREAD: u64 = 16;
+
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
 #[derive(Debug)]
 pub struct Budget {
@@ -40,6 +46,14 @@ impl Budget {
     /// Bytes held in that direction.
     pub fn used(&self, direction: Direction) -> u64 {
         self.cell(direction).load(Relaxed)
+    }
+
+    /// How much may be held now of what may help and may not: `most` while little is held, and the
+    /// less the more is. Never less than `least`. In bytes.
+    pub fn room(&self, direction: Direction, least: u64, most: u64) -> u64 {
+        let share = self.total.load(Relaxed) / SHARE;
+        let free = share.saturating_sub(self.used(direction));
+        (free / SPREAD).clamp(least.min(most), most)
     }
 
     /// An empty reservation, to be grown.
@@ -90,6 +104,11 @@ impl Reservation {
         self.budget.cell(self.direction).fetch_sub(bytes, Relaxed);
     }
 
+    /// See [`Budget::room`].
+    pub fn room(&self, least: u64, most: u64) -> u64 {
+        self.budget.room(self.direction, least, most)
+    }
+
     /// Bytes taken.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -119,5 +138,25 @@ mod tests {
         drop(other);
         assert_eq!(budget.used(Direction::Request), 0);
         assert_eq!(budget.used(Direction::Response), 0);
+    }
+
+    #[test]
+    fn the_more_is_held_the_less_each_may_hold() {
+        const KIB: u64 = 1024;
+        let budget = Budget::new(64 * KIB * KIB);
+        let room = || budget.room(Direction::Response, 16 * KIB, 256 * KIB);
+        assert_eq!(room(), 256 * KIB, "the first");
+        let mut held: Vec<Reservation> = Vec::new();
+        for _ in 0..300 {
+            let mut one = budget.reservation(Direction::Response);
+            assert!(one.grow(room()));
+            held.push(one);
+        }
+        let each = budget.used(Direction::Response) / 300;
+        assert!(each < 30 * KIB, "{each}");
+        assert_eq!(room(), 16 * KIB, "the least");
+        assert_eq!(budget.room(Direction::Response, 16 * KIB, 4 * KIB), 4 * KIB);
+        held.clear();
+        assert_eq!(room(), 256 * KIB, "as before");
     }
 }

@@ -37,6 +37,25 @@ fn large(bytes: usize) -> Raw {
     })
 }
 
+/// The same in chunks, so that nobody knows how many there will be.
+fn large_in_chunks(bytes: usize) -> Raw {
+    Raw::start(move |mut conn| {
+        let Some(request) = conn.request() else {
+            return;
+        };
+        if !request.line().contains("/large") {
+            conn.ok("ok");
+            return;
+        }
+        let mut chunk = b"10000\r\n".to_vec();
+        chunk.resize(chunk.len() + 0x10000, b'x');
+        chunk.extend_from_slice(b"\r\n");
+        let _ = conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            && (0..bytes / 0x10000).all(|_| conn.send(&chunk))
+            && conn.send("0\r\n\r\n");
+    })
+}
+
 #[track_caller]
 fn assert_prompt(gate: &Tidegate) {
     let started = clock::now();
@@ -198,30 +217,56 @@ fn idle_connections_cost_little() {
 
 #[test]
 fn slow_readers_cost_little_and_delay_nobody() {
-    const COUNT: usize = 100;
-    let backend = large(10_000_000);
+    slow_readers(&large(10_000_000), 100);
+}
+
+/// Of these, some are held in the hope that it was all: the fewer, the more there are.
+#[test]
+fn slow_readers_of_chunks_cost_little_too() {
+    slow_readers(&large_in_chunks(10_000_000), 300);
+}
+
+#[test]
+fn an_answer_in_chunks_that_fits_costs_no_worker() {
+    let backend = large_in_chunks(196_608);
+    let gate = Tidegate::to(backend.address()).limit(1).start();
+    let mut slow = gate.client();
+    slow.ask("/large");
+    gate.until_metric("tidegate_backend_connections_total", &[], 1.0);
+    // Nobody has read any of it.
+    gate.until_idle();
+    assert_eq!(slow.response().body.len(), 196_608);
+}
+
+fn slow_readers(backend: &Raw, count: usize) {
     let gate = Tidegate::to(backend.address())
-        .limit(COUNT as u32 + 10)
+        .limit(count as u32 + 10)
         .start();
     for _ in 0..50 {
         assert_eq!(gate.get("/").status, 200);
     }
     let before = memory(gate.pid()).0;
-    let clients: Vec<Client> = (0..COUNT)
+    let clients: Vec<Client> = (0..count)
         .map(|_| {
             let mut client = gate.client();
             client.ask("/large");
             client
         })
         .collect();
-    gate.until_metric("tidegate_in_flight_requests", &[], COUNT as f64);
-    until("their answers have begun", || {
-        gate.metric("tidegate_buffered_bytes", &[("direction", "response")]) > 1e6
+    gate.until_metric("tidegate_in_flight_requests", &[], count as f64);
+    let held = || gate.metric("tidegate_buffered_bytes", &[("direction", "response")]);
+    let mut last = 0.0;
+    until("as much as ever will be is held of their answers", || {
+        let before = std::mem::replace(&mut last, held());
+        std::thread::sleep(Duration::from_millis(200));
+        last > 1e6 && last == before
     });
     for _ in 0..10 {
         assert_prompt(&gate);
     }
-    let each = memory(gate.pid()).0.saturating_sub(before) / COUNT as u64;
+    let each = memory(gate.pid()).0.saturating_sub(before) / count as u64;
+    let counted = held() as u64 / count as u64;
+    println!("{each} bytes for a slow reader, {counted} of them counted");
     assert!(each < 100 * 1024, "{each} bytes for a slow reader");
     drop(clients);
     gate.until_idle();

@@ -95,7 +95,7 @@ fn hop_by_hop_fields_and_those_that_connection_names_stay_here() {
         &backend,
         "GET / HTTP/1.1\r\nHost: app\r\nX-First: 1\r\nConnection: keep-alive, X-Hop\r\n\
          X-Hop: gone\r\nKeep-Alive: timeout=5\r\nConnection: x-second-hop\r\nX-Second-Hop: gone\r\n\
-         TE: trailers\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: secret\r\n\
+         TE: trailers\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: relayed\r\n\
          Proxy: http://evil\r\nUpgrade: websocket\r\nX-Last: 1\r\n\r\n",
     );
     for gone in [
@@ -104,7 +104,6 @@ fn hop_by_hop_fields_and_those_that_connection_names_stay_here() {
         "keep-alive",
         "te",
         "proxy-connection",
-        "proxy-authorization",
         "proxy",
         "upgrade",
     ] {
@@ -114,6 +113,11 @@ fn hop_by_hop_fields_and_those_that_connection_names_stay_here() {
     assert!(
         ["", "close"].contains(&connection.as_str()),
         "Connection is our own: {connection}"
+    );
+    assert_eq!(
+        got.header("proxy-authorization").as_deref(),
+        Some("relayed"),
+        "nobody asked for it here"
     );
     assert_eq!(got.header("x-first").as_deref(), Some("1"));
     assert_eq!(got.header("x-last").as_deref(), Some("1"));
@@ -885,6 +889,50 @@ fn a_head_that_comes_too_slowly_is_answered_408() {
     second.send("GET / HTT");
     assert_problem(&second.response(), 408, "request_timeout");
     assert_eq!(backend.connections(), 1);
+}
+
+/// Old clients send one after a body, RFC 9112 2.2: it begins no request.
+#[test]
+fn an_empty_line_leaves_a_connection_idle() {
+    let backend = echo_backend();
+    let gate = |idle: &str| {
+        Tidegate::to(backend.address())
+            .set("server.header_timeout=400ms")
+            .set(format!("server.idle_timeout={idle}"))
+            .start()
+    };
+    let patient = gate("60s");
+    let mut clients: Vec<_> = [&["\r\n"][..], &["\r", "\n"], &["\r"]]
+        .iter()
+        .map(|pieces| {
+            let mut client = patient.client();
+            assert_eq!(client.get("/").status, 200);
+            for piece in *pieces {
+                client.send(piece);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            (client, *pieces == ["\r"])
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(1200));
+    let idle = [("state", "idle")];
+    assert_eq!(patient.metric("tidegate_client_connections", &idle), 3.0);
+    for (client, half) in &mut clients {
+        if *half {
+            client.send("\n");
+        }
+        assert_eq!(client.get("/").status, 200);
+        // Together with the next request, as before.
+        client.send("\r\nGET / HTTP/1.1\r\nHost: app\r\n\r\n");
+        assert_eq!(client.response().status, 200);
+    }
+    let busy = gate("600ms");
+    let mut client = busy.client();
+    assert_eq!(client.get("/").status, 200);
+    client.send("\r\n");
+    assert!(client.is_closed(), "without a word, as any idle one");
+    let refused = busy.metric("tidegate_rejected_requests_total", &[]);
+    assert_eq!(refused, 0.0);
 }
 
 #[test]

@@ -255,6 +255,31 @@ fn a_file_that_is_deleted_changes_nothing() {
     assert_eq!(effective(&gate, "queue", "max_wait"), "4s");
 }
 
+/// Editors truncate a file and write it then; who reads in between must not take that for a wish.
+#[test]
+fn a_file_without_a_key_changes_nothing() {
+    let peer = good_peer();
+    let (gate, base) = gate(&peer);
+    let good = format!("{base}[queue]\nmax_wait = \"3s\"\n");
+    change(&gate, &good);
+    for blank in ["", " \n\n", "# [queue]\n# max_wait = \"9s\"\n", "[queue]\n"] {
+        let before = gate.log().len();
+        let (_, errors) = reloads(&gate);
+        // In its place, as such an editor does.
+        fs::write(gate.file(), blank).expect("it is written");
+        until("the file is read", || reloads(&gate).1 > errors);
+        let said = gate.log()[before..].to_owned();
+        assert!(said.contains("the file is empty"), "{blank:?}: {said}");
+        assert_eq!(gate.metric("tidegate_config_reload_success", &[]), 0.0);
+        assert_eq!(effective(&gate, "queue", "max_wait"), "3s");
+        assert_eq!(gate.get("/").status, 200);
+        let (ok, _) = reloads(&gate);
+        fs::write(gate.file(), &good).expect("it is written");
+        until("the file is read", || reloads(&gate).0 > ok);
+    }
+    assert_eq!(effective(&gate, "queue", "max_wait"), "3s");
+}
+
 #[test]
 fn the_swap_of_a_config_map_applies() {
     let peer = good_peer();

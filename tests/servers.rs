@@ -74,6 +74,8 @@ servers! {
     uwsgi_http: Server::tcp(servers::UWSGI_HTTP, &[]), UWSGI;
     uwsgi_http_unix: Server::unix(servers::UWSGI_HTTP, &[]),
         Expected { set: &["backend.profile=uwsgi"], ..UWSGI };
+    uwsgi_http_router: Server::tcp(servers::UWSGI_ROUTER, &[]), UWSGI;
+    uwsgi_http11: Server::tcp(servers::UWSGI_HTTP11, &[]), UWSGI;
     uwsgi_socket: Server::tcp(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
     uwsgi_socket_unix: Server::unix(servers::UWSGI_SOCKET, &[]), UWSGI_PROTOCOL;
     waitress: Server::tcp(servers::WAITRESS, &[]), Expected { profile: "waitress", ..ALONE };
@@ -254,16 +256,79 @@ fn heads(tidegate: &Tidegate, expected: &Expected) {
                 (true, _) => assert_eq!(answer.status, 200, "{length}: {answer:?}"),
                 (false, profile) => {
                     assert_eq!(answer.status, 431, "{length}: {answer:?}");
+                    // In our words, whoever noticed.
+                    let own = [
+                        "uwsgi",
+                        "gunicorn-sync",
+                        "gunicorn-gthread",
+                        "gunicorn-gevent",
+                    ];
                     assert!(
-                        profile != "uwsgi" || answer.reason() == "headers_too_large",
+                        !own.contains(&profile) || answer.reason() == "headers_too_large",
                         "{answer:?}"
                     );
                 }
             }
         }
     }
+    if expected.profile.starts_with("gunicorn") && expected.too_large.is_some() {
+        what_gunicorn_limits(tidegate);
+    }
     let lost = tidegate.metric("tidegate_backend_errors_total", &[]);
     assert_eq!(lost, 0.0, "no error of the backend so far");
+}
+
+/// A request line of 4094 bytes, and a hundred fields with those that are added on the way.
+fn what_gunicorn_limits(tidegate: &Tidegate) {
+    for _ in 0..2 {
+        // "GET " and " HTTP/1.1" are 13 of them.
+        let target = |length: usize| tidegate.get(&format!("/echo/{}", "a".repeat(length - 6)));
+        assert_eq!(target(4081).status, 200);
+        let answer = target(4082);
+        assert_eq!((answer.status, &*answer.reason()), (414, "target_too_long"));
+        for count in [80, 92, 95, 97, 99] {
+            let names: Vec<String> = (0..count).map(|number| format!("X-{number}")).collect();
+            let fields: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "1")).collect();
+            let answer = common::request(tidegate.address(), "GET", "/", &fields, b"");
+            match answer.status {
+                200 => assert!(count < 95, "{count}: gunicorn takes no more than a hundred"),
+                status => {
+                    assert!(count > 90, "{count}: {answer:?}");
+                    assert_eq!((status, &*answer.reason()), (431, "headers_too_large"));
+                }
+            }
+        }
+    }
+}
+
+/// The very first request of all is refused in our words too, while nobody knows who the backend is.
+#[test]
+fn what_is_too_large_for_a_server_that_nobody_knows_yet() {
+    let server = Server::tcp(servers::GUNICORN_SYNC, &[]).expect("gunicorn");
+    let tidegate = Tidegate::to(server.address())
+        .set("discovery.proc=false")
+        .start();
+    let answer = tidegate.get(&format!("/{}", "a".repeat(5000)));
+    assert_eq!((answer.status, &*answer.reason()), (414, "target_too_long"));
+    // It may have been told to take more, so nothing was concluded from that.
+    let endpoint = &tidegate.status()["backend"]["endpoints"][0];
+    assert_eq!(endpoint["profile"], Value::Null, "{endpoint}");
+    assert_eq!(tidegate.metric("tidegate_backend_errors_total", &[]), 0.0);
+    tidegate.until_idle();
+}
+
+/// What the server was told to take is taken, and an application's own words stay its own.
+#[test]
+fn limits_that_were_raised_and_refusals_of_the_application() {
+    let more = ["--limit-request-line", "8000"];
+    let server = Server::tcp(servers::GUNICORN_SYNC, &more).expect("gunicorn");
+    let tidegate = Tidegate::to(server.address()).start();
+    let long = "a".repeat(5000);
+    for _ in 0..4 {
+        assert_eq!(tidegate.get(&format!("/echo/{long}")).status, 200);
+        let answer = tidegate.get(&format!("/status?code=414&{long}"));
+        assert_eq!((answer.status, &*answer.text()), (414, "status 414\n"));
+    }
 }
 
 /// The client learns of it by a 502, and the next one is served, if somebody starts a new worker.

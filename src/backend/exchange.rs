@@ -19,7 +19,7 @@ use super::{
     connect,
     link::{Link, NoHead},
     profile,
-    pump::{Pipe, len, pump},
+    pump::{LEAST_ROOM, Pipe, len, pump},
     raised::Raised,
     upgraded::{Upgraded, switch},
     uwsgi,
@@ -34,8 +34,6 @@ use crate::{
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
 const WHOLE_MAX: u64 = 64 * 1024;
-/// What is held of a large answer, bytes.
-const LARGE_ROOM: u64 = 16 * 1024;
 /// An answer is large when it is longer than this many times `buffers.response`: what buffer and
 /// sockets hold together does not free the worker.
 const LARGE: u64 = 4;
@@ -193,8 +191,16 @@ pub fn exchange<L: Lease>(
         if let Some(inner) = &mut flight.inner {
             inner.look = look;
         }
+        let excess = profile::says_excess(response.status());
         if suspect.is_some() {
-            endpoint.tried(profile::says_excess(response.status()));
+            endpoint.tried(excess.is_some());
+        }
+        if let Some(excess) = excess
+            && profile::is_servers_own(response.headers())
+        {
+            // What is known of it beforehand is a 414 or 431 of ours; so is this.
+            flight.finish(Completion::Abandoned);
+            return Err(Error::from(excess).into());
         }
         receive(flight, head, &delivery).await
     }
@@ -310,6 +316,13 @@ impl<L: Lease> Flight<L> {
         match &mut self.inner {
             Some(inner) => inner.link.poll_data(cx),
             None => Poll::Ready(None),
+        }
+    }
+
+    /// From here on at most about so many bytes are read at once.
+    pub(super) fn read_at_most(&mut self, most: u64) {
+        if let Some(inner) = &mut self.inner {
+            inner.link.read_at_most(most);
         }
     }
 
@@ -462,8 +475,8 @@ fn receive<'a, L: Lease>(
             });
         // The worker is not free before the client has read most of it, however much of it lies here.
         let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
-        if large && let Some(inner) = &mut flight.inner {
-            inner.link.read_little();
+        if large {
+            flight.read_at_most(LEAST_ROOM);
         }
         let arrived = if whole {
             collect(&mut flight, &mut parts, read_timeout)
@@ -494,8 +507,13 @@ fn receive<'a, L: Lease>(
             flight.finish(Completion::Answered);
             ResponseBody::whole(parts, trailers, held)
         } else {
-            let room = if large { LARGE_ROOM } else { buffers.response };
-            let pipe = Pipe::new(parts.into(), held, room);
+            let room = if large {
+                LEAST_ROOM
+            } else {
+                buffers.response
+            };
+            let fits = length.is_some_and(|length| length <= buffers.response);
+            let pipe = Pipe::new(parts.into(), held, room, fits);
             tokio::spawn(pump(
                 flight,
                 pipe.clone(),

@@ -23,7 +23,7 @@ use super::{
 const READ_FIRST: usize = 4 * 1024;
 /// The most one read takes, bytes.
 const READ_MOST: usize = 256 * 1024;
-/// The same of a response that is too large to be buffered.
+/// The least that it may be.
 const READ_LITTLE: usize = 16 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
@@ -212,10 +212,11 @@ impl Link {
         self.receiving = Receiving::Body(body);
     }
 
-    /// The rest of this response is read in small parts.
-    pub(super) fn read_little(&mut self) {
-        self.most = READ_LITTLE;
-        self.room = self.room.min(READ_LITTLE);
+    /// The rest of this response is read in parts of about so many bytes.
+    pub(super) fn read_at_most(&mut self, most: u64) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.most = most.clamp(READ_LITTLE, READ_MOST);
+        self.room = self.room.min(self.most);
     }
 
     /// The next part of the response's body.
@@ -262,7 +263,13 @@ impl Link {
 
     /// Reads once; false at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
-        self.read.reserve(self.room);
+        if !self.read.is_empty() {
+            self.read.reserve(self.room);
+        } else if !self.read.try_reclaim(self.room) {
+            // Not `reserve`, which makes it as large as it once was: what is left of the one before may
+            // be held for long.
+            self.read = BytesMut::with_capacity(self.room);
+        }
         let room = self.read.capacity() - self.read.len();
         let read = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx));
         match read {

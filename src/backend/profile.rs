@@ -371,12 +371,22 @@ fn recognised(version: Version, headers: &HeaderMap) -> Option<Profile> {
     })
 }
 
-/// Whether an answer says that the request's head was too large. (Apache says 400, which may mean anything.)
-pub(super) fn says_excess(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-    )
+/// What was too large of a request's head, if a status says so. (Apache says 400, which may mean anything.)
+pub(super) fn says_excess(status: StatusCode) -> Option<Excess> {
+    match status {
+        StatusCode::URI_TOO_LONG => Some(Excess::Target),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Some(Excess::Fields),
+        _ => None,
+    }
+}
+
+/// Whether an answer is one that gunicorn gives without asking the application: it names neither itself
+/// nor the date, and closes.
+pub(super) fn is_servers_own(headers: &HeaderMap) -> bool {
+    let closes = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
+    headers.get(header::CONNECTION).is_some_and(closes)
+        && !headers.contains_key(header::SERVER)
+        && !headers.contains_key(header::DATE)
 }
 
 #[cfg(test)]

@@ -30,10 +30,15 @@ use crate::{
 /// A client that has made the backend wait for so long, all in all, sets the pace.
 const CLIENT_PACE: Duration = Duration::from_millis(20);
 
+/// The least that a pipe has room for, bytes.
+pub(super) const LEAST_ROOM: u64 = 16 * 1024;
+
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {
     state: Mutex<State>,
     capacity: u64,
+    /// All of the answer may fit, so that holding it frees the worker.
+    fits: bool,
 }
 
 struct State {
@@ -55,10 +60,17 @@ impl fmt::Debug for Pipe {
 
 impl Pipe {
     /// A pipe that holds about `capacity` bytes, with `parts` in it already, accounted for in `held`.
-    pub(super) fn new(parts: VecDeque<Bytes>, held: Reservation, capacity: u64) -> Arc<Self> {
+    /// If it is not known that the whole answer `fits`, it holds less the more others do.
+    pub(super) fn new(
+        parts: VecDeque<Bytes>,
+        held: Reservation,
+        capacity: u64,
+        fits: bool,
+    ) -> Arc<Self> {
         let bytes = parts.iter().map(len).sum();
         Arc::new(Self {
             capacity: capacity.max(1),
+            fits,
             state: Mutex::new(State {
                 parts,
                 bytes,
@@ -127,18 +139,25 @@ impl Pipe {
         }
     }
 
-    /// The backend's side: ready when there is room, with whether the client is still there.
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// The backend's side: ready when there is room, with how many bytes to read at once; with `None` if
+    /// the client has gone.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Option<u64>> {
         let mut state = lock(&self.state);
         if state.abandoned {
-            return Poll::Ready(false);
+            return Poll::Ready(None);
         }
         state.writer = Some(cx.waker().clone());
+        let capacity = if self.fits {
+            self.capacity
+        } else {
+            state.held.room(LEAST_ROOM, self.capacity)
+        };
+        let room = capacity.saturating_sub(state.bytes);
+        // One part is with the client's side already, and does not count.
+        let at_once = if self.fits { room } else { room / 4 };
         // One part may always lie here, or a spent budget would stop everyone for good.
-        let room =
-            state.bytes == 0 || (state.bytes < self.capacity && state.held.bytes() >= state.bytes);
-        if room {
-            Poll::Ready(true)
+        if state.bytes == 0 || (room > 0 && state.held.bytes() >= state.bytes) {
+            Poll::Ready(Some(at_once))
         } else {
             Poll::Pending
         }
@@ -202,8 +221,8 @@ pub(super) async fn pump<L: Lease>(
         let mut waiting = None;
         let next = std::future::poll_fn(|cx| {
             match pipe.poll_room(cx) {
-                Poll::Ready(true) => {}
-                Poll::Ready(false) => return Poll::Ready(Next::Abandoned),
+                Poll::Ready(Some(most)) => flight.read_at_most(most),
+                Poll::Ready(None) => return Poll::Ready(Next::Abandoned),
                 Poll::Pending => {
                     waiting.get_or_insert_with(clock::now);
                     return Poll::Pending;

@@ -50,8 +50,31 @@ pub struct Loaded {
     pub origins: Origins,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
+    /// There is a file, and it sets nothing.
+    pub(super) blank: bool,
     pub(super) settings: Settings,
     pub(super) routes: Vec<RouteSettings>,
+}
+
+impl Loaded {
+    /// Says that this file must not take the place of `before`: it sets nothing, and that one did.
+    /// Whoever wants the defaults deletes lines; a file without any is one that is being written, or
+    /// was lost.
+    ///
+    /// # Errors
+    /// The one problem.
+    pub fn check_successor_of(&self, before: &Loaded) -> Result<(), Problems> {
+        let Some(path) = self.file.as_ref().filter(|_| self.blank && !before.blank) else {
+            return Ok(());
+        };
+        Err(Problems(vec![Problem {
+            location: path.display().to_string(),
+            key: None,
+            message: "the file is empty; a reload does not put defaults in the place of settings, \
+                      write at least one key"
+                .to_owned(),
+        }]))
+    }
 }
 
 /// Reads all layers and validates them.
@@ -122,6 +145,7 @@ pub(super) fn load_bytes(
             config: Arc::new(config),
             origins: origins(&settings, &routes),
             file: file.map(|(path, _)| path.to_owned()),
+            blank: file.is_some() && layer.entries.is_empty() && layer.routes.is_empty(),
             settings,
             routes,
         }),

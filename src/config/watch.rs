@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread,
     time::Duration,
 };
@@ -16,9 +16,13 @@ use notify::{
 };
 
 use super::load::read_small;
+use crate::clock;
 
-/// A change comes as several events (truncate, write, rename): one look after all of them.
-const DEBOUNCE: Duration = Duration::from_millis(50);
+/// A change comes as several events (truncate, write, rename), and a large file in several writes:
+/// one look after all of them, when nothing has happened for so long.
+const QUIET: Duration = Duration::from_millis(100);
+/// Whoever never stops writing is not waited for any longer.
+const QUIET_WITHIN: Duration = Duration::from_secs(2);
 
 /// The kernel gives up on a path with more symbolic links than this.
 const LINKS_MAX: usize = 40;
@@ -64,7 +68,7 @@ enum Signal {
 
 /// Calls `on_change`, on a thread of its own, each time that the file's bytes have changed.
 ///
-/// It is called after the content has been quiet for some 50 ms, and not when the file is touched,
+/// It is called after the file has been left alone for some 100 ms, and not when the file is touched,
 /// written with the same bytes, or removed (until it is there again with others). The content to
 /// compare with is read here, before this returns.
 ///
@@ -123,11 +127,7 @@ struct State {
 impl State {
     fn run(mut self, signals: &Receiver<Signal>, on_change: &dyn Fn()) {
         while let Ok(Signal::Change) = signals.recv() {
-            thread::sleep(DEBOUNCE);
-            if signals
-                .try_iter()
-                .any(|signal| matches!(signal, Signal::Stop))
-            {
+            if !settles(signals) {
                 return;
             }
             // First the watches, then the look: what changes in between is an event again. A
@@ -166,6 +166,19 @@ impl State {
         }
         result
     }
+}
+
+/// Waits until nothing changes any more; false if the watcher is to stop.
+fn settles(signals: &Receiver<Signal>) -> bool {
+    let began = clock::now();
+    while clock::now().saturating_duration_since(began) < QUIET_WITHIN {
+        match signals.recv_timeout(QUIET) {
+            Ok(Signal::Change) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+            Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+    true
 }
 
 /// The file's directory, that of each symbolic link on the way to it, and that of its target.
@@ -207,7 +220,7 @@ mod tests {
 
     /// Long enough for a busy machine; only waited for in full when a test fails.
     const LONG: Duration = Duration::from_secs(20);
-    const QUIET: Duration = Duration::from_millis(300);
+    const STILL: Duration = Duration::from_millis(400);
 
     fn start(path: &Path) -> (Watcher, Receiver<String>) {
         let (sender, receiver) = mpsc::channel();
@@ -224,7 +237,7 @@ mod tests {
     }
 
     fn expect_quiet(receiver: &Receiver<String>) {
-        assert_eq!(receiver.recv_timeout(QUIET).ok(), None);
+        assert_eq!(receiver.recv_timeout(STILL).ok(), None);
     }
 
     #[test]
@@ -241,6 +254,25 @@ mod tests {
         expect_quiet(&changes);
         fs::write(&file, "c").unwrap();
         expect(&changes, "c");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_left_alone_until_it_is_still() {
+        let (sender, signals) = mpsc::channel();
+        let writer = thread::spawn(move || {
+            for _ in 0..20 {
+                sender.send(Signal::Change).expect("somebody waits");
+                thread::sleep(QUIET / 20);
+            }
+            sender
+        });
+        assert!(settles(&signals));
+        let sender = writer.join().expect("it has written");
+        // On a machine that stops for so long in between, there may be some left.
+        while settles(&signals) && signals.try_recv().is_ok() {}
+        sender.send(Signal::Change).expect("somebody waits");
+        sender.send(Signal::Stop).expect("somebody waits");
+        assert!(!settles(&signals), "it is told to stop");
     }
 
     #[test]

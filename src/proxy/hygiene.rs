@@ -49,7 +49,8 @@ pub enum BadHead {
 pub struct ExpectsContinue;
 
 /// Fields for one connection only, RFC 9110 7.6.1, and those that a server must not take from a
-/// client: `Proxy` becomes the environment's HTTP_PROXY.
+/// client: `Proxy` becomes the environment's HTTP_PROXY. (Not `Proxy-Authorization`: whoever does not
+/// ask for it may pass it on to a server that does, RFC 9110 11.7.2.)
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -58,7 +59,6 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::TRANSFER_ENCODING
             | header::UPGRADE
             | header::PROXY_AUTHENTICATE
-            | header::PROXY_AUTHORIZATION
     ) || matches!(
         name.as_str(),
         "keep-alive"

@@ -99,7 +99,7 @@ impl ClientIo {
 
     /// Waits for a request's first bytes, without a buffer to be kept. Whether there will be any.
     pub fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if self.held.is_empty() && !self.ended {
+        while is_blank(&self.held) && !self.ended {
             let mut space = [MaybeUninit::uninit(); FIRST_READ];
             let mut buf = ReadBuf::uninit(&mut space);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
@@ -107,7 +107,7 @@ impl ClientIo {
             self.held.extend_from_slice(buf.filled());
             self.fresh = true;
         }
-        Poll::Ready(!self.held.is_empty())
+        Poll::Ready(!is_blank(&self.held))
     }
 
     /// Whether what was refused are the first words of HTTP/2, and the first on this connection.
@@ -147,7 +147,7 @@ impl ClientIo {
     pub async fn linger(mut self) {
         use tokio::io::AsyncReadExt;
         let between = self.guard.is_done() || self.guard.in_head();
-        if self.ended || (between && self.held.is_empty() && self.verdict.is_none()) {
+        if self.ended || (between && is_blank(&self.held) && self.verdict.is_none()) {
             return;
         }
         self.held.clear();
@@ -204,7 +204,7 @@ impl ClientIo {
 
     /// Looks at what is held. Whether some of it may pass.
     fn judge_held(&mut self) -> io::Result<bool> {
-        if self.state.is(Activity::Idle) {
+        if self.state.is(Activity::Idle) && !is_blank(&self.held) {
             self.state.start(Activity::Head);
         }
         self.passed = Self::judge(&mut self.guard, &self.held, &mut self.verdict)?;
@@ -285,6 +285,12 @@ pub(super) fn take_ahead(ahead: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
     true
 }
 
+/// Whether nothing has come but, at most, the empty line that old clients send after a body: not the
+/// beginning of a request.
+fn is_blank(held: &[u8]) -> bool {
+    matches!(held, b"" | b"\r" | b"\r\n")
+}
+
 /// The status of a response of hyper's own.
 fn status_of(written: &[u8]) -> Option<u16> {
     let status = written.strip_prefix(b"HTTP/1.1 4")?.get(..2)?;
@@ -335,7 +341,7 @@ impl AsyncRead for ClientIo {
             if new.is_empty() {
                 this.ended = true;
             } else if this.held.is_empty() {
-                if this.state.is(Activity::Idle) {
+                if this.state.is(Activity::Idle) && !is_blank(new) {
                     this.state.start(Activity::Head);
                 }
                 let passed = Self::judge(&mut this.guard, new, &mut this.verdict)?;

@@ -54,7 +54,13 @@ impl Settings {
         // One at a time, in order.
         let mut loaded = self.loaded.lock().await;
         let sources = self.sources.clone();
-        let read = tokio::task::spawn_blocking(move || config::load(&sources)).await;
+        let before = loaded.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let new = config::load(&sources)?;
+            new.check_successor_of(&before)?;
+            Ok::<_, config::Problems>(new)
+        })
+        .await;
         let new = match read {
             Ok(Ok(new)) => new,
             Ok(Err(problems)) => {

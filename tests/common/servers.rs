@@ -109,6 +109,19 @@ pub const UWSGI_HTTP: Kind = Kind {
     ..UWSGI
 };
 
+/// A router of its own in front of the workers.
+pub const UWSGI_ROUTER: Kind = Kind {
+    tcp: &["--http", "127.0.0.1:{port}"],
+    said: Said::Nothing,
+    ..UWSGI
+};
+
+/// It keeps connections.
+pub const UWSGI_HTTP11: Kind = Kind {
+    tcp: &["--http11-socket", "127.0.0.1:0"],
+    ..UWSGI
+};
+
 pub const UWSGI_SOCKET: Kind = Kind {
     tcp: &["--socket", "127.0.0.1:0"],
     unix: &["--socket", "{dir}/app.sock"],
