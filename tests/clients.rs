@@ -266,8 +266,10 @@ fn slow_readers(backend: &Raw, count: usize) {
     }
     let each = memory(gate.pid()).0.saturating_sub(before) / count as u64;
     let counted = held() as u64 / count as u64;
-    println!("{each} bytes for a slow reader, {counted} of them counted");
-    assert!(each < 100 * 1024, "{each} bytes for a slow reader");
+    assert!(
+        each < 100 * 1024,
+        "{each} bytes for a slow reader, {counted} of them counted"
+    );
     drop(clients);
     gate.until_idle();
     gate.until_metric("tidegate_buffered_bytes", &[], 0.0);

@@ -9,6 +9,8 @@
 //! TIDEGATE_SOAK=600 cargo test --locked --test soak -- --nocapture
 //! ```
 
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use std::{
@@ -175,7 +177,8 @@ impl Visitor {
                 self.get(client, &path, leaves, |answer| answer.text() == "slept\n")
             }
             _ => {
-                let right = move |answer: &Response| answer.json()["query"] == number.to_string();
+                let query = number.to_string();
+                let right = move |answer: &Response| answer.json()["query"] == *query;
                 self.get(client, &format!("/echo?{number}"), leaves, right)
             }
         }
@@ -238,10 +241,11 @@ impl Visitor {
             .try_response("POST")
             .map_err(|error| sent.err().unwrap_or(error));
         let tally = self.tally.clone();
+        let query = number.to_string();
         self.judge(got, move |answer| {
             Tally::add(&tally.uploads);
             let echo = answer.json();
-            echo["query"] == number.to_string() && echo["size"] == length
+            echo["query"] == *query && echo["size"] == length
         })
     }
 
@@ -366,15 +370,13 @@ impl Visitor {
             );
             let answer = client.try_head();
             if !answer.as_ref().is_ok_and(|answer| answer.status == 101) {
-                let got = answer.and_then(|answer| match answer.status {
-                    502..=504 => Ok(answer),
-                    _ => panic!("{answer:?}"),
-                });
-                Tally::add(if got.is_ok() {
-                    &self.tally.refused
-                } else {
-                    &self.tally.cut
-                });
+                match answer {
+                    Ok(answer) => {
+                        assert!(matches!(answer.status, 502..=504), "{answer:?}");
+                        Tally::add(&self.tally.refused);
+                    }
+                    Err(_) => Tally::add(&self.tally.cut),
+                }
                 continue;
             }
             let mut whole = true;

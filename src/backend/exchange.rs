@@ -507,11 +507,7 @@ fn receive<'a, L: Lease>(
             flight.finish(Completion::Answered);
             ResponseBody::whole(parts, trailers, held)
         } else {
-            let room = if large {
-                LEAST_ROOM
-            } else {
-                buffers.response
-            };
+            let room = if large { LEAST_ROOM } else { buffers.response };
             let fits = length.is_some_and(|length| length <= buffers.response);
             let pipe = Pipe::new(parts.into(), held, room, fits);
             tokio::spawn(pump(
