@@ -332,8 +332,11 @@ impl Link {
     pub(super) fn park(&mut self, now: Instant) {
         self.idle_since = Some(now);
         self.reused = true;
-        // What was read is with whoever reads the response.
-        self.read = BytesMut::new();
+        // What was read is with whoever reads the response, and when that is over, an ordinary buffer
+        // will do again.
+        if self.room > READ_FIRST {
+            self.read = BytesMut::new();
+        }
     }
 
     pub(super) fn idle_for(&self, now: Instant) -> Duration {

@@ -176,10 +176,11 @@ fn request_id(fields: Option<&HeaderMap>, live: &Live) -> HeaderValue {
 /// 128 random bits in hexadecimal.
 pub fn new_request_id() -> HeaderValue {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let bits = fastrand::u128(..);
+    let bits = fastrand::u128(..).to_le_bytes();
     let mut text = [0; 32];
-    for (at, digit) in text.iter_mut().enumerate() {
-        *digit = DIGITS[(bits >> (4 * at)) as usize & 15];
+    for (two, byte) in text.chunks_exact_mut(2).zip(bits) {
+        two[0] = DIGITS[usize::from(byte & 15)];
+        two[1] = DIGITS[usize::from(byte >> 4)];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }

@@ -182,7 +182,8 @@ const START_MAX: usize = 22;
 
 /// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
 fn request_start(text: &mut [u8; START_MAX]) -> &[u8] {
-    let mut micros = u64::try_from(clock::since_epoch().as_micros()).unwrap_or(u64::MAX);
+    let since_epoch = clock::since_epoch();
+    let mut micros = since_epoch.as_secs() * 1_000_000 + u64::from(since_epoch.subsec_micros());
     // By hand: formatting would cost as much as everything else that is done to the head.
     let mut start = text.len();
     loop {

@@ -82,6 +82,9 @@ impl Lanes {
     }
 
     fn best(&self, eligible: impl Fn(&Lane) -> bool) -> Option<usize> {
+        if let [only] = &*self.lanes {
+            return eligible(only).then_some(0);
+        }
         let some_healthy = self.lanes.iter().any(|l| l.healthy && !l.retired);
         self.lanes
             .iter()
