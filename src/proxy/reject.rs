@@ -209,7 +209,6 @@ pub fn response(
     let mut response = Response::new(body);
     *response.status_mut() = rejection.status;
     let headers = response.headers_mut();
-    headers.reserve(FIELDS);
     headers.insert(header::CONTENT_TYPE, media_type);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(reason) = rejection.reason {
@@ -253,8 +252,6 @@ fn problem(error: &Error, rejection: &Rejection, request_id: &str) -> (Bytes, He
     )
 }
 
-/// Room for the fields of an answer of our own.
-const FIELDS: usize = 7;
 /// Room for an ordinary problem document, bytes.
 const PROBLEM: usize = 320;
 
