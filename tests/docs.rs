@@ -1,6 +1,8 @@
 //! What the documents say is true: every command in them is run or parsed, every block of TOML is a
 //! valid configuration, and every link leads somewhere.
 
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use std::{
@@ -437,4 +439,35 @@ fn the_measured_table_has_the_rows_of_its_script() {
         })
         .collect();
     assert_eq!(found, wanted);
+}
+
+/// By nginx itself, where it is installed.
+#[test]
+fn the_configuration_of_nginx_is_one() {
+    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/bin/nginx"];
+    let Some(nginx) = nginx.iter().find(|path| Path::new(path).exists()) else {
+        println!("left out: nginx is not installed");
+        return;
+    };
+    let found = blocks("nginx");
+    assert!(!found.is_empty());
+    for block in found {
+        let dir = tempfile::tempdir().expect("a directory");
+        // It binds even when it only looks, so where nobody else does.
+        let text = block.text.replace("listen 80;", "listen unix:web.sock;");
+        let text = format!(
+            "pid nginx.pid;\nevents {{}}\nhttp {{\naccess_log off;\n{}\n{text}\n}}\n",
+            ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+                .map(|of| format!("{of}_temp_path {of};"))
+                .join("\n"),
+        );
+        fs::write(dir.path().join("nginx.conf"), text).expect("a file");
+        let output = Command::new(nginx)
+            .args(["-t", "-e", "stderr", "-c", "nginx.conf", "-p"])
+            .arg(dir.path())
+            .output()
+            .expect("nginx");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", block.at);
+    }
 }

@@ -42,6 +42,13 @@ fn by_answer(manners: &Manners) -> Option<Recognised> {
                 how: "by its protocol, and its answers, which have no Server field".to_owned(),
             });
         }
+        if let Some(name) = by_limits(manners) {
+            return Some(Recognised {
+                name: format!("{name}, perhaps"),
+                profile: Profile::Generic,
+                how: "by its answers: it has no Server field, and these limits of heads".to_owned(),
+            });
+        }
         // It alone says neither who it is nor that it will close.
         return (closes && !says_close).then(|| Recognised {
             name: "uWSGI, perhaps".to_owned(),
@@ -71,8 +78,27 @@ fn by_answer(manners: &Manners) -> Option<Recognised> {
     })
 }
 
+/// Servers that run inside of the app's own program and do not say who they are: each refuses in a way of
+/// its own what is too large.
+fn by_limits(manners: &Manners) -> Option<&'static str> {
+    let line = manners.line_limit == Some((8_300, Answer::Status(414)));
+    let keeps = matches!(manners.keep, Some(Keep::Keeps(_)));
+    let many = |code| manners.count_limit == Some((101, Answer::Status(code)));
+    let field = manners.field_limit?;
+    match field {
+        _ if !line || !keeps => None,
+        (70_000, Answer::Status(400)) if many(400) => Some("gevent.pywsgi"),
+        (8_300, Answer::Status(400)) if many(431) => Some("eventlet"),
+        _ => None,
+    }
+}
+
 /// The habits that matter to a proxy.
-pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
+pub(super) fn quirks(
+    manners: &Manners,
+    profile: Profile,
+    server: Option<&Recognised>,
+) -> Vec<Quirk> {
     if manners.head.is_none() {
         return Vec::new();
     }
@@ -125,7 +151,7 @@ pub(super) fn quirks(manners: &Manners, profile: Profile) -> Vec<Quirk> {
         quirk("linger", found.to_owned(), if lingers { then } else { "" })
     });
     let chunked = manners.chunked.and_then(|answer| {
-        let loses = loses_chunked(profile);
+        let loses = loses_chunked(profile, server);
         let found = match answer {
             Answer::Status(411) => "refuses chunked bodies with 411".to_owned(),
             Answer::Status(code) if code >= 400 && manners.usual != Some(answer) => {
@@ -222,8 +248,16 @@ fn limits(manners: &Manners) -> Option<Quirk> {
 }
 
 /// Servers whose applications get an empty body when the client sent a chunked one.
-fn loses_chunked(profile: Profile) -> bool {
-    matches!(profile, Profile::Uwsgi)
+fn loses_chunked(profile: Profile, server: Option<&Recognised>) -> bool {
+    let name = server.map_or(String::new(), |server| server.name.to_ascii_lowercase());
+    match profile {
+        Profile::Uwsgi => true,
+        // Of gunicorn's workers that is tornado's; of the others, those for which WSGI is a guest.
+        Profile::Generic => ["gunicorn", "hypercorn", "uvicorn", "eventlet"]
+            .iter()
+            .any(|known| name.starts_with(known)),
+        _ => false,
+    }
 }
 
 /// What holds a worker without any work to do.

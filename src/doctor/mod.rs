@@ -136,7 +136,7 @@ fn conclude(endpoint: &Address, findings: Findings, gauges: Gauges, manners: Man
         profile,
     };
     Diagnosis {
-        quirks: known::quirks(&manners, profile),
+        quirks: known::quirks(&manners, profile, server.as_ref()),
         signals: verdict::signals(&evidence),
         verdict: verdict::sentence(&evidence),
         advice: verdict::advice(&evidence),

@@ -318,6 +318,50 @@ fn habits_say_what_tidegate_does_about_them() {
 }
 
 #[test]
+fn servers_without_a_name_are_known_by_what_they_refuse() {
+    let with = |field, count| Manners {
+        line_limit: Some((8_300, Answer::Status(414))),
+        field_limit: Some((field, Answer::Status(400))),
+        count_limit: Some((101, Answer::Status(count))),
+        ..manners(None, None, Keep::Keeps(None))
+    };
+    let name = |manners| diagnose(unseen(), manners).server.map(|server| server.name);
+    assert_eq!(
+        name(with(70_000, 400)).as_deref(),
+        Some("gevent.pywsgi, perhaps")
+    );
+    assert_eq!(name(with(8_300, 431)).as_deref(), Some("eventlet, perhaps"));
+    assert_eq!(name(with(8_300, 400)), None);
+}
+
+#[test]
+fn wsgi_as_a_guest_gets_no_chunked_body_and_an_error_page_is_no_habit() {
+    let chunked = |server| {
+        let found = diagnose(unseen(), manners(Some(server), None, Keep::Keeps(None)));
+        let quirk = found.quirks.into_iter().find(|it| it.name == "chunked");
+        quirk.map(|it| it.found).unwrap_or_default()
+    };
+    for server in ["uvicorn", "hypercorn-h11"] {
+        assert!(chunked(server).contains("hands the app an empty one"));
+    }
+    assert_eq!(chunked("Cheroot/11.1"), "accepts chunked bodies");
+    let mut broken = manners(Some("gunicorn"), Some("close"), Keep::Closes);
+    broken.asked[0].answer = Answer::Status(503);
+    let told = |manners| {
+        diagnose(unseen(), manners)
+            .advice
+            .join(" ")
+            .contains("error page")
+    };
+    assert!(told(broken));
+    assert!(!told(manners(
+        Some("gunicorn"),
+        Some("close"),
+        Keep::Closes
+    )));
+}
+
+#[test]
 fn every_configuration_is_a_valid_one() {
     let mut odd = sync();
     odd.manners.server = Some("x\n[y".to_owned());

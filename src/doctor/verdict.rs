@@ -147,6 +147,8 @@ pub(super) fn signals(evidence: &Evidence<'_>) -> Vec<Signal> {
             let why = why(Source::Proc).map_or("no source knows them", String::as_str);
             let ways = if evidence.is_unbounded() {
                 ""
+            } else if evidence.server.is_some() && evidence.profile == Profile::Generic {
+                "; set discovery.slots if you know them"
             } else {
                 "; name gunicorn's control socket (discovery.gunicorn_control_socket) or uWSGI's stats server (discovery.uwsgi_stats), or set discovery.slots"
             };
@@ -274,6 +276,14 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
         advice.push(format!(
             "Its backlog of {} is short: beyond it connections are dropped and tried again after a second. tidegate's limit keeps it from filling.",
             evidence.backlog().unwrap_or(0)
+        ));
+    }
+    // The last of them was understood.
+    let mut asked = evidence.manners.asked.iter().rev();
+    let looked = asked.find(|asked| asked.request.starts_with("GET / "));
+    if let Some(super::Answer::Status(code @ 500..)) = looked.map(|asked| asked.answer) {
+        advice.push(format!(
+            "GET / was answered with {code}: what is said of its habits may be those of an error page."
         ));
     }
     if evidence.manners.head.is_some() && evidence.manners.uwsgi {
