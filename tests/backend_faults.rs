@@ -150,6 +150,38 @@ fn a_uwsgi_server_gets_packets_and_bodies_one_on_each_connection() {
     tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
 }
 
+/// uWSGI's own WebSockets answer with a 101 over its protocol as over HTTP, and raw bytes follow.
+#[test]
+fn a_uwsgi_server_switches_protocols() {
+    let server = Uwsgi::start(|stream, vars, _| {
+        if var(vars, "HTTP_UPGRADE") != "websocket" {
+            return answer(stream, "no upgrade");
+        }
+        assert_eq!(var(vars, "HTTP_CONNECTION"), "upgrade");
+        assert_eq!(var(vars, "HTTP_SEC_WEBSOCKET_KEY"), "eA==");
+        stream.write_all(
+            b"HTTP/1.1 101 Web Socket Protocol Handshake\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello",
+        )?;
+        let mut reader = stream.try_clone()?;
+        io::copy(&mut reader, stream).map(|_| ())
+    });
+    let tidegate = to_uwsgi(&server).start();
+    let mut client = tidegate.client();
+    client.send(
+        "GET /ws HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==\r\n\r\n",
+    );
+    assert_eq!(client.try_head().expect("a head").status, 101);
+    assert_eq!(client.take_through(b"hello").expect("bytes"), b"hello");
+    for _ in 0..3 {
+        client.send("there and back.");
+        client.take_through(b"there and back.").expect("an echo");
+    }
+    tidegate.until_metric("tidegate_streaming_requests", &[], 1.0);
+    drop(client);
+    tidegate.until_idle();
+    assert_eq!(tidegate.get("/").text(), "no upgrade");
+}
+
 #[test]
 fn a_uwsgi_server_that_misbehaves() {
     let server = Uwsgi::start(|stream, vars, _| match var(vars, "PATH_INFO") {

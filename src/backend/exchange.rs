@@ -37,6 +37,9 @@ const WHOLE_MAX: u64 = 64 * 1024;
 /// An answer is large when it is longer than this many times `buffers.response`: what buffer and
 /// sockets hold together does not free the worker.
 const LARGE: u64 = 4;
+/// Whoever wakes up late, stopped or starved, finds all time-outs over before it has looked at what has
+/// come meanwhile: so much longer for an answer that is there.
+const SECOND_LOOK: Duration = Duration::from_millis(20);
 /// A request that must not be sent twice goes only over a connection that was in use just now: it is
 /// the idle ones that a server closes under a request.
 const FRESH_IDLE: Duration = Duration::from_millis(250);
@@ -282,6 +285,7 @@ impl<L: Lease> Flight<L> {
     async fn head(&mut self, timeout: Duration) -> Result<Head, NoHead> {
         let mut timer = pin!(tokio::time::sleep(timeout));
         let mut seen = 0;
+        let mut looked = false;
         poll_fn(|cx| {
             let late = NoHead {
                 error: Error::Timeout,
@@ -298,13 +302,18 @@ impl<L: Lease> Flight<L> {
             // whole budget each time, and the timer never gets its turn.
             while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
                 let moved = inner.link.moved();
-                if moved == seen {
+                let more = if moved != seen {
+                    timeout
+                } else if !looked {
+                    SECOND_LOOK
+                } else {
                     return Poll::Ready(Err(late));
-                }
+                };
+                looked = moved == seen;
                 seen = moved;
                 timer
                     .as_mut()
-                    .reset(tokio::time::Instant::from_std(clock::now() + timeout));
+                    .reset(tokio::time::Instant::from_std(clock::now() + more));
             }
             Poll::Pending
         })

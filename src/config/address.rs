@@ -34,12 +34,25 @@ pub struct AddressError(String);
 const UNIX_PATH_MAX: usize = 107;
 
 impl Address {
-    /// Reads an address to listen on; `:8080` is port 8080 of every interface.
+    /// Reads an address to listen on, or the name of a passed socket; `:8080` is port 8080 of every interface.
     ///
     /// # Errors
     /// When the text is not an address.
     pub fn listen(text: &str) -> Result<Self, AddressError> {
         parse(text, "0.0.0.0")
+    }
+
+    /// Reads an address to listen on that is not a passed socket.
+    ///
+    /// # Errors
+    /// When the text is not an address, or is `fd:NAME`.
+    pub fn bind(text: &str) -> Result<Self, AddressError> {
+        match Self::listen(text)? {
+            Address::Fd(_) => err(format!(
+                "{text:?}: only server.listen takes a socket that is passed; write host:port or unix:/path"
+            )),
+            address => Ok(address),
+        }
     }
 
     /// Reads an address to connect to; `:8000` is port 8000 of this machine.
@@ -327,6 +340,9 @@ mod tests {
             );
         }
         assert!(Address::connect(&format!("unix:/{}", "x".repeat(107))).is_err());
+        assert_eq!(Address::bind(":1"), Address::listen(":1"));
+        let passed = Address::bind("fd:web").map_err(|error| error.to_string());
+        assert!(passed.is_err_and(|said| said.contains("only server.listen")));
     }
 
     #[test]

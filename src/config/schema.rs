@@ -32,7 +32,7 @@ pub enum Kind {
     Text(Check),
     /// A list of strings that each pass the check.
     Texts(Check),
-    /// An address to listen on.
+    /// An address to listen on, not a passed socket.
     Listen,
     /// At least one address to listen on.
     Listens,

@@ -3,7 +3,7 @@
 //!
 //! One event is one line, whatever is in it: control characters are escaped at the writer, so that
 //! nothing a client or a backend sends can forge a line or drive a terminal. A standard error that
-//! is closed or broken loses the log and nothing else.
+//! is closed, broken or not read loses lines and nothing else.
 
 use std::{
     borrow::Cow,
@@ -19,7 +19,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::labels::{Reason, Source};
+use super::{
+    labels::{Reason, Source},
+    stderr::Stderr,
+};
 use crate::config::{self, Access, LogFormat};
 
 /// The longest path that is logged, in bytes: a head may have 64 KiB of it.
@@ -55,7 +58,7 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let (subscriber, control) = subscriber(&settings.level, json, io::stderr)?;
+    let (subscriber, control) = subscriber(&settings.level, json, move || Stderr { json })?;
     subscriber.try_init().map_err(|error| error.to_string())?;
     Ok(control)
 }

@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod status;
+mod stderr;
 pub mod trace;
 pub mod traffic;
 
