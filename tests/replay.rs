@@ -21,6 +21,13 @@ fn requests(trace: &Path) -> u64 {
     report.map_or(0, |report| report["requests"].as_u64().unwrap())
 }
 
+const PATIENT: [&str; 4] = [
+    "--set",
+    "queue.max_wait=10s",
+    "--set",
+    "queue.discipline=fifo",
+];
+
 #[test]
 fn a_trace_survives_a_kill_and_tells_what_another_limit_would_have_done() {
     let app = Gunicorn::sync(2);
@@ -33,6 +40,9 @@ fn a_trace_survives_a_kill_and_tells_what_another_limit_would_have_done() {
         .arg(&set)
         .arg("--set")
         .arg("queue.max_wait=10s")
+        // In order: the other discipline may refuse who is overtaken.
+        .arg("--set")
+        .arg("queue.discipline=fifo")
         .start();
     // Eight clients, five requests each, for two workers: most of them wait.
     let clients: Vec<_> = (0..8)
@@ -51,7 +61,7 @@ fn a_trace_survives_a_kill_and_tells_what_another_limit_would_have_done() {
     until("all are in the trace", || requests(&trace) == 40);
     gate.process.kill();
 
-    let same = replay(&trace, &["--limit", "2", "--set", "queue.max_wait=10s"]);
+    let same = replay(&trace, &[&["--limit", "2"], &PATIENT[..]].concat());
     let (was, would) = (&same["did_happen"], &same["would_have"]);
     assert_eq!(
         (was["answered"].as_u64(), was["refused"].as_u64()),
@@ -73,7 +83,7 @@ fn a_trace_survives_a_kill_and_tells_what_another_limit_would_have_done() {
     assert!((0.5..2.0).contains(&ratio), "{same}");
 
     // With a worker less they would have waited longer, and without patience been refused.
-    let one = replay(&trace, &["--limit", "1", "--set", "queue.max_wait=10s"]);
+    let one = replay(&trace, &[&["--limit", "1"], &PATIENT[..]].concat());
     let wait = |report: &Value| figure(&report["would_have"]["wait_seconds"]["mean"]);
     assert!(wait(&one) > 1.3 * wait(&same), "{one}");
     let impatient = replay(&trace, &["--limit", "1", "--set", "queue.max_wait=1ms"]);
