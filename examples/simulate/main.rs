@@ -90,9 +90,9 @@
 //! `sharing` at most `cores / (cpu_share x mean service time)`. The gate, the queue and the law are
 //! the product's modules, driven as its limiter and tuner drive them: a look at the law every 50 ms
 //! (250 ms while idle) and whenever a window is due. A permit is held until the backend is done,
-//! whether the client still waits or not. As in the product, a request whose client has left gives
-//! no sample, a lost one is a sign of overload, and one that finds the backend down fails at once
-//! and says nothing of load.
+//! whether the client still waits or not. As in the product, what the backend answers is a sample
+//! even if the client has left, a lost request is a sign of overload, and one that finds the backend
+//! down fails at once and says nothing of load.
 
 // Some of it is for the tests.
 #[allow(dead_code)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::curve::{Curve, LOW_SHARE};
 use super::elastic::{Decreases, Point, Steady, Verdict};
 use super::law::{LIMITED, Measured, overloaded};
+use super::window::Pace;
 use super::{BoundBy, Settings, reason};
 
 /// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
@@ -38,7 +39,7 @@ const STEP: f64 = 0.5;
 /// Or this share of the limit, if that is more. CONTROL §4.3.
 const STEP_SHARE: f64 = 0.03;
 /// After so many growths in a row each step is twice the last...
-const PATIENT_STEPS: u32 = 3;
+const PATIENT_STEPS: u32 = 1;
 /// ... up to this share of the limit.
 const STEP_MOST: f64 = 0.25;
 /// Latency stretched by no more than this is that of an idle backend.
@@ -63,10 +64,15 @@ const DIP_EVERY_LATENCIES: f64 = 100.0;
 /// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
 /// finds its next request waiting: the hand-over costs as much as a short request.
 const SPARE: f64 = 1.0;
+/// It grows while fewer than this seem to wait.
+const ROOM: f64 = 0.8;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
 /// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
 const PROBE: f64 = 1.25;
+/// And by this factor far below the recent high: the larger the step, the sooner it is told from
+/// chance.
+const PROBE_FAR: f64 = 1.6;
 /// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
 const PROBE_BELOW: f64 = 0.6;
 /// It wins when throughput follows more than this part of the rise. CONTROL F8 has 0.6, which one of
@@ -130,6 +136,8 @@ pub(super) struct Aimd {
     steady: Option<Steady>,
     /// Whether the last window was one in which the backend changed.
     surprised: bool,
+    /// The current window follows a deep cut.
+    testing: bool,
     trial: Option<Trial>,
     last_dip: Option<Instant>,
     /// Dips in a row that found what was known.
@@ -160,6 +168,7 @@ impl Aimd {
             last: None,
             steady: None,
             surprised: false,
+            testing: false,
             trial: None,
             last_dip: None,
             dips_alike: 0,
@@ -182,9 +191,13 @@ impl Aimd {
         self.cause
     }
 
-    /// Whether the current window is a dip.
-    pub(super) fn dipping(&self) -> bool {
-        matches!(self.trial, Some(Trial::Dip { .. }))
+    /// How long the current window is to be.
+    pub(super) fn pace(&self) -> Pace {
+        match self.trial {
+            Some(Trial::Dip { .. }) => Pace::Dip,
+            _ if self.testing => Pace::Test,
+            _ => Pace::Usual,
+        }
     }
 
     /// Keeps the limit within changed bounds.
@@ -236,6 +249,7 @@ impl Aimd {
 
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         let now = m.point.at;
+        self.testing = false;
         match self.trial.take() {
             Some(Trial::Dip {
                 before,
@@ -307,6 +321,7 @@ impl Aimd {
             let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil() + SPARE;
             if working < f64::from(m.point.limit) {
                 self.decrease(m, factor, working, limited);
+                self.testing = far;
                 return reason::LATENCY;
             }
         }
@@ -316,7 +331,11 @@ impl Aimd {
         if !stretched {
             self.decreases.calm(m.point.limit);
         }
-        if negligible || (m.point.stretch <= flat + 0.5 * m.sigma && !stretched) {
+        // Little: those in flight beyond the ones worked on. Where so few wait, a small limit is not
+        // too high, whatever the ratio.
+        let waiting = f64::from(m.point.limit) * (1.0 - 1.0 / m.point.stretch.max(1.0));
+        let roomy = m.point.stretch <= flat + 0.5 * m.sigma || waiting <= ROOM;
+        if negligible || (roomy && !stretched) {
             return self.grow(m, settings.increase.max(0.0));
         }
         self.surprised = false;
@@ -367,6 +386,9 @@ impl Aimd {
             if curve.unmeasured(back) {
                 self.doubt(m, curve);
             }
+        } else if stretched && verdict == Verdict::Unsure {
+            // So far the cut has brought nothing: none deeper before that is clear.
+            return Some(reason::HOLD);
         } else {
             return None;
         }
@@ -443,9 +465,10 @@ impl Aimd {
             return reason::SLOW_START;
         }
         let mut step = increase * STEP.max(STEP_SHARE * self.limit);
-        if self.growths > PATIENT_STEPS {
-            let doubled = step * f64::from(1_u32 << (self.growths - PATIENT_STEPS).min(10));
-            step = step.max(doubled.min(STEP_MOST * self.limit));
+        if self.growths >= PATIENT_STEPS {
+            let doubled = step * f64::from(1_u32 << (self.growths + 1 - PATIENT_STEPS).min(10));
+            let most = (STEP_MOST * self.limit).max(self.limit.sqrt());
+            step = step.max(doubled.min(most));
         }
         let mut reason = reason::INCREASE;
         if let Some(good) = self.good.filter(|good| self.limit < GOOD * good) {
@@ -513,7 +536,12 @@ impl Aimd {
             });
             self.last_probe = Some(now);
             let in_force = f64::from(m.point.limit);
-            self.limit = (PROBE * in_force)
+            let factor = if self.limit < PROBE_BELOW * self.high {
+                PROBE_FAR
+            } else {
+                PROBE
+            };
+            self.limit = (factor * in_force)
                 .max(in_force + 1.0)
                 .min(f64::from(m.ceiling));
             return Some(reason::PROBE_UP);

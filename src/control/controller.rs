@@ -9,7 +9,7 @@ use super::law::{LIMITED, Law, Measured};
 use super::memory::Remembered;
 use super::pause::Pauses;
 use super::routes::Routes;
-use super::window::{Summary, Window};
+use super::window::{Pace, Summary, Window};
 use super::{
     Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage,
     reason,
@@ -275,8 +275,8 @@ impl Controller {
         match self.settling {
             Some(until) => now >= until,
             None => {
-                let dip = self.dipping();
-                self.window.may_close(dip) && self.window.closes(now, self.typical(), dip)
+                let pace = self.pace();
+                self.window.may_close(pace) && self.window.closes(now, self.typical(), pace)
             }
         }
     }
@@ -289,7 +289,6 @@ impl Controller {
         self.window.anchor(now, usage);
         if self.settling.is_some_and(|until| now >= until) {
             self.settling = None;
-            self.epoch = now;
             self.window = Window::new(now, Some(*usage));
         }
         let workers = self.readings.slots;
@@ -362,11 +361,16 @@ impl Controller {
         if self.pinned.is_some() || matches!(self.law, Law::Fixed) {
             return None;
         }
-        let cut = self.ceilings.cut(now, self.slow >= SLOW_WINDOWS)?;
+        // A change of the limit has to be seen first: it may have been enough.
+        let slow =
+            self.slow >= SLOW_WINDOWS && self.settling.is_none() && self.pace() == Pace::Usual;
+        let cut = self.ceilings.cut(now, slow)?;
         let (min, _) = self.settings.bounds();
         let to = f64::from(self.limit) * cut.factor;
         self.law.shrink(to.max(f64::from(min)));
         self.cut = Some((cut.by, now));
+        // What was seen belongs to the limit before: the next cut needs new windows.
+        self.slow = 0;
         Some(cut.by)
     }
 
@@ -471,8 +475,11 @@ impl Controller {
             .unwrap_or(0.0)
     }
 
-    fn dipping(&self) -> bool {
-        self.law.dipping() && self.pinned.is_none()
+    fn pace(&self) -> Pace {
+        match self.pinned {
+            None => self.law.pace(),
+            Some(_) => Pace::Usual,
+        }
     }
 
     /// The most that makes sense by the sensors.
@@ -514,7 +521,9 @@ impl Controller {
         } else {
             self.law.decide(&measured, &mut self.curve, &self.settings)
         };
-        let slow = summary.limited >= LIMITED && measured.point.stretch > self.settings.tolerance;
+        let slow = summary.limited >= LIMITED
+            && measured.point.stretch > self.settings.tolerance
+            && self.reason != reason::REBASE;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
         self.baseline = self.curve.baseline(self.limit);
     }
@@ -599,6 +608,7 @@ impl Controller {
             } else {
                 SETTLE_UNKNOWN
             };
+            self.epoch = now;
             self.settling = Some(now + settle);
         }
         self.bound_by = self.find_bound(now);

@@ -15,6 +15,10 @@ const HALF_LIFE: Duration = Duration::from_secs(60);
 pub(super) const LOW_SHARE: f64 = 0.55;
 /// The lowest bins are pooled until they hold this many samples, of equal cost.
 const ENOUGH: f64 = 60.0;
+/// What an older baseline counts for beside a few new samples.
+const PRIOR: f64 = 30.0;
+/// The same of one that is in doubt.
+const DOUBTED: f64 = 6.0;
 /// Fewer samples than this give no baseline.
 const LEAST: f64 = 6.0;
 /// Low bins older than this no longer count as fresh. CONTROL §4.3.
@@ -68,6 +72,9 @@ pub(super) struct Curve {
     bins: [Bin; BINS],
     /// The last baseline, for limits so low that nothing lower was ever measured.
     remembered: Option<Baseline>,
+    /// The last baseline that rests on samples enough: where low load has given only a few, they
+    /// count beside it, not instead of it.
+    prior: Option<Baseline>,
 }
 
 impl Curve {
@@ -75,6 +82,7 @@ impl Curve {
         Curve {
             bins: [Bin::default(); BINS],
             remembered: None,
+            prior: None,
         }
     }
 
@@ -127,10 +135,24 @@ impl Curve {
             }
         }
         if weight >= LEAST && latency > 0.0 && cost > 0.0 && effective > 0.0 {
-            self.remembered = Some(Baseline {
+            let measured = Baseline {
                 scale: latency / cost,
                 weight: effective.max(1.0),
+            };
+            self.remembered = Some(match self.prior {
+                Some(prior) if effective < ENOUGH => {
+                    let kept = prior.weight.min(PRIOR).min(ENOUGH - effective);
+                    let weight = measured.weight + kept;
+                    Baseline {
+                        scale: (measured.weight * measured.scale + kept * prior.scale) / weight,
+                        weight,
+                    }
+                }
+                _ => measured,
             });
+            if effective >= ENOUGH {
+                self.prior = Some(measured);
+            }
         }
         self.remembered
     }
@@ -167,6 +189,7 @@ impl Curve {
             scale,
             weight: KEPT,
         });
+        self.prior = self.remembered;
     }
 
     /// Whether low load has never been measured under such a limit: what counts as the baseline was
@@ -180,6 +203,9 @@ impl Curve {
     pub(super) fn doubt(&mut self, limit: u32) {
         for bin in &mut self.bins[..=index(Self::low(limit))] {
             bin.weight = bin.weight.min(1.0);
+        }
+        if let Some(prior) = &mut self.prior {
+            prior.weight = prior.weight.min(DOUBTED);
         }
     }
 

@@ -120,6 +120,8 @@ pub(super) enum Verdict {
     Elastic,
     /// Latency stayed and throughput fell: the backend is slower by itself.
     Slower,
+    /// It looks so, but may be chance.
+    Unsure,
     /// The drops stayed and throughput fell: the drops are not ours.
     Failing,
 }
@@ -186,6 +188,7 @@ impl Decreases {
         } else {
             (ERRORS_NEAR, LATENCY_PART_NEAR)
         };
+        let mut verdict = Verdict::Elastic;
         for (point, clean) in self.points.iter().flatten() {
             let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
             let work = (point.work - now.work) / point.work.max(1e-9);
@@ -198,12 +201,15 @@ impl Decreases {
             let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
             let same = (-RISEN..part * load).contains(&latency);
             // By Little's law latency and throughput are one measurement: it has to be significant.
-            let certain = work > errors * point.noise.hypot(now.noise);
-            if *clean && point.stretch > 1.0 && same && certain {
-                return Verdict::Slower;
+            let error = point.noise.hypot(now.noise);
+            if *clean && point.stretch > 1.0 && same {
+                if work > errors * error {
+                    return Verdict::Slower;
+                }
+                verdict = Verdict::Unsure;
             }
         }
-        Verdict::Elastic
+        verdict
     }
 }
 

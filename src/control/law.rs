@@ -8,6 +8,7 @@ use super::curve::Curve;
 use super::elastic::Point;
 use super::gradient::Gradient;
 use super::vegas::Vegas;
+use super::window::Pace;
 use super::{Algorithm, BoundBy, Settings, reason};
 
 /// Growth needs the limit to be reached for this share of the window. CONTROL §4.3, F6, F15.
@@ -94,9 +95,12 @@ impl Law {
         }
     }
 
-    /// Whether the current window is a dip.
-    pub(super) fn dipping(&self) -> bool {
-        matches!(self, Law::Aimd(aimd) if aimd.dipping())
+    /// How long the current window is to be.
+    pub(super) fn pace(&self) -> Pace {
+        match self {
+            Law::Aimd(aimd) => aimd.pace(),
+            _ => Pace::Usual,
+        }
     }
 
     /// Keeps the limit within changed bounds.

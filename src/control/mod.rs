@@ -29,10 +29,6 @@ mod window;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod scenarios;
-#[cfg(test)]
-mod sim;
-#[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};

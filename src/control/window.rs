@@ -7,6 +7,8 @@ use super::routes::{ROUTES, Routes};
 
 /// Samples that close a window of a busy backend. CONTROL §4.3.
 const FULL: u32 = 30;
+/// And their effective number: of a hundred short requests and a long one, the long one decides.
+const EFFECTIVE: f64 = 12.0;
 /// Its least length. CONTROL §4.3.
 const FULL_TIME: Duration = Duration::from_millis(100);
 /// Its least length in size-biased mean latencies. CONTROL §4.3, F9.
@@ -25,8 +27,23 @@ const DIP_LATENCIES: f64 = 1.0;
 const DIP_TIME: Duration = Duration::from_secs(1);
 /// ... and this many size-biased mean latencies.
 const DIP_LATENCIES_MOST: f64 = 4.0;
+/// Samples that close the window after a deep cut.
+const TEST: u32 = 16;
+/// Its least length in size-biased mean latencies.
+const TEST_LATENCIES: f64 = 1.0;
 /// A window that has gathered next to nothing for so long says nothing of now.
 const TOO_OLD: Duration = Duration::from_secs(30);
+
+/// How long a window is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As long as it takes to be sure.
+    Usual,
+    /// Short: it costs throughput.
+    Dip,
+    /// Short: it follows a deep cut, whose effect is large if there is one.
+    Test,
+}
 
 /// What a window gathers. Only requests started since the last change of the limit count,
 /// except in `work`.
@@ -123,22 +140,26 @@ impl Window {
     }
 
     /// A cheap first look: whether there are samples enough.
-    pub(super) fn may_close(&self, dip: bool) -> bool {
-        dip || self.samples() >= SPARSE
+    pub(super) fn may_close(&self, pace: Pace) -> bool {
+        pace == Pace::Dip || self.samples() >= SPARSE
     }
 
     /// Whether the window is long enough; `size_biased` is the mean latency by which to judge.
-    pub(super) fn closes(&self, now: Instant, size_biased: f64, dip: bool) -> bool {
+    pub(super) fn closes(&self, now: Instant, size_biased: f64, pace: Pace) -> bool {
         let age = now.saturating_duration_since(self.start).as_secs_f64();
         let lasted = |least: Duration, latencies: f64| {
             age >= least.as_secs_f64() && age >= latencies * size_biased
         };
         let n = self.samples();
-        if dip {
+        if pace == Pace::Test && n >= TEST && lasted(Duration::ZERO, TEST_LATENCIES) {
+            return true;
+        }
+        if pace == Pace::Dip {
             return (n >= DIP && lasted(Duration::ZERO, DIP_LATENCIES))
                 || lasted(DIP_TIME, DIP_LATENCIES_MOST);
         }
-        (n >= FULL && lasted(FULL_TIME, FULL_LATENCIES))
+        let effective = self.latency * self.latency >= EFFECTIVE * self.latency_squared;
+        (n >= FULL && effective && lasted(FULL_TIME, FULL_LATENCIES))
             || (n >= SPARSE && lasted(SPARSE_TIME, SPARSE_LATENCIES))
     }
 
@@ -210,18 +231,18 @@ mod tests {
         for _ in 0..8 {
             window.success(0, 0.02, 0.02);
         }
-        assert!(!window.closes(after(999), 0.02, false));
-        assert!(window.closes(after(1000), 0.02, false));
+        assert!(!window.closes(after(999), 0.02, Pace::Usual));
+        assert!(window.closes(after(1000), 0.02, Pace::Usual));
         assert!(
-            !window.closes(after(1000), 0.4, false),
+            !window.closes(after(1000), 0.4, Pace::Usual),
             "three latencies at least"
         );
         for _ in 0..22 {
             window.success(0, 0.02, 0.02);
         }
-        assert!(!window.closes(after(99), 0.02, false));
-        assert!(window.closes(after(100), 0.02, false));
-        assert!(window.closes(after(20), 0.02, true), "a dip is short");
+        assert!(!window.closes(after(99), 0.02, Pace::Usual));
+        assert!(window.closes(after(100), 0.02, Pace::Usual));
+        assert!(window.closes(after(20), 0.02, Pace::Dip), "a dip is short");
     }
 
     #[test]
