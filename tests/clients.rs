@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, Held, Raw, Tidegate, memory, since, until};
+use common::{Client, Held, Raw, Tidegate, memory, raw::Conn, since, until};
 use tidegate::clock;
 
 /// A healthy request takes no longer, however many others do harm.
@@ -22,16 +22,23 @@ fn ok() -> Raw {
     Raw::answering(|_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into())
 }
 
-/// Answers with so many bytes, of a declared length.
-fn large(bytes: usize) -> Raw {
+/// Answers like this where it is asked for /large, and briefly elsewhere.
+fn large_by(answer: impl Fn(&mut Conn) + Send + Sync + 'static) -> Raw {
     Raw::start(move |mut conn| {
         let Some(request) = conn.request() else {
             return;
         };
-        if !request.line().contains("/large") {
+        if request.line().contains("/large") {
+            answer(&mut conn);
+        } else {
             conn.ok("ok");
-            return;
         }
+    })
+}
+
+/// Answers with so many bytes, of a declared length.
+fn large(bytes: usize) -> Raw {
+    large_by(move |conn| {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
         let _ = conn.send(head) && conn.send(vec![b'x'; bytes]);
     })
@@ -39,14 +46,7 @@ fn large(bytes: usize) -> Raw {
 
 /// The same in chunks, so that nobody knows how many there will be.
 fn large_in_chunks(bytes: usize) -> Raw {
-    Raw::start(move |mut conn| {
-        let Some(request) = conn.request() else {
-            return;
-        };
-        if !request.line().contains("/large") {
-            conn.ok("ok");
-            return;
-        }
+    large_by(move |conn| {
         let mut chunk = b"10000\r\n".to_vec();
         chunk.resize(chunk.len() + 0x10000, b'x');
         chunk.extend_from_slice(b"\r\n");

@@ -11,16 +11,12 @@ use std::{
 };
 
 use common::{Gunicorn, PATIENCE, Tidegate, cgroup::Group, children, get, until};
+use serde_json::Value;
 use tidegate::clock;
 
-fn bound_by(tidegate: &Tidegate) -> String {
-    let endpoint = &tidegate.status()["backend"]["endpoints"][0];
-    endpoint["bound_by"].as_str().unwrap_or_default().to_owned()
-}
-
-fn limit(tidegate: &Tidegate) -> u64 {
-    let endpoint = &tidegate.status()["backend"]["endpoints"][0];
-    endpoint["limit"].as_u64().expect("a limit")
+/// What `/status` shows of the only endpoint.
+fn endpoint(tidegate: &Tidegate) -> Value {
+    tidegate.status()["backend"]["endpoints"][0].clone()
 }
 
 /// Two workers with little to do, and then too much of it while a neighbour takes most of their quota.
@@ -55,7 +51,9 @@ fn a_quota_that_is_cut_is_named_and_the_limit_follows() {
         let end = clock::now() + PATIENCE;
         let mut followed = false;
         while !followed && clock::now() < end {
-            followed = bound_by(&tidegate) == "cpu" && limit(&tidegate) < 3;
+            let endpoint = endpoint(&tidegate);
+            followed =
+                endpoint["bound_by"] == "cpu" && endpoint["limit"].as_u64().expect("a limit") < 3;
             thread::sleep(Duration::from_millis(20));
         }
         stop.store(true, Relaxed);
@@ -78,8 +76,7 @@ fn a_surge_that_would_not_fit_into_memory_kills_nobody() {
     let workers = children(app.process.pid());
     let tidegate = Tidegate::to(app.address()).start();
     until("the limit of memory is seen", || {
-        let seen = &tidegate.status()["backend"]["endpoints"][0]["seen"];
-        seen["memory"]["limit_bytes"] == 360 << 20
+        endpoint(&tidegate)["seen"]["memory"]["limit_bytes"] == 360 << 20
     });
     let target = tidegate.address();
     let surge: Vec<u16> = thread::scope(|scope| {

@@ -638,7 +638,11 @@ impl State {
     }
 
     fn standing(&self, now: Instant) -> bool {
-        self.settings.discipline == Discipline::AdaptiveLifo && self.pace.is_standing(now)
+        self.is_adaptive() && self.pace.is_standing(now)
+    }
+
+    fn is_adaptive(&self) -> bool {
+        self.settings.discipline == Discipline::AdaptiveLifo
     }
 
     fn standing_wait(&self) -> Duration {
@@ -649,8 +653,7 @@ impl State {
     /// Under a queue that stands, or looks as if it will, who came before this has waited so long that others
     /// go first: twice the offered wait, so that chance alone makes nobody stale.
     fn stale_before(&self, now: Instant) -> Option<Instant> {
-        let adaptive = self.settings.discipline == Discipline::AdaptiveLifo;
-        (adaptive && (self.pace.is_standing(now) || self.pace.is_suspect(now)))
+        (self.is_adaptive() && (self.pace.is_standing(now) || self.pace.is_suspect(now)))
             .then(|| now.checked_sub(self.standing_wait() * 2))
             .flatten()
     }

@@ -171,12 +171,12 @@ impl Context {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// Notes one more attempt to reach a backend; returns how many that makes.
-    pub fn attempt(&self) -> u8 {
-        self.attempts.fetch_add(1, Relaxed).saturating_add(1)
+    /// Notes one more attempt to reach a backend.
+    pub fn attempt(&self) {
+        self.attempts.fetch_add(1, Relaxed);
     }
 
-    /// How many endpoints were tried.
+    /// How many attempts there were to reach one.
     pub fn attempts(&self) -> u8 {
         self.attempts.load(Relaxed)
     }

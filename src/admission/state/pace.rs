@@ -62,8 +62,6 @@ pub(super) struct Pace {
     /// Releases while somebody waited and the time they took, both forgetting.
     released: f64,
     busy_seconds: f64,
-    /// Mean time between releases while somebody waits, seconds; zero = unknown.
-    interval: f64,
     /// The last release that left somebody waiting.
     last_release: Option<Instant>,
     /// How many may wait under a standing queue, beyond the next, in square roots of the limit.
@@ -83,7 +81,6 @@ impl Pace {
             service_time: Duration::ZERO,
             released: 0.0,
             busy_seconds: 0.0,
-            interval: 0.0,
             last_release: None,
             places: STANDING_PLACES,
         }
@@ -100,14 +97,14 @@ impl Pace {
 
     /// The time until so many have been worked off, at the pace of late; zero while it is unknown.
     pub(super) fn wait_behind(&self, ahead: usize) -> Duration {
-        Duration::from_secs_f64(ahead as f64 * self.interval)
+        Duration::from_secs_f64(ahead as f64 * self.interval())
     }
 
     /// How many can be worked off within this time, at the pace of late; no bound while that is
     /// unknown.
     pub(super) fn places_within(&self, wait: Duration) -> usize {
-        if self.interval > 0.0 {
-            (wait.as_secs_f64() / self.interval) as usize
+        if self.interval() > 0.0 {
+            (wait.as_secs_f64() / self.interval()) as usize
         } else {
             usize::MAX
         }
@@ -127,7 +124,7 @@ impl Pace {
                     (self.came, self.went, self.suspected) = (0, 0, false);
                 }
                 if rest >= self.rest() {
-                    (self.released, self.busy_seconds, self.interval) = (0.0, 0.0, 0.0);
+                    (self.released, self.busy_seconds) = (0.0, 0.0);
                 }
                 self.idle_since = None;
             }
@@ -182,13 +179,13 @@ impl Pace {
     /// Takes the time since the last release, seconds.
     fn learn_interval(&mut self, gap: f64) {
         let service = self.service_time.as_secs_f64();
-        let pause = PAUSE_SERVICE_TIMES * service + PAUSE_INTERVALS * self.interval;
+        let pause = PAUSE_SERVICE_TIMES * service + PAUSE_INTERVALS * self.interval();
         let gap = if self.released > 0.0 {
             gap.min(pause.max(PAUSE_MIN))
         } else {
             gap
         };
-        let memory = (RATE_SERVICE_TIMES * service).max(RATE_RELEASES * self.interval);
+        let memory = (RATE_SERVICE_TIMES * service).max(RATE_RELEASES * self.interval());
         let kept = if memory > 0.0 {
             (-gap / memory).exp()
         } else {
@@ -196,7 +193,15 @@ impl Pace {
         };
         self.released = self.released * kept + 1.0;
         self.busy_seconds = self.busy_seconds * kept + gap;
-        self.interval = self.busy_seconds / self.released;
+    }
+
+    /// Mean time between releases while somebody waits, seconds; zero = unknown.
+    fn interval(&self) -> f64 {
+        if self.released > 0.0 {
+            self.busy_seconds / self.released
+        } else {
+            0.0
+        }
     }
 
     /// Whether the queue stands: more have come than went, for longer than a burst lasts.
@@ -223,6 +228,6 @@ impl Pace {
     /// The wait that is worth offering under a standing queue, with this limit.
     pub(super) fn standing_wait(&self, limit: u32) -> Duration {
         let places = self.places * f64::from(limit.max(1)).sqrt();
-        Duration::from_secs_f64(places * self.interval).max(STANDING_WAIT_MIN)
+        Duration::from_secs_f64(places * self.interval()).max(STANDING_WAIT_MIN)
     }
 }

@@ -101,14 +101,14 @@ impl Frontier {
         self.reach
     }
 
-    /// The least that was in use, bytes.
-    pub(super) fn base(&self) -> f64 {
-        self.base
-    }
-
     /// The same, where a figure of what a request needs has been learned: it may be believed so far.
     pub(super) fn reach_of_a_figure(&self) -> Option<f64> {
         self.reach.map(|reach| reach.max(BELIEVED * self.seen))
+    }
+
+    /// The least that was in use, bytes.
+    pub(super) fn base(&self) -> f64 {
+        self.base
     }
 }
 
