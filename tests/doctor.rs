@@ -168,6 +168,8 @@ fn people_get_it_in_words_and_an_absent_backend_is_a_failure() {
 /// What is expected of a server.
 struct Expected {
     name: &'static str,
+    /// By what it is recognised, on Linux.
+    how: &'static str,
     profile: &'static str,
     protocol: &'static str,
     /// Their number, where it has one.
@@ -184,9 +186,9 @@ struct Expected {
     toml: &'static str,
 }
 
-fn is_as_expected(server: Option<Server>, expected: &Expected) {
+fn is_as_expected(server: Option<Server>, expected: &Expected) -> Option<Value> {
     // Said aloud by the server that is not there.
-    let Some(server) = server else { return };
+    let server = server?;
     let found = examine(server.address());
     usable(&found);
     let name = found["server"]["name"].as_str().unwrap();
@@ -203,10 +205,10 @@ fn is_as_expected(server: Option<Server>, expected: &Expected) {
     let toml = found["toml"].as_str().unwrap();
     assert!(toml.contains(expected.toml), "{toml}");
     if !cfg!(target_os = "linux") {
-        return;
+        return Some(found);
     }
     let how = found["server"]["recognised"].as_str().unwrap();
-    assert!(how.ends_with("of its process"), "{how}");
+    assert!(how.contains(expected.how), "{how}");
     assert_eq!(
         found["slots"]["count"].as_u64(),
         expected.slots.map(u64::from)
@@ -228,10 +230,12 @@ fn is_as_expected(server: Option<Server>, expected: &Expected) {
     assert_eq!(available("accept_queue"), expected.queue);
     assert_eq!(available("slots"), expected.slots.is_some());
     assert!(available("cpu"));
+    Some(found)
 }
 
 const UWSGI: Expected = Expected {
     name: "uWSGI",
+    how: "of its process",
     profile: "uwsgi",
     protocol: "http",
     slots: Some(4),
@@ -313,6 +317,7 @@ fn gunicorn_with_the_protocol_of_uwsgi() {
         Server::tcp(servers::GUNICORN_UWSGI, &[]),
         &Expected {
             name: "gunicorn",
+            how: "of its process",
             profile: "gunicorn-sync",
             protocol: "uwsgi",
             slots: Some(1),
@@ -332,6 +337,7 @@ fn waitress_takes_all_and_waits_inside() {
         Server::tcp(servers::WAITRESS, &["--threads=4"]),
         &Expected {
             name: "waitress",
+            how: "of its process",
             profile: "waitress",
             protocol: "http",
             slots: Some(4),
@@ -356,6 +362,7 @@ fn gevent_has_no_slots() {
         Server::tcp(servers::GUNICORN_GEVENT, &[]),
         &Expected {
             name: "gunicorn",
+            how: "of its process",
             profile: "gunicorn-gevent",
             protocol: "http",
             slots: None,
@@ -374,6 +381,7 @@ fn gevent_has_no_slots() {
 
 const FLASK: Expected = Expected {
     name: "Werkzeug",
+    how: "of its process",
     profile: "werkzeug",
     protocol: "http",
     slots: None,
@@ -409,6 +417,7 @@ fn apache_with_mod_wsgi() {
         Server::mod_wsgi(),
         &Expected {
             name: "mod_wsgi",
+            how: "of its process",
             profile: "mod_wsgi",
             protocol: "http",
             slots: Some(4),
@@ -421,6 +430,175 @@ fn apache_with_mod_wsgi() {
             queue: false,
             advice: "queue-timeout",
             toml: "",
+        },
+    );
+}
+
+/// Servers for which there is no profile: what they have in common.
+const GENERIC: Expected = Expected {
+    name: "",
+    how: "by the command line of its process",
+    profile: "generic",
+    protocol: "http",
+    slots: None,
+    verdict: "tidegate finds the limit by measuring",
+    keep_alive: "keeps",
+    quirks: &[("linger", "at once")],
+    queue: false,
+    advice: "tidegate probe --url",
+    toml: "\nkeepalive = true\n",
+};
+
+#[test]
+fn bjoern_is_known_by_its_library_and_runs_one_at_a_time() {
+    is_as_expected(
+        Server::tcp(servers::BJOERN, &[]),
+        &Expected {
+            name: "bjoern",
+            how: "by the libraries of its process",
+            slots: Some(1),
+            verdict: "1 request in parallel; the second waits in a backlog of ",
+            quirks: &[
+                ("chunked", "accepts chunked bodies"),
+                ("expect_100", "sends 100 Continue"),
+                ("header_limits", "takes all that was tried"),
+            ],
+            queue: true,
+            advice: "fork it after bjoern.listen()",
+            ..GENERIC
+        },
+    );
+}
+
+#[test]
+fn greenlets_without_gunicorn_have_no_slots_either() {
+    is_as_expected(
+        Server::tcp(servers::GEVENT, &[]),
+        &Expected {
+            name: "gevent.pywsgi",
+            how: "by the libraries of its process",
+            verdict: "a greenlet for each connection",
+            quirks: &[
+                ("chunked", "accepts chunked bodies"),
+                ("expect_100", "when the app reads the body"),
+                ("header_limits", "a request line of 8300 bytes (414)"),
+            ],
+            advice: "A greenlet that computes",
+            ..GENERIC
+        },
+    );
+    // Its own code is all Python: only its answers tell.
+    is_as_expected(
+        Server::tcp(servers::EVENTLET, &[]),
+        &Expected {
+            name: "eventlet, perhaps",
+            how: "by its answers",
+            quirks: &[
+                ("chunked", "hands the app an empty one"),
+                ("expect_100", "when the app reads the body"),
+                ("header_limits", "nor 101 fields (431)"),
+            ],
+            advice: "A greenlet that computes",
+            ..GENERIC
+        },
+    );
+}
+
+#[test]
+fn cheroot_runs_its_threads_and_has_a_short_backlog() {
+    is_as_expected(
+        Server::tcp(servers::CHEROOT, &["--threads", "3"]),
+        &Expected {
+            name: "cheroot 11.",
+            slots: Some(3),
+            verdict: "3 threads: 3 requests in parallel; the fourth waits inside the server",
+            quirks: &[
+                ("chunked", "accepts chunked bodies"),
+                ("blocked_by", "an idle connection"),
+            ],
+            advice: "Its backlog of 5 is short",
+            toml: "",
+            ..GENERIC
+        },
+    );
+}
+
+/// Its adapter for WSGI sends no head before there is a body.
+#[test]
+fn hypercorn_fails_where_there_is_no_body() {
+    let cores = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let last = cores
+        .trim()
+        .rsplit(['-', ','])
+        .next()
+        .map(str::parse::<u32>);
+    // A machine whose cores are numbered without gaps, as almost all are.
+    let threads = last.and_then(Result::ok).map_or(5, |last| last + 1 + 4);
+    is_as_expected(
+        Server::tcp(servers::HYPERCORN, &[]),
+        &Expected {
+            name: "hypercorn",
+            slots: Some(threads.min(32)),
+            verdict: " waits inside the server",
+            quirks: &[
+                ("chunked", "hands the app an empty one"),
+                ("expect_100", "sends 100 Continue"),
+                ("empty_answers", "answers 500"),
+                ("header_limits", "a request line of 70000 bytes (431)"),
+            ],
+            advice: "hypercorn with an ASGI app that wraps yours",
+            ..GENERIC
+        },
+    );
+}
+
+#[test]
+fn granian_has_the_threads_that_it_is_told_to_have() {
+    const GRANIAN: Expected = Expected {
+        name: "granian",
+        quirks: &[
+            ("chunked", "accepts chunked bodies"),
+            ("expect_100", "when the app reads the body"),
+            ("header_limits", "nor 101 fields (431)"),
+        ],
+        ..GENERIC
+    };
+    let two = is_as_expected(
+        Server::tcp(
+            servers::GRANIAN,
+            &["--workers", "2", "--blocking-threads", "3"],
+        ),
+        &Expected {
+            slots: Some(6),
+            verdict: "2 workers x 3 threads: 6 requests in parallel; the seventh waits inside the server",
+            ..GRANIAN
+        },
+    );
+    // Both of them listen, and their master does not.
+    let children = two.map(|found| found["process"]["children"].as_u64());
+    assert!(children.is_none_or(|children| children >= Some(2)) || !cfg!(target_os = "linux"));
+    is_as_expected(
+        Server::tcp(servers::GRANIAN, &[]),
+        &Expected {
+            verdict: "it has no bound: as many threads as are needed",
+            ..GRANIAN
+        },
+    );
+}
+
+#[test]
+fn uvicorn_leaves_it_to_the_app() {
+    is_as_expected(
+        Server::tcp(servers::UVICORN, &[]),
+        &Expected {
+            name: "uvicorn",
+            verdict: "the app decides (behind a2wsgi: 10 at a time in each worker)",
+            quirks: &[
+                ("chunked", "hands the app an empty one"),
+                ("expect_100", "when the app reads the body"),
+                ("header_limits", "takes all that was tried"),
+            ],
+            ..GENERIC
         },
     );
 }

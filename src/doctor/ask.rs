@@ -260,6 +260,14 @@ impl Manners {
         }
     }
 
+    /// What `GET /` was answered with, in the protocol that it understands.
+    pub(super) fn looked(&self) -> Option<Answer> {
+        // The last of them was understood.
+        let mut asked = self.asked.iter().rev();
+        let found = asked.find(|asked| asked.request.starts_with("GET / "));
+        found.map(|asked| asked.answer)
+    }
+
     /// Sends one request and reads its answer; the connection stays open.
     fn one(
         &mut self,

@@ -135,7 +135,7 @@ pub(super) fn quirks(
         };
         quirk("keep_alive", found, match (keep, profile) {
             (Keep::Closes | Keep::Stale, _) => "a connection for each request, which is tidegate's default",
-            (_, Profile::Waitress | Profile::GunicornGevent) => "backend.keepalive = true saves connections here",
+            _ if has_loop(profile, server) => "backend.keepalive = true saves connections here",
             _ => "tidegate opens one for each request all the same: an idle one may hold a worker, and may be closed just when it is used",
         })
     });
@@ -182,7 +182,10 @@ pub(super) fn quirks(
     });
     let expect = manners.continues.and_then(|count| {
         let found = match count {
-            0 => "sends no 100 Continue".to_owned(),
+            0 if continues_on_read(server) => {
+                "sends 100 Continue when the app reads the body (known, not asked)".to_owned()
+            }
+            0 => "sends no 100 Continue before the app reads the body".to_owned(),
             1 => "sends 100 Continue".to_owned(),
             more => format!("sends 100 Continue {more} times"),
         };
@@ -193,17 +196,30 @@ pub(super) fn quirks(
         )
     });
     let limits = limits(manners);
-    let blocks = blocks(profile).and_then(|what| {
+    let blocks = blocks(profile, server).and_then(|what| {
         quirk(
             "blocked_by",
             format!("a worker is held by {what} (known, not asked)"),
             "tidegate reads requests whole before it connects, and answers at the worker's speed",
         )
     });
-    [protocol, keep, linger, chunked, expect, limits, blocks]
-        .into_iter()
-        .flatten()
-        .collect()
+    let empty = (server.is_some_and(|server| server.is("hypercorn"))
+        && manners.usual == Some(Answer::Status(500))
+        && matches!(manners.looked(), Some(Answer::Status(..400))))
+    .then(|| {
+        quirk(
+            "empty_answers",
+            "answers 500 where a WSGI app's answer has no body: HEAD, 204, OPTIONS".to_owned(),
+            "",
+        )
+    })
+    .flatten();
+    [
+        protocol, keep, linger, chunked, expect, empty, limits, blocks,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn limits(manners: &Manners) -> Option<Quirk> {
@@ -249,25 +265,73 @@ fn limits(manners: &Manners) -> Option<Quirk> {
 
 /// Servers whose applications get an empty body when the client sent a chunked one.
 fn loses_chunked(profile: Profile, server: Option<&Recognised>) -> bool {
-    let name = server.map_or(String::new(), |server| server.name.to_ascii_lowercase());
+    // Of gunicorn's workers that is tornado's; of the others, those for which WSGI is a guest.
+    const KNOWN: [&str; 5] = [
+        "gunicorn",
+        "hypercorn",
+        "uvicorn",
+        "eventlet",
+        "TornadoServer",
+    ];
     match profile {
         Profile::Uwsgi => true,
-        // Of gunicorn's workers that is tornado's; of the others, those for which WSGI is a guest.
-        Profile::Generic => ["gunicorn", "hypercorn", "uvicorn", "eventlet"]
-            .iter()
-            .any(|known| name.starts_with(known)),
+        Profile::Generic => is_one_of(server, &KNOWN),
         _ => false,
     }
 }
 
-/// What holds a worker without any work to do.
-fn blocks(profile: Profile) -> Option<&'static str> {
+/// Servers that invite a body only when the application asks for it.
+fn continues_on_read(server: Option<&Recognised>) -> bool {
+    is_one_of(server, &["gevent.pywsgi", "eventlet", "granian", "uvicorn"])
+}
+
+/// Servers with an event loop, to which an idle connection is nothing.
+pub(super) fn has_loop(profile: Profile, server: Option<&Recognised>) -> bool {
+    const KNOWN: [&str; 6] = [
+        "bjoern",
+        "gevent.pywsgi",
+        "eventlet",
+        "granian",
+        "hypercorn",
+        "uvicorn",
+    ];
     match profile {
-        Profile::GunicornSync | Profile::GunicornGthread => {
-            Some("an idle connection, a slow head, a slow body and a slow reader")
-        }
+        Profile::Waitress | Profile::GunicornGevent => true,
+        Profile::Generic => is_one_of(server, &KNOWN),
+        _ => false,
+    }
+}
+
+/// Servers without a profile that take more connections than they can work on.
+pub(super) fn accepts_eagerly(server: Option<&Recognised>) -> bool {
+    const KNOWN: [&str; 6] = [
+        "cheroot",
+        "eventlet",
+        "gevent.pywsgi",
+        "granian",
+        "hypercorn",
+        "uvicorn",
+    ];
+    is_one_of(server, &KNOWN)
+}
+
+fn is_one_of(server: Option<&Recognised>, names: &[&str]) -> bool {
+    server.is_some_and(|server| names.iter().any(|name| server.is(name)))
+}
+
+/// What holds a worker without any work to do.
+fn blocks(profile: Profile, server: Option<&Recognised>) -> Option<&'static str> {
+    const ALL: &str = "an idle connection, a slow head, a slow body and a slow reader";
+    match profile {
+        Profile::GunicornSync | Profile::GunicornGthread => Some(ALL),
+        Profile::Generic if is_one_of(server, &["cheroot"]) => Some(ALL),
         Profile::Uwsgi => Some("a slow head, a slow body and a slow reader"),
         Profile::ModWsgi => Some("a slow body and a slow reader"),
+        Profile::Generic if is_one_of(server, &["granian"]) => {
+            Some("a slow body and a slow reader")
+        }
+        Profile::Generic if is_one_of(server, &["hypercorn"]) => Some("a slow reader"),
+        Profile::Generic if is_one_of(server, &["uvicorn"]) => Some("a slow body"),
         _ => None,
     }
 }

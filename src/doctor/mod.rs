@@ -37,6 +37,14 @@ pub struct Recognised {
     pub how: String,
 }
 
+impl Recognised {
+    /// Whether this is its name, a version aside.
+    fn is(&self, name: &str) -> bool {
+        let own = self.name.get(..name.len());
+        own.is_some_and(|own| own.eq_ignore_ascii_case(name))
+    }
+}
+
 /// A habit of the server's, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quirk {

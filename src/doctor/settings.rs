@@ -31,10 +31,7 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
     if !by_process && !matches!(evidence.profile, Profile::Auto | Profile::Generic) {
         let _ = writeln!(out, "profile = \"{}\"", evidence.profile);
     }
-    let event_loop = matches!(
-        evidence.profile,
-        Profile::Waitress | Profile::GunicornGevent
-    );
+    let event_loop = super::known::has_loop(evidence.profile, evidence.server);
     if event_loop && matches!(evidence.manners.keep, Some(Keep::Keeps(_))) {
         let _ = writeln!(out, "keepalive = true");
     }

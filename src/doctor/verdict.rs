@@ -3,7 +3,7 @@
 use super::{Manners, Recognised, Signal};
 use crate::{
     config::{Address, Profile},
-    sense::{Accepts, Findings, Gauges, Slots, Source},
+    sense::{Accepts, Findings, Gauges, Server, Slots, Source},
 };
 
 /// All that a conclusion may rest on.
@@ -29,13 +29,14 @@ impl Evidence<'_> {
 
     /// Whether the server is known to have no slots that could be counted.
     pub(super) fn is_unbounded(&self) -> bool {
-        let greenlets = matches!(self.profile, Profile::GunicornGevent | Profile::Werkzeug);
-        greenlets && self.findings.ladder.server.is_some() && self.findings.slots().is_none()
+        let server = self.findings.ladder.server.as_ref();
+        server.is_some_and(Server::is_unbounded) && self.findings.slots().is_none()
     }
 
     /// Whether requests beyond the slots wait in the backlog.
     fn accepts(&self) -> Accepts {
         match self.findings.accepts {
+            Accepts::Unknown if super::known::accepts_eagerly(self.server) => Accepts::Eagerly,
             Accepts::Unknown => crate::sense::server::accepts(self.profile),
             known => known,
         }
@@ -262,7 +263,7 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
         Profile::ModWsgi => advice.push(
             "What waits for one of its daemons waits in Apache, for up to queue-timeout (45 s by default): a limit in front keeps that short.".to_owned(),
         ),
-        Profile::Auto | Profile::Generic => {}
+        Profile::Auto | Profile::Generic => guests(evidence, &mut advice),
     }
     if let (Some(slots), Some(cores), Profile::GunicornSync | Profile::Uwsgi) =
         (slots, cores, evidence.profile)
@@ -278,10 +279,7 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
             evidence.backlog().unwrap_or(0)
         ));
     }
-    // The last of them was understood.
-    let mut asked = evidence.manners.asked.iter().rev();
-    let looked = asked.find(|asked| asked.request.starts_with("GET / "));
-    if let Some(super::Answer::Status(code @ 500..)) = looked.map(|asked| asked.answer) {
+    if let Some(super::Answer::Status(code @ 500..)) = evidence.manners.looked() {
         advice.push(format!(
             "GET / was answered with {code}: what is said of its habits may be those of an error page."
         ));
@@ -301,6 +299,24 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
         ));
     }
     advice
+}
+
+/// Of the servers that have no profile of their own.
+fn guests(evidence: &Evidence<'_>, advice: &mut Vec<String>) {
+    let is = |name| evidence.server.is_some_and(|server| server.is(name));
+    if is("hypercorn") {
+        advice.push(
+            "Where an app's answer has no body (HEAD, 204, 304, OPTIONS), its WSGI adapter answers 500; a2wsgi's does not: hypercorn with an ASGI app that wraps yours.".to_owned(),
+        );
+    } else if is("bjoern") {
+        advice.push(
+            "One process runs one request at a time; for more, fork it after bjoern.listen(): all of them accept from the same backlog.".to_owned(),
+        );
+    } else if is("gevent.pywsgi") || is("eventlet") {
+        advice.push(
+            "A greenlet that computes holds up all others. The limit that tidegate finds is that of its CPU.".to_owned(),
+        );
+    }
 }
 
 /// Worker processes, where the number of slots says so.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     ladder::Told,
-    server::{Accepts, Count, Server},
+    server::{Accepts, Count, Server, unbounded},
 };
 use crate::config::Profile;
 
@@ -95,12 +95,8 @@ fn interpret(config: &Value, stats: &Value) -> Result<Told, String> {
             Count::product(workers, 1),
         )
     } else if is("gevent") || is("eventlet") {
-        let why = "it runs as many greenlets as there are connections: its CPU is the bound";
-        (
-            Profile::GunicornGevent,
-            Accepts::Eagerly,
-            Err(why.to_owned()),
-        )
+        let why = unbounded("a greenlet for each connection, so its CPU is the bound");
+        (Profile::GunicornGevent, Accepts::Eagerly, Err(why))
     } else {
         let why = format!("its worker class {class} is not known");
         (Profile::Generic, Accepts::Eagerly, Err(why))

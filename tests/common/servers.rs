@@ -154,6 +154,65 @@ pub const FLASK_ONE_THREAD: Kind = Kind {
     ..FLASK
 };
 
+/// Inside of a program of its own, `serve.py`.
+const EMBEDDED: Kind = Kind {
+    program: "python",
+    fixed: &["serve.py"],
+    tcp: &[],
+    unix: &[],
+    last: &["{port}"],
+    said: Said::Nothing,
+    speaks_http: true,
+};
+
+pub const BJOERN: Kind = Kind {
+    tcp: &["bjoern"],
+    ..EMBEDDED
+};
+
+pub const GEVENT: Kind = Kind {
+    tcp: &["gevent"],
+    ..EMBEDDED
+};
+
+pub const EVENTLET: Kind = Kind {
+    tcp: &["eventlet"],
+    ..EMBEDDED
+};
+
+pub const CHEROOT: Kind = Kind {
+    program: "cheroot",
+    fixed: &["app:app"],
+    tcp: &["--bind", "127.0.0.1:{port}"],
+    last: &[],
+    ..EMBEDDED
+};
+
+pub const HYPERCORN: Kind = Kind {
+    program: "hypercorn",
+    fixed: &["--bind"],
+    tcp: &["127.0.0.1:{port}"],
+    last: &["wsgi:app:app"],
+    ..EMBEDDED
+};
+
+pub const GRANIAN: Kind = Kind {
+    program: "granian",
+    fixed: &["--interface", "wsgi", "--port"],
+    tcp: &["{port}"],
+    last: &["app:app"],
+    ..EMBEDDED
+};
+
+/// With the application behind a2wsgi.
+pub const UVICORN: Kind = Kind {
+    program: "uvicorn",
+    fixed: &["--port"],
+    tcp: &["{port}"],
+    last: &["serve:asgi"],
+    ..EMBEDDED
+};
+
 /// Apache itself; see [`Server::mod_wsgi`].
 const MOD_WSGI: Kind = Kind {
     program: APACHE,
@@ -173,10 +232,12 @@ fn program(kind: &Kind) -> Option<PathBuf> {
         "gunicorn" if kind.last.contains(&"gevent") => {
             !venv().join("python").exists() || !has("gevent")
         }
+        "python" => kind.tcp.iter().any(|module| !has(module)),
+        "uvicorn" => !program.exists() || !has("a2wsgi"),
         _ => !program.exists(),
     };
     if missing {
-        println!("left out: {} is not installed", kind.program);
+        println!("left out: {} {:?} is not installed", kind.program, kind.tcp);
         return None;
     }
     Some(program)
@@ -234,7 +295,15 @@ impl Server {
         for package in fs::read_dir(&site).expect("the packages") {
             let package = package.expect("a package");
             let name = package.file_name().to_string_lossy().into_owned();
-            let large = ["pip", "setuptools", "gevent", "greenlet", "zope"];
+            let large = [
+                "pip",
+                "setuptools",
+                "gevent",
+                "granian",
+                "greenlet",
+                "eventlet",
+                "zope",
+            ];
             if package.path().is_dir() && !large.iter().any(|known| name.starts_with(known)) {
                 copy(&package.path(), &at.join("lib").join(name));
             }
@@ -285,6 +354,7 @@ impl Server {
                 .current_dir(APPS)
                 .env("APP_DIR", dir.path())
                 .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("PYTHONPATH", APPS)
                 .env_remove("GUNICORN_CMD_ARGS")
                 .env_remove("FLASK_DEBUG")
                 .env_remove("PORT"),

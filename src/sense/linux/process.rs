@@ -87,8 +87,11 @@ pub fn thread_names(pid: u32) -> Vec<String> {
         .collect()
 }
 
-/// A file as the process sees it: in its root, from its working directory.
+/// A file as the process sees it: in its root, from its working directory, itself where it says `self`.
 pub fn file(pid: u32, path: &str) -> Option<String> {
+    if let Some(own) = path.strip_prefix("/proc/self/") {
+        return fs::read_to_string(format!("/proc/{pid}/{own}")).ok();
+    }
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let path = Path::new(path);
     let full = if path.is_absolute() {
@@ -181,14 +184,27 @@ pub fn holders(inodes: &[u64]) -> (Vec<u32>, usize) {
     (found, denied)
 }
 
-/// Of these processes the one that the others descend from; the oldest, if there are several.
+/// Of these processes the one that the others descend from. Of several, the parent that they all have, if it
+/// bears their command: granian's workers listen, their master does not. Else the oldest.
 pub fn eldest(pids: &[u32]) -> Option<u32> {
     let known: HashSet<u32> = pids.iter().copied().collect();
-    pids.iter()
+    let elders: Vec<(u32, Stat)> = pids
+        .iter()
         .filter_map(|&pid| Some((pid, Stat::read(pid)?)))
         .filter(|(_, stat)| !known.contains(&stat.parent))
-        .min_by(|(_, one), (_, other)| one.started.total_cmp(&other.started))
-        .map(|(pid, _)| pid)
+        .collect();
+    let (oldest, stat) = elders
+        .iter()
+        .min_by(|(_, one), (_, other)| one.started.total_cmp(&other.started))?;
+    let siblings = elders.len() > 1
+        && elders
+            .iter()
+            .all(|(_, other)| other.parent == stat.parent && other.name == stat.name);
+    let forked = siblings && stat.parent > 1 && {
+        let own = command(*oldest);
+        !own.is_empty() && command(stat.parent) == own
+    };
+    Some(if forked { stat.parent } else { *oldest })
 }
 
 /// Time spent running and time spent waiting for a core, over all threads, seconds.

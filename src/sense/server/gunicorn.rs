@@ -4,7 +4,7 @@
 //! line, the later ones winning. The file is Python: what it sets to a literal is known, what it computes
 //! is not, and then nothing is guessed. Workers are counted, because TTIN and TTOU change their number.
 
-use super::{Accepts, Args, Count, ReadFile, Server};
+use super::{Accepts, Args, Count, ReadFile, Server, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 /// A master starts its workers one after the other; so long, seconds, it may have fewer than it should.
@@ -121,10 +121,9 @@ pub(super) fn recognise(
         Some(class) if class.contains("gevent") || class == "eventlet" => (
             Profile::GunicornGevent,
             Accepts::Eagerly,
-            Err(
-                "it runs as many greenlets as there are connections: its CPU is the bound"
-                    .to_owned(),
-            ),
+            Err(unbounded(
+                "a greenlet for each connection, so its CPU is the bound",
+            )),
         ),
         Some(class) => (
             Profile::Generic,

@@ -37,6 +37,22 @@ pub struct Server {
     pub slots: Result<Count, String>,
 }
 
+impl Server {
+    /// Whether it is known to have no slots that could be counted.
+    pub fn is_unbounded(&self) -> bool {
+        let slots = self.slots.as_ref();
+        slots.is_err_and(|why| why.starts_with(UNBOUNDED))
+    }
+}
+
+/// So begins the reason why such a server has no number of slots.
+const UNBOUNDED: &str = "it has no bound";
+
+/// `it has no bound: a thread for each request`
+pub(super) fn unbounded(what: &str) -> String {
+    format!("{UNBOUNDED}: {what}")
+}
+
 /// A number of slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Count {

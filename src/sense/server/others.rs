@@ -1,12 +1,16 @@
 //! The servers that tell little or nothing of themselves.
 
-use super::{Accepts, Args, Count, ReadFile, Server, counted};
+use super::{Accepts, Args, Count, ReadFile, Server, counted, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 /// waitress's default of `--threads`.
 const WAITRESS_THREADS: u32 = 4;
 /// `WSGIDaemonProcess`'s default of `threads`.
 const MOD_WSGI_THREADS: u32 = 15;
+/// cheroot's default of `--threads`.
+const CHEROOT_THREADS: u32 = 10;
+/// trio's default of `to_thread`.
+const TRIO_THREADS: u32 = 40;
 
 pub(super) fn recognise(
     process: &ProcessFacts,
@@ -22,7 +26,6 @@ pub(super) fn recognise(
             slots,
         })
     };
-    let unbounded = |what: &str| Err(format!("it has no bound: {what}"));
     match args.program.as_str() {
         "waitress-serve" | "waitress" => {
             let threads = args
@@ -33,37 +36,32 @@ pub(super) fn recognise(
             known(Profile::Waitress, "waitress", Accepts::Eagerly, slots)
         }
         "flask" if args.has(&["run"]) => werkzeug(args, "command line"),
-        "granian" => {
-            let number = |option: &str, variable: &str| {
-                let variable = process.environment.get(variable).map(String::as_str);
-                args.value(&[option]).or(variable).map(str::parse::<u32>)
-            };
-            let threads = number("--blocking-threads", "GRANIAN_BLOCKING_THREADS");
-            let workers = number("--workers", "GRANIAN_WORKERS").unwrap_or(Ok(1));
-            let slots = match (workers, threads) {
-                (Ok(workers), Some(Ok(threads))) => Count::product(workers, threads),
-                _ => Err("it chooses its number of threads by itself".to_owned()),
-            };
-            known(Profile::Generic, "granian", Accepts::Eagerly, slots)
-        }
+        "granian" => known(
+            Profile::Generic,
+            "granian",
+            Accepts::Eagerly,
+            granian(process, args),
+        ),
         "hypercorn" => known(
             Profile::Generic,
             "hypercorn",
             Accepts::Eagerly,
-            unbounded("its executor decides"),
+            hypercorn(args, read),
         ),
         "uvicorn" => known(
             Profile::Generic,
             "uvicorn",
             Accepts::Eagerly,
-            unbounded("the app decides"),
+            Err("the app decides (behind a2wsgi: 10 at a time in each worker)".to_owned()),
         ),
-        "cheroot" => known(
-            Profile::Generic,
-            "cheroot",
-            Accepts::Eagerly,
-            Err("its number of threads cannot be seen".to_owned()),
-        ),
+        "cheroot" => {
+            let threads = args
+                .value(&["--threads"])
+                .map_or(Some(CHEROOT_THREADS), |n| n.parse().ok());
+            let slots = threads.ok_or_else(|| "its --threads is not a number".to_owned());
+            let slots = slots.and_then(|threads| Count::new(threads, counted(threads, "thread")));
+            known(Profile::Generic, "cheroot", Accepts::Eagerly, slots)
+        }
         // A proxy of its own: what is behind it is not to be seen here.
         name @ ("nginx" | "haproxy" | "envoy" | "traefik" | "caddy") => {
             let name = ["nginx", "haproxy", "envoy", "traefik", "caddy"]
@@ -77,12 +75,75 @@ pub(super) fn recognise(
             )
         }
         "httpd" | "apache2" | "mod_wsgi-express" => apache(process, args, read),
-        _ => embedded(process, args),
+        _ => embedded(process, args, read),
     }
 }
 
+/// Its threads for WSGI apps are half of the connections that it accepts at a time: 512 with the default
+/// backlog of 1024, which is no bound.
+fn granian(process: &ProcessFacts, args: &Args) -> Result<Count, String> {
+    let option = |option: &str, variable: &str| {
+        let variable = process.environment.get(variable).map(String::as_str);
+        args.value(&[option]).or(variable)
+    };
+    let number = |name: &str, variable: &str| match option(name, variable).map(str::parse::<u32>) {
+        None => Ok(None),
+        Some(Ok(number)) => Ok(Some(number)),
+        Some(Err(_)) => Err(format!("its {name} is not a number")),
+    };
+    let interface = option("--interface", "GRANIAN_INTERFACE").unwrap_or("rsgi");
+    if !interface.eq_ignore_ascii_case("wsgi") {
+        return Err("the app decides".to_owned());
+    }
+    let workers = number("--workers", "GRANIAN_WORKERS")?.unwrap_or(1);
+    let threads = number("--blocking-threads", "GRANIAN_BLOCKING_THREADS")?;
+    let pressure = number("--backpressure", "GRANIAN_BACKPRESSURE")?;
+    match threads.or(pressure.map(|pressure| (pressure / 2).max(1))) {
+        Some(threads) => Count::product(workers, threads),
+        None => Err(unbounded("as many threads as are needed, up to 512")),
+    }
+}
+
+/// A WSGI app runs in the event loop's executor: asyncio's by default, or trio's.
+fn hypercorn(args: &Args, read: &ReadFile<'_>) -> Result<Count, String> {
+    let wsgi = args.rest.iter().any(|word| word.starts_with("wsgi:"));
+    if !wsgi {
+        return Err(
+            "whether the app is a WSGI one, which runs in a pool of threads, cannot be seen: \
+             \"wsgi:\" before its name says so"
+                .to_owned(),
+        );
+    }
+    let workers = match args.value(&["-w", "--workers"]).map(str::parse::<u32>) {
+        None => 1,
+        // 0 is one, in the master's own process.
+        Some(Ok(workers)) => workers.max(1),
+        Some(Err(_)) => return Err("its --workers is not a number".to_owned()),
+    };
+    let threads = match args.value(&["-k", "--worker-class"]) {
+        Some("trio") => TRIO_THREADS,
+        _ => cores(read)
+            .map(|cores| (cores + 4).min(32))
+            .ok_or_else(|| "its executor decides by the number of cores".to_owned())?,
+    };
+    Count::product(workers, threads)
+}
+
+/// The cores of the machine, as Python counts them.
+fn cores(read: &ReadFile<'_>) -> Option<u32> {
+    let text = read("/sys/devices/system/cpu/online")?;
+    text.trim()
+        .split(',')
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+            (last + 1).checked_sub(first)
+        })
+        .sum()
+}
+
 /// A server inside of the app's own program.
-fn embedded(process: &ProcessFacts, args: &Args) -> Option<Server> {
+fn embedded(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Server> {
     if process
         .environment
         .keys()
@@ -96,15 +157,38 @@ fn embedded(process: &ProcessFacts, args: &Args) -> Option<Server> {
         .iter()
         .filter(|name| name.starts_with("waitress-"))
         .count();
-    (threads > 0).then(|| Server {
-        profile: Profile::Waitress,
-        name: "waitress",
-        how: "names of its threads",
-        accepts: Accepts::Eagerly,
-        slots: Count::new(
-            u32::try_from(threads).unwrap_or(u32::MAX),
-            counted(u32::try_from(threads).unwrap_or(u32::MAX), "thread"),
-        ),
+    if threads > 0 {
+        let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+        return Some(Server {
+            profile: Profile::Waitress,
+            name: "waitress",
+            how: "names of its threads",
+            accepts: Accepts::Eagerly,
+            slots: Count::new(threads, counted(threads, "thread")),
+        });
+    }
+    by_libraries(process, &read("/proc/self/maps")?)
+}
+
+/// By the extension modules that it has loaded.
+fn by_libraries(process: &ProcessFacts, maps: &str) -> Option<Server> {
+    let server = |name, accepts, slots| Server {
+        profile: Profile::Generic,
+        name,
+        how: "libraries",
+        accepts,
+        slots,
+    };
+    if maps.contains("/_bjoern.") {
+        // Whoever wants several forks it, and all of them listen.
+        let children = process.children.iter().filter(|child| child.listens);
+        let processes = u32::try_from(children.count()).unwrap_or(u32::MAX).max(1);
+        let slots = Count::product(processes, 1);
+        return Some(server("bjoern", Accepts::WhenIdle, slots));
+    }
+    maps.contains("/gevent/_gevent_").then(|| {
+        let why = unbounded("a greenlet for each connection, unless it was given a pool");
+        server("gevent.pywsgi", Accepts::Eagerly, Err(why))
     })
 }
 
@@ -122,7 +206,7 @@ fn werkzeug(args: &Args, how: &'static str) -> Option<Server> {
         slots: if one {
             Count::new(1, "--without-threads")
         } else {
-            Err("it has no bound: a thread for each request".to_owned())
+            Err(unbounded("a thread for each request"))
         },
     })
 }

@@ -271,9 +271,45 @@ fn the_others_are_told_apart() {
             Eagerly,
         ),
         (
-            "granian --workers 2 --blocking-threads 3 a:a",
+            "granian --interface wsgi --workers 2 --blocking-threads 3 a:a",
             Profile::Generic,
             Some(6),
+            Eagerly,
+        ),
+        (
+            "granian --interface wsgi --workers 2 --backpressure 8 a:a",
+            Profile::Generic,
+            Some(8),
+            Eagerly,
+        ),
+        (
+            "granian --blocking-threads 3 a:a",
+            Profile::Generic,
+            None,
+            Eagerly,
+        ),
+        (
+            "python3 /v/bin/hypercorn -k trio -w 2 wsgi:a",
+            Profile::Generic,
+            Some(80),
+            Eagerly,
+        ),
+        (
+            "python3 /v/bin/hypercorn a:a",
+            Profile::Generic,
+            None,
+            Eagerly,
+        ),
+        (
+            "python3 /v/bin/cheroot a:a",
+            Profile::Generic,
+            Some(10),
+            Eagerly,
+        ),
+        (
+            "python3 /v/bin/cheroot a:a --threads 4",
+            Profile::Generic,
+            Some(4),
             Eagerly,
         ),
         (
@@ -315,6 +351,38 @@ fn the_others_are_told_apart() {
             "{unknown}"
         );
     }
+}
+
+#[test]
+fn executors_go_by_the_cores_and_embedded_servers_by_their_libraries() {
+    let on = |online: &'static str| {
+        let read =
+            move |path: &str| (path == "/sys/devices/system/cpu/online").then(|| online.to_owned());
+        let hypercorn = process("hypercorn -w2 wsgi:a", &[], 2);
+        let server = recognise(&hypercorn, &read).expect("hypercorn");
+        server.slots.map(|count| count.slots).ok()
+    };
+    assert_eq!(on("0-1\n"), Some(12));
+    assert_eq!(on("0\n"), Some(10));
+    assert_eq!(on("0-3,8-11\n"), Some(24));
+    assert_eq!(on("0-127\n"), Some(64), "32 at the most for each");
+    assert_eq!(on("x\n"), None);
+
+    let loaded = |library: &str, children| {
+        let maps = format!("7f00-7f01 r-xp 00000000 00:01 5 /v/lib/python3/{library}.so\n");
+        let read = move |path: &str| (path == "/proc/self/maps").then(|| maps.clone());
+        recognise(&process("python3 app.py", &[], children), &read)
+    };
+    let bjoern = loaded("site-packages/_bjoern.cpython-312", 0).expect("bjoern");
+    assert_eq!(
+        (bjoern.name, bjoern.accepts, bjoern.slots.map(|it| it.slots)),
+        ("bjoern", Accepts::WhenIdle, Ok(1))
+    );
+    let forked = loaded("site-packages/_bjoern.cpython-312", 3).expect("bjoern");
+    assert_eq!(forked.slots.map(|it| it.slots), Ok(3));
+    let gevent = loaded("site-packages/gevent/_gevent_cqueue", 0).expect("gevent");
+    assert!(gevent.is_unbounded() && gevent.name == "gevent.pywsgi");
+    assert_eq!(loaded("site-packages/greenlet/_greenlet", 0), None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! uWSGI, by its master or its first worker.
 
-use super::{Accepts, Args, Count, ReadFile, Server};
+use super::{Accepts, Args, Count, ReadFile, Server, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 pub(super) fn recognise(
@@ -54,7 +54,9 @@ pub(super) fn recognise(
     let (accepts, slots) = match (processes, threads, loops) {
         (_, _, Some(_)) => (
             Accepts::Eagerly,
-            Err("it runs a loop (gevent or async): its CPU is the bound".to_owned()),
+            Err(unbounded(
+                "a loop (gevent or async), so its CPU is the bound",
+            )),
         ),
         (Some(Ok(processes)), threads, None) if !matches!(threads, Some(Err(_))) => {
             let threads = threads.and_then(Result::ok).unwrap_or(1);
