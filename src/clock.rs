@@ -1,13 +1,57 @@
 //! The one place that reads a clock. Everything else is handed the time, so that it can be tested
 //! and simulated without one.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::Sleep;
+
+/// Nobody wakes up so late who runs at all.
+const OVERSLEPT: Duration = Duration::from_millis(100);
+/// The most that is given to others for the time in which this process did not run.
+const MADE_UP_MAX: Duration = Duration::from_secs(10);
 
 /// The monotonic time, by which everything is measured and every timer is set.
 #[allow(clippy::disallowed_methods)]
 pub fn now() -> Instant {
     // tokio's clock is the system's, except in tests that pause it.
     tokio::time::Instant::now().into_std()
+}
+
+/// Whether a timer goes off so late that this process was stopped, or starved, meanwhile. Then it has been
+/// set again, for as long as it was late, 10 s at most: what somebody else was given so long for may have
+/// come since, or come in a moment.
+pub fn overslept(mut timer: Pin<&mut Sleep>) -> bool {
+    let now = now();
+    let late = now.saturating_duration_since(timer.deadline().into_std());
+    if late < OVERSLEPT || !timer.is_elapsed() {
+        return false;
+    }
+    timer.as_mut().reset((now + late.min(MADE_UP_MAX)).into());
+    true
+}
+
+/// Waits for no longer than `time`, not counting that in which this process did not run; `None` if it
+/// is over.
+pub async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut timer = pin!(tokio::time::sleep(time));
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if !overslept(timer.as_mut()) {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// CPU time that the calling thread has used: what a piece of work costs, however crowded the machine is.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, Held, Raw, Tidegate, tidegate_command, try_get};
+use common::{Client, Held, Raw, Tidegate, tidegate_command, try_get, until};
 use rustix::process::Signal;
 
 fn ok() -> Raw {
@@ -111,10 +111,63 @@ fn a_process_that_was_stopped_wakes_up_without_a_storm_of_timeouts() {
     assert_eq!(gate.metric("tidegate_backend_errors_total", &[]), 0.0);
 }
 
+/// What clients and the backend were given a second for, they had no second for.
+#[test]
+fn the_time_in_which_a_process_is_stopped_does_not_count() {
+    const STOPPED: Duration = Duration::from_secs(3);
+    /// Every time-out would have passed by now.
+    const LATER: Duration = Duration::from_millis(250);
+    let backend = Raw::start(|mut conn| {
+        while let Some(request) = conn.request() {
+            if !request.line().contains("slow") {
+                conn.ok("ok");
+                continue;
+            }
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf ");
+            std::thread::sleep(STOPPED + LATER + Duration::from_millis(300));
+            conn.send("whole");
+        }
+    });
+    let mut gate = Tidegate::to(backend.address())
+        .limit(10)
+        .set("server.header_timeout=1s")
+        .set("server.body_timeout=1s")
+        .set("server.body_min_rate=1MB")
+        .set("backend.read_timeout=1s")
+        .start();
+    let mut head = gate.client();
+    head.send("GET / HTTP/1.1\r\nHost: a");
+    let mut body = gate.client();
+    body.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nhalf ");
+    let mut slow = gate.client();
+    slow.ask("/slow");
+    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    gate.process.signal(Signal::STOP);
+    std::thread::sleep(STOPPED);
+    gate.process.signal(Signal::CONT);
+    std::thread::sleep(LATER);
+    head.send("pp\r\n\r\n");
+    body.send("whole");
+    for (client, text) in [
+        (&mut head, "ok"),
+        (&mut body, "ok"),
+        (&mut slow, "half whole"),
+    ] {
+        let answer = client.response();
+        assert_eq!((answer.status, &*answer.text()), (200, text));
+    }
+    gate.until_idle();
+    // It counts again.
+    let mut late = gate.client();
+    late.send("GET / HTTP/1.1\r\nHost: a");
+    assert_eq!(late.response().status, 408);
+}
+
 #[test]
 fn signals_during_a_drain_neither_undo_nor_hasten_it() {
     let backend = Held::start();
     let mut gate = Tidegate::to(backend.address())
+        .limit(2)
         .toml("[queue]\nmax_wait = \"3s\"\n[drain]\ntimeout = \"20s\"")
         .start();
     let mut client = gate.client();
@@ -122,11 +175,23 @@ fn signals_during_a_drain_neither_undo_nor_hasten_it() {
     gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
     gate.process.signal(Signal::TERM);
     gate.until_metric("tidegate_draining", &[], 1.0);
+    // They mean what they always do.
+    std::fs::write(gate.file(), "[queue]\nmax_wait = \"7s\"\n").expect("it can be written");
+    for signal in [Signal::HUP, Signal::USR1, Signal::USR2, Signal::PIPE] {
+        gate.process.signal(signal);
+    }
+    until("the new configuration is in force", || {
+        gate.admin_get("/config")
+            .text()
+            .contains("max_wait = \"7s\"")
+    });
+    for what in ["no file to reopen", "\"state\""] {
+        gate.process
+            .logged(what, |log| log.contains(what).then_some(()));
+    }
+    std::fs::write(gate.file(), "nonsense").expect("it can be written");
     gate.process.signal(Signal::HUP);
-    gate.process.signal(Signal::USR1);
-    gate.process.signal(Signal::USR2);
-    gate.process.signal(Signal::PIPE);
-    std::thread::sleep(Duration::from_millis(300));
+    gate.until_metric("tidegate_config_reload_success", &[], 0.0);
     assert_eq!(gate.metric("tidegate_draining", &[]), 1.0);
     assert!(gate.process.ended().is_none());
     backend.release(1);

@@ -1162,4 +1162,10 @@ fn a_backend_that_restarts_is_waited_for() {
     until("every permit is back", || {
         tidegate.metric("tidegate_in_flight_requests", &[("endpoint", &address)]) == 0.0
     });
+    // However often somebody asked whether it is back.
+    let errors = tidegate.metric("tidegate_backend_errors_total", &[("endpoint", &address)]);
+    assert!(
+        (1.0..=5.0).contains(&errors),
+        "{errors} errors for 5 requests"
+    );
 }

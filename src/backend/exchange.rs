@@ -301,6 +301,9 @@ impl<L: Lease> Flight<L> {
             // Unconstrained, or a backend that sends interim answers without end spends the task's
             // whole budget each time, and the timer never gets its turn.
             while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
+                if clock::overslept(timer.as_mut()) {
+                    continue;
+                }
                 let moved = inner.link.moved();
                 let more = if moved != seen {
                     timeout
@@ -548,9 +551,9 @@ async fn collect<L: Lease>(
             Some(next) => next,
             None => {
                 let next = poll_fn(|cx| flight.poll_data(cx));
-                Box::pin(tokio::time::timeout(read_timeout, next))
+                Box::pin(clock::within(read_timeout, next))
                     .await
-                    .map_err(|_| Error::Timeout)?
+                    .ok_or(Error::Timeout)?
             }
         };
         match next.transpose()? {

@@ -187,6 +187,11 @@ impl Limits {
         self.vars != usize::MAX
     }
 
+    /// How many fields a head may have.
+    pub fn fields(&self) -> usize {
+        self.fields
+    }
+
     /// What of this request is too much; `None` if it all fits.
     pub fn excess<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
         if *self == NO_LIMITS {

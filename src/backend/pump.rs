@@ -233,8 +233,14 @@ pub(super) async fn pump<L: Lease>(
                 Poll::Ready(Some(Err(error))) => Poll::Ready(Next::Failed(error)),
                 Poll::Ready(None) => Poll::Ready(Next::End),
                 Poll::Pending if waiting.is_some() => Poll::Ready(Next::Resumed),
-                Poll::Pending if timer.as_mut().poll(cx).is_ready() => Poll::Ready(Next::Stalled),
-                Poll::Pending => Poll::Pending,
+                Poll::Pending => {
+                    while timer.as_mut().poll(cx).is_ready() {
+                        if !clock::overslept(timer.as_mut()) {
+                            return Poll::Ready(Next::Stalled);
+                        }
+                    }
+                    Poll::Pending
+                }
             }
         })
         .await;

@@ -110,12 +110,14 @@ where
         let http2 = request.version() == Version::HTTP_2;
         let mut added = Lines::default();
         let lines = self.shared.takes_lines(&live.config.backend);
+        let most = self.shared.most_fields(request.headers().len());
         let checked = hygiene::inbound(
             &mut request,
             &self.peer,
             &live,
             &id,
             lines.then_some(&mut added),
+            most,
         );
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
@@ -327,6 +329,10 @@ impl Record {
         let rejection = reject::rejection(error, settings);
         let request_id = self.context.request_id.to_str().unwrap_or_default();
         let mut response = reject::response(error, &rejection, settings, request_id);
+        if let Some(name) = &live.request_id {
+            let id = self.context.request_id.clone();
+            response.headers_mut().insert(name, id);
+        }
         if matches!(error, Error::BodyCut) {
             // Its client has left; what is written now is for one that only closed its side.
             self.finish(false);
@@ -342,10 +348,6 @@ impl Record {
             if let Some(reason) = rejection.reason {
                 trace::refused(&self.shared, &self.context, reason);
             }
-        }
-        if let Some(name) = &live.request_id {
-            let id = self.context.request_id.clone();
-            response.headers_mut().insert(name, id);
         }
         self.finish_head(response.headers_mut());
         response.map(|bytes| ClientBody::new(ResponseBody::full(bytes), Some(self)))

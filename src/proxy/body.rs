@@ -244,7 +244,10 @@ impl Upload {
             && declared.is_none_or(|length| length <= buffers.spool_max)
         {
             match spool::Spool::create(dir).await {
-                Ok(spool) => return self.spool(spool, prefix, held, buffers.spool_max).await,
+                Ok(spool) => {
+                    let max = buffers.spool_max;
+                    return self.spool(spool, prefix, held, max, declared).await;
+                }
                 Err(error) => {
                     tracing::warn!(dir = %dir.display(), %error, "cannot spool a request's body, streaming it");
                 }
@@ -265,20 +268,28 @@ impl Upload {
         prefix: Bytes,
         held: Reservation,
         spool_max: u64,
+        declared: Option<u64>,
     ) -> Result<RequestBody, Error> {
         let mut chunk = Some(prefix);
         let mut length = 0;
         while let Some(bytes) = chunk {
-            length += bytes.len() as u64;
-            if let Err(error) = spool.write(bytes).await {
-                tracing::warn!(%error, "cannot write a request's body to the spool");
-                return Err(Error::Memory);
+            let size = bytes.len() as u64;
+            let written = spool.write(bytes.clone()).await;
+            if written.is_err() || length + size > spool_max {
+                if let Err(error) = &written {
+                    tracing::warn!(%error, "cannot write to the spool, streaming a request's body");
+                }
+                // What did not fit is the last that is in memory, and has been accounted for.
+                let on_disk = if written.is_ok() {
+                    length + size
+                } else {
+                    length
+                };
+                let reader = Box::pin(spool.into_body(on_disk));
+                let rest = written.is_err().then_some((bytes, held));
+                return Ok(self.stream(Prefix::Disk(reader, rest), declared));
             }
-            if length > spool_max {
-                let reader = spool.into_body(length);
-                drop(held);
-                return Ok(self.stream(Prefix::Disk(Box::pin(reader)), None));
-            }
+            length += size;
             chunk = self.next().await?;
         }
         Ok(RequestBody::Stream(Box::pin(spool.into_body(length))))
@@ -385,6 +396,9 @@ impl Pace {
                 .timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
             std::task::ready!(timer.as_mut().poll(cx));
+            if clock::overslept(timer.as_mut()) {
+                continue;
+            }
             if self.expired(received) {
                 return Poll::Ready(());
             }
@@ -401,7 +415,8 @@ enum Prefix {
         /// What the bytes hold of the budget.
         _held: Reservation,
     },
-    Disk(Pin<Box<spool::SpoolBody>>),
+    /// On the disk, and then what was not written any more.
+    Disk(Pin<Box<spool::SpoolBody>>, Option<(Bytes, Reservation)>),
     Spent,
 }
 
@@ -424,9 +439,18 @@ impl Body for Streamed {
         let mut next = None;
         match &mut this.prefix {
             Prefix::Memory { bytes, .. } => next = bytes.take().map(Ok),
-            Prefix::Disk(body) => {
+            Prefix::Disk(body, rest) => {
                 next = std::task::ready!(body.as_mut().poll_frame(cx))
                     .map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()));
+                if next.is_none()
+                    && let Some((bytes, held)) = rest.take()
+                {
+                    this.prefix = Prefix::Memory {
+                        bytes: Some(bytes),
+                        _held: held,
+                    };
+                    return Pin::new(this).poll_frame(cx);
+                }
             }
             Prefix::Spent => {}
         }

@@ -449,6 +449,9 @@ impl Watch<'_> {
             }
         }
         while self.timer.as_mut().poll(cx).is_ready() {
+            if clock::overslept(self.timer.as_mut()) {
+                continue;
+            }
             let now = clock::now();
             if let Some(due) = self.due(now) {
                 self.timer.as_mut().reset(TokioInstant::from_std(due));

@@ -76,6 +76,7 @@ fn forward(
     async move {
         note_admission(&shared, &context, &permit);
         let mut tried = 0;
+        let mut reconnects = false;
         loop {
             context.attempt();
             tried += 1;
@@ -106,7 +107,9 @@ fn forward(
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
-            if let Some(kind) = failed.error.kind() {
+            // Who asks again and again whether somebody listens has met with one error.
+            let again = reconnects && matches!(failed.error, backend::Error::Connect(_));
+            if let Some(kind) = failed.error.kind().filter(|_| !again) {
                 endpoint.metrics.error(kind);
             }
             let Failed { error, unsent } = failed;
@@ -122,7 +125,7 @@ fn forward(
                 // In a box: it is rare, and would make every request larger.
                 Box::pin(tokio::time::sleep(pause)).await;
                 if let Some(kept) = kept {
-                    (request, permit, tried) = (unsent, kept, 0);
+                    (request, permit, tried, reconnects) = (unsent, kept, 0, true);
                     continue;
                 }
                 return Err(error.into());

@@ -103,13 +103,15 @@ pub fn add_request_start(lines: &mut Lines) {
     lines.push(REQUEST_START.as_str(), request_start(&mut text));
 }
 
-/// Sets the forwarding fields. Those of an untrusted peer have been removed already.
+/// Sets the forwarding fields. Those of an untrusted peer have been removed already. Where the backend's
+/// server takes few more (`room`), it has to do without what it can do without.
 pub fn set(
     headers: &mut HeaderMap,
     peer: &Peer,
     host: &HeaderValue,
     trusted: bool,
     forwarded: bool,
+    room: usize,
 ) {
     if let Some(address) = &peer.forwarded_for {
         append_for(headers, address);
@@ -123,8 +125,12 @@ pub fn set(
         }
     };
     default(PROTO, HeaderValue::from_static("http"));
-    default(PORT, peer.forwarded_port.clone());
-    default(HOST, host.clone());
+    if room >= 3 {
+        default(PORT, peer.forwarded_port.clone());
+    }
+    if room >= 1 {
+        default(HOST, host.clone());
+    }
 }
 
 fn append_for(headers: &mut HeaderMap, address: &HeaderValue) {

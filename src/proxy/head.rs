@@ -44,7 +44,15 @@ impl Heads {
     /// Checks and cleans a request's head, and adds what a gateway adds. Whether it may pass.
     pub fn inbound(&self, request: &mut Request<()>) -> bool {
         let mut added = Lines::default();
-        hygiene::inbound(request, &self.peer, &self.live, &self.id, Some(&mut added)).is_ok()
+        hygiene::inbound(
+            request,
+            &self.peer,
+            &self.live,
+            &self.id,
+            Some(&mut added),
+            usize::MAX,
+        )
+        .is_ok()
     }
 
     /// The same for the head of an answer, which always may.

@@ -80,6 +80,10 @@ fn is_plain_option(value: &HeaderValue) -> bool {
 
 /// Fields that are added to a request: room for them is made at once.
 const ADDED: usize = 8;
+/// Of these, so many have to be there: for whom, by which scheme, and through whom.
+const NEEDED: usize = 3;
+/// The rest, by how much they are worth: the host, the request's id, the port, the start.
+const OPTIONAL: usize = 4;
 /// The same as lines, bytes, without what a connection's requests have in common and the host.
 const ADDED_BYTES: usize = 160;
 
@@ -110,6 +114,7 @@ pub fn inbound<B>(
     live: &Live,
     request_id: &HeaderValue,
     added: Option<&mut Lines>,
+    most: usize,
 ) -> Result<(), BadHead> {
     let headers = &live.config.headers;
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
@@ -150,7 +155,8 @@ pub fn inbound<B>(
     }
 
     *request.version_mut() = Version::HTTP_11;
-    let in_map = trusted || in_the_way || headers.forwarded;
+    let room = most.saturating_sub(request.headers().len() + NEEDED);
+    let in_map = trusted || in_the_way || headers.forwarded || room < OPTIONAL;
     if let Some(lines) = added.filter(|_| !in_map) {
         *lines = Lines::from(&peer.lines, ADDED_BYTES + host.len());
         forwarded::add_host(lines, &host);
@@ -167,14 +173,14 @@ pub fn inbound<B>(
     }
     let fields = request.headers_mut();
     fields.reserve(ADDED);
-    forwarded::set(fields, peer, &host, trusted, headers.forwarded);
+    forwarded::set(fields, peer, &host, trusted, headers.forwarded, room);
     if headers.via {
         fields.append(header::VIA, HeaderValue::from_static(via(version)));
     }
-    if let Some(name) = &live.request_id {
+    if let Some(name) = live.request_id.as_ref().filter(|_| room >= 2) {
         fields.insert(name, request_id.clone());
     }
-    if headers.request_start {
+    if headers.request_start && room >= OPTIONAL {
         forwarded::set_request_start(fields);
     }
     Ok(())
@@ -416,7 +422,8 @@ fn is_authority(host: &HeaderValue) -> bool {
         let plain = |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b'~' | b'%');
         let end = bytes.iter().position(|byte| !plain(byte));
         let (name, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-        if name.is_empty() {
+        let encoded = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+        if name.is_empty() || !name.split(|&byte| byte == b'%').skip(1).all(encoded) {
             return false;
         }
         rest

@@ -126,10 +126,13 @@ impl ClientIo {
         self.verdict
     }
 
-    /// Says why the connection ends.
+    /// Says why the connection ends, to whoever speaks HTTP.
     pub async fn refuse(&mut self, error: &Error) {
         use tokio::io::AsyncWriteExt;
         let mut answer = (self.refuse_head)(error);
+        if !self.begun && is_foreign(&self.held) {
+            answer.clear();
+        }
         if self.held.starts_with(b"HEAD ")
             && let Some(end) = memmem::find(&answer, b"\r\n\r\n")
         {
@@ -291,6 +294,17 @@ fn is_blank(held: &[u8]) -> bool {
     matches!(held, b"" | b"\r" | b"\r\n")
 }
 
+/// Whether a first line has the words of a request, and none that is HTTP's: neither a version, nor a
+/// path, a URI or an asterisk. It is another protocol, a bad preface of HTTP/2 for example, which would
+/// take an answer's bytes for something else.
+fn is_foreign(held: &[u8]) -> bool {
+    let line = memmem::find(held, b"\r\n").map(|end| &held[..end]);
+    line.is_some_and(|line| {
+        line.split(|&byte| byte == b' ').count() == 3
+            && line.iter().all(|&b| b == b' ' || b.is_ascii_alphanumeric())
+    })
+}
+
 /// The status of a response of hyper's own.
 fn status_of(written: &[u8]) -> Option<u16> {
     let status = written.strip_prefix(b"HTTP/1.1 4")?.get(..2)?;
@@ -329,11 +343,14 @@ impl AsyncRead for ClientIo {
             this.pass(buf);
             return Poll::Ready(Ok(()));
         }
-        while !this.ended {
+        loop {
             if this.verdict.is_some() {
                 // Whoever polls this connection sees it, and takes the socket back.
                 this.state.refuse();
                 return Poll::Pending;
+            }
+            if this.ended {
+                return Poll::Ready(Ok(()));
             }
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
@@ -361,7 +378,6 @@ impl AsyncRead for ClientIo {
                 }
             }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -432,6 +448,21 @@ impl AsyncWrite for ClientIo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_a_foreign_line_is_http() {
+        assert!(is_foreign(b"INVALID CONNECTION PREFACE\r\n\r\n"));
+        for http in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"GET / FOO\r\n",
+            b"GET index HTTP/1.1\r\n",
+            b"OPTIONS * ICAP\r\n",
+            b"GET\r\n",
+            b"GET a b",
+        ] {
+            assert!(!is_foreign(http), "{}", http.escape_ascii());
+        }
+    }
 
     #[test]
     fn only_a_client_error_is_hypers_own() {

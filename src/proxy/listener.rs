@@ -16,7 +16,10 @@ use super::{
     connection::{Connections, serve},
     live::{Phase, Shared},
 };
-use crate::{backend::Stream, config::Address};
+use crate::{
+    backend::Stream,
+    config::{Address, Config},
+};
 
 /// Connections that the kernel holds for us until they are accepted; it caps this by `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -154,13 +157,27 @@ fn inherited(name: &str) -> io::Result<Listener> {
     Ok(Listener::InheritedUnix(listener))
 }
 
-/// How many clients may come in so that each finds a descriptor for its backend, and the admin
-/// server and the reload keep theirs.
-fn room_for_clients() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+/// How many clients the process has descriptors for, of `limit` in all.
+///
+/// Each that is served needs one for its backend, and each that uploads one for its body where there is a
+/// spool; the admin server and the reload need some, too.
+pub fn room_for_clients(limit: u64, config: &Config) -> usize {
     let spare = (limit / 4).clamp(SPARE_MIN, SPARE_MAX);
-    let room = limit.saturating_sub(spare) / 2;
+    let room = limit.saturating_sub(spare);
+    let served = match config.limit.dry_run {
+        true => u64::MAX,
+        false => u64::from(config.limit.max) * config.backend.endpoints.len().max(1) as u64,
+    };
+    let mut room = room - served.min(room / 2);
+    if config.buffers.spool_dir.is_some() {
+        room /= 2;
+    }
     usize::try_from(room).unwrap_or(usize::MAX).max(1)
+}
+
+/// How many descriptors the process may have.
+pub fn descriptors() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A connection on its way to another thread's runtime.
@@ -186,8 +203,8 @@ pub struct Worker {
 pub struct Acceptor {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
-    /// The most clients that the process has descriptors for.
-    room: usize,
+    /// How many descriptors the process may have.
+    descriptors: u64,
 }
 
 impl Acceptor {
@@ -196,7 +213,7 @@ impl Acceptor {
         Self {
             shared,
             workers,
-            room: room_for_clients(),
+            descriptors: descriptors(),
         }
     }
 
@@ -244,8 +261,11 @@ impl Acceptor {
     async fn make_room(&self) {
         loop {
             let open: usize = self.workers.iter().map(|w| w.connections.open()).sum();
-            let max = self.shared.live().config.server.max_connections;
-            if open < max.min(self.room) || self.shared.phase() == Phase::Closing {
+            let config = self.shared.live().config.clone();
+            let room = room_for_clients(self.descriptors, &config);
+            if open < config.server.max_connections.min(room)
+                || self.shared.phase() == Phase::Closing
+            {
                 return;
             }
             let oldest = self
@@ -367,9 +387,26 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{
-        admission::Limiter, clock, config::Config, observe::Metrics, proxy::live::queue_settings,
-    };
+    use crate::{admission::Limiter, clock, observe::Metrics, proxy::live::queue_settings};
+
+    #[test]
+    fn idle_clients_need_one_descriptor_each() {
+        let mut config = Config::default();
+        config.limit.max = 1000;
+        assert_eq!(room_for_clients(20_000, &config), 20_000 - 1024 - 1000);
+        assert_eq!(
+            room_for_clients(64, &config),
+            20,
+            "as many may be served as come in"
+        );
+        config.buffers.spool_dir = Some("/tmp".into());
+        assert_eq!(
+            room_for_clients(20_000, &config),
+            (20_000 - 1024 - 1000) / 2
+        );
+        config.limit.dry_run = true;
+        assert_eq!(room_for_clients(20_000, &config), (20_000 - 1024) / 4);
+    }
 
     fn shared() -> Arc<Shared> {
         let config = Config::default();

@@ -21,7 +21,7 @@ use crate::{
     },
     backend::{
         Endpoint, Lines,
-        profile::{self, Excess},
+        profile::{self, Excess, Limits},
     },
     buffer::Budget,
     clock,
@@ -29,6 +29,9 @@ use crate::{
     control::{self, Readings},
     observe::{Metrics, RouteMetrics, trace::Recorder},
 };
+
+/// With what is added to them, so many fields are less than any known server takes.
+const FEW_FIELDS: usize = 80;
 
 /// The configuration in force and what follows from it. A request reads it once.
 #[derive(Debug)]
@@ -161,6 +164,16 @@ impl Shared {
         let endpoints = self.endpoints.load();
         let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
         limits.find_map(|limits| limits.excess(request, added))
+    }
+
+    /// How many fields some endpoint's server may take at most, where there are so many that it matters.
+    pub fn most_fields(&self, fields: usize) -> usize {
+        if fields < FEW_FIELDS {
+            return usize::MAX;
+        }
+        let endpoints = self.endpoints.load();
+        let limits = endpoints.iter().map(|endpoint| &endpoint.facts().limits);
+        limits.map(Limits::fields).min().unwrap_or(usize::MAX)
     }
 
     /// Whether the backend may be sent fields that are not in a request's map.

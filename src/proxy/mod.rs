@@ -44,7 +44,7 @@ pub use self::{
     connection::{Connections, serve},
     context::Peer,
     error::Error,
-    listener::{Acceptor, Listener, Worker, serve_accepted},
+    listener::{Acceptor, Listener, Worker, descriptors, room_for_clients, serve_accepted},
     live::{Live, Phase, Shared, control_settings, queue_settings},
 };
 use crate::admission::AdmissionLayer;

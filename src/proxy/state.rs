@@ -252,9 +252,11 @@ impl Stall {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
+        while timer.as_mut().poll(cx).is_ready() {
+            if !clock::overslept(timer.as_mut()) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
+        Poll::Pending
     }
 }

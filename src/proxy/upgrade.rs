@@ -153,6 +153,13 @@ impl Tunnel {
                     timer.as_mut().reset(due);
                 }
                 while timer.as_mut().poll(cx).is_ready() {
+                    if clock::overslept(timer.as_mut()) {
+                        since += timer
+                            .deadline()
+                            .into_std()
+                            .saturating_duration_since(due.into_std());
+                        continue;
+                    }
                     if due <= TokioInstant::from_std(clock::now()) {
                         return Poll::Ready(());
                     }

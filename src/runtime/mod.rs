@@ -102,7 +102,7 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
     if let Some(Err(error)) = &watcher {
         tracing::warn!(%error, "the configuration file is not watched; HUP still reloads it");
     }
-    process::raise_descriptor_limit(loaded.config.server.max_connections);
+    process::raise_descriptor_limit(&loaded.config);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -201,13 +201,13 @@ async fn serve(
                     let handed_over = data_plane.hand_over();
                     let stopped = tokio::select! {
                         () = drain.finish(handed_over) => true,
-                        () = signals.stop() => false,
+                        () = signals.stop(&running) => false,
                     };
                     data_plane.close();
                     break if stopped {
                         tokio::select! {
                             code = backend.stop() => code,
-                            () = signals.stop() => backend.kill().await,
+                            () = signals.stop(&running) => backend.kill().await,
                         }
                     } else {
                         tracing::warn!("ended by a second signal");
@@ -215,7 +215,7 @@ async fn serve(
                     };
                 }
                 Signal::Reload => reload(&settings, "HUP").await,
-                Signal::ReopenLogs => tracing::info!("the log goes to standard error: there is no file to reopen"),
+                Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             },
             _ = keep.tick(), if serving => state_file::save(&shared),
@@ -235,6 +235,10 @@ async fn reload(settings: &Settings, cause: &str) {
     notify::reloading();
     let result = settings.try_reload(cause).await;
     notify::reloaded(result.is_ok());
+}
+
+fn tell_no_file() {
+    tracing::info!("the log goes to standard error: there is no file to reopen");
 }
 
 fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
@@ -366,8 +370,16 @@ impl Signals {
         }
     }
 
-    /// The next TERM or INT; others are passed over.
-    async fn stop(&mut self) {
-        while !matches!(self.next().await, Signal::Stop) {}
+    /// The next TERM or INT during a drain. The others mean what they always do; but systemd, which has
+    /// been told of the end, hears no more of reloads.
+    async fn stop(&mut self, running: &Running) {
+        loop {
+            match self.next().await {
+                Signal::Stop => return,
+                Signal::Reload => drop(running.settings.try_reload("HUP").await),
+                Signal::ReopenLogs => tell_no_file(),
+                Signal::DumpState => running.log_state(),
+            }
+        }
     }
 }

@@ -2,12 +2,15 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::{config::Config, proxy};
+
 /// Descriptors beside those of the clients: backends, spool files, logs, sensors.
 const SPARE: u64 = 1024;
 
 /// Raises the soft limit of descriptors so far that every client and its backend connection find
 /// one, as far as the hard limit allows.
-pub fn raise_descriptor_limit(max_connections: usize) {
+pub fn raise_descriptor_limit(config: &Config) {
+    let max_connections = config.server.max_connections;
     let limit = getrlimit(Resource::Nofile);
     let wanted = 2 * max_connections as u64 + SPARE;
     let Some(current) = limit.current else { return };
@@ -22,10 +25,11 @@ pub fn raise_descriptor_limit(max_connections: usize) {
             return;
         }
     }
-    if reachable.max(current) < wanted {
+    let room = proxy::room_for_clients(proxy::descriptors(), config);
+    if room < max_connections {
         tracing::warn!(
             limit = reachable.max(current),
-            wanted,
+            room,
             "few open files are allowed: clients above that will have to wait (see ulimit -Hn, or lower server.max_connections)"
         );
     }

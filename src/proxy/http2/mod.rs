@@ -110,6 +110,9 @@ pub async fn serve<S>(
             return Poll::Ready(());
         }
         loop {
+            if clock::overslept(timer.as_mut()) && timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
             let due = match watch.next(clock::now()) {
                 Next::Close => return Poll::Ready(()),
                 Next::Leave => {

@@ -157,6 +157,9 @@ impl<F: Future<Output = ()>> Future for Paced<F> {
                 timer.as_mut().reset(due);
             }
             std::task::ready!(timer.as_mut().poll(cx));
+            if clock::overslept(timer.as_mut()) {
+                continue;
+            }
             if this.flow.since() == Some(since) {
                 return Poll::Ready(());
             }
