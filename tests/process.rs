@@ -1,6 +1,8 @@
 //! What befalls the process itself: a log that nobody reads, a processor that is taken away, signals
 //! at the wrong time.
 
+#![allow(clippy::print_stdout)] // says what it leaves out, and why
+
 mod common;
 
 use std::{
@@ -197,4 +199,77 @@ fn signals_during_a_drain_neither_undo_nor_hasten_it() {
     backend.release(1);
     assert_eq!(client.response().status, 200);
     assert_eq!(gate.process.exit_code(), 0);
+}
+
+/// Where Debian and others have it.
+fn faketime() -> Option<std::path::PathBuf> {
+    let libraries = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let dirs = libraries.map(|entry| entry.path().join("faketime"));
+    dirs.chain(["/usr/lib/faketime".into(), "/usr/local/lib/faketime".into()])
+        .map(|dir| dir.join("libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+}
+
+/// The wall clock is for dates in headers and in the log. No timer and no sample goes by it.
+#[test]
+fn a_wall_clock_that_jumps_moves_nothing_but_dates() {
+    const DAY: i32 = 24 * 60 * 60;
+    let Some(library) = faketime() else {
+        println!("skipped: libfaketime is not installed");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("offset");
+    let set = |offset: i32| std::fs::write(&file, format!("{offset:+}\n")).expect("it is written");
+    set(0);
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=60s")
+        .env("LD_PRELOAD", &library.to_string_lossy())
+        .env("FAKETIME_TIMESTAMP_FILE", &file.to_string_lossy())
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .start();
+    let mut idle = gate.client();
+    backend.release(1);
+    assert_eq!(idle.get("/").status, 200);
+    let (mut busy, mut queued) = (gate.client(), gate.client());
+    busy.ask("/busy");
+    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    queued.ask("/queued");
+    gate.until_metric("tidegate_queued_requests", &[], 1.0);
+    let mut head = gate.client();
+    head.send("GET /head HTTP/1.1\r\nHost: a");
+    let mut body = gate.client();
+    body.send("POST /body HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nhalf ");
+    let connections = || gate.metric("tidegate_client_connections", &[]);
+    until("all are there", || connections() == 5.0);
+    let mut dates = Vec::new();
+    for offset in [DAY, -DAY, 3600, -3600, 0] {
+        set(offset);
+        let mut bad = gate.client();
+        bad.send("bad\r\n\r\n");
+        let date = bad.response().header("date").expect("a date");
+        dates.push(date[..16].to_owned());
+        drop(bad);
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 1.0);
+        assert_eq!(gate.metric("tidegate_queued_requests", &[]), 1.0);
+        until("none but the bad one is gone", || connections() == 5.0);
+    }
+    assert_ne!(dates[0], dates[1], "the clock jumps");
+    head.send("pp\r\n\r\n");
+    body.send("whole");
+    idle.ask("/");
+    backend.release(5);
+    for client in [&mut busy, &mut queued, &mut head, &mut body, &mut idle] {
+        assert_eq!(client.response().status, 200);
+    }
+    gate.until_idle();
+    for (name, labels, value) in gate.metrics().samples() {
+        let is_time = name.ends_with("_seconds_sum") || name.ends_with("_seconds_total");
+        let fine = !is_time || (0.0..600.0).contains(value);
+        assert!(fine, "{name}{labels:?} {value}");
+    }
 }

@@ -233,7 +233,7 @@ mod tests {
         let host = HeaderValue::from_static("app");
         let peer = peer("::ffff:10.0.0.1");
         assert!(peer.is_trusted(&["10.0.0.0/8".parse().expect("a net")]));
-        set(&mut headers, &peer, &host, true, true);
+        set(&mut headers, &peer, &host, true, true, usize::MAX);
         assert_eq!(headers[FOR], "9.9.9.9, 10.0.0.1");
         assert_eq!(headers[PROTO], "https");
         assert_eq!(headers[HOST], "app");
