@@ -504,6 +504,10 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
+fn tasks(gate: &Tidegate) -> u64 {
+    gate.status()["tasks"].as_u64().expect("a number")
+}
+
 fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
@@ -527,6 +531,7 @@ fn mixed_traffic_with_aborts_reloads_kills_and_restarts_leaves_nothing_behind() 
         descriptors(gate.pid()),
         threads(gate.pid()),
         memory(gate.pid()).0,
+        tasks(&gate),
     );
     let answered = || gate.metric("tidegate_requests_total", &[]) as u64;
     let at_first = answered();
@@ -620,6 +625,7 @@ fn mixed_traffic_with_aborts_reloads_kills_and_restarts_leaves_nothing_behind() 
     until("the descriptors are back", || {
         descriptors(gate.pid()) <= before.0 + 2
     });
+    until("the tasks are gone", || tasks(&gate) <= before.3);
     // Those that read files end when they have had nothing to do for ten seconds.
     until("the threads are back", || threads(gate.pid()) <= before.1);
     let (after, peak) = memory(gate.pid());

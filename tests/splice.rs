@@ -112,7 +112,7 @@ fn backend() -> Raw {
                 .and_then(|n| n.parse().ok())
                 .unwrap_or(0);
             let body = answer(&path, digest(&request.body), more);
-            let sent = if more % 2 == 0 {
+            let sent = if more.is_multiple_of(2) {
                 conn.ok(&body)
             } else {
                 let size = body.len();

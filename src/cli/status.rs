@@ -407,6 +407,7 @@ mod tests {
         let context = status::Context {
             now,
             uptime: Duration::from_millis(3_661_500),
+            tasks: 3,
             ready: true,
             draining: false,
             dry_run: false,

@@ -21,6 +21,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Since the start.
     pub uptime: Duration,
+    /// How many tasks there are on the threads that serve clients.
+    pub tasks: usize,
     /// Whether `/readyz` answers 200.
     pub ready: bool,
     /// Whether a drain is under way.
@@ -65,6 +67,7 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
         "saturation_ratio": snapshot.saturation_ratio,
         "orphaned": metrics.orphaned.get(),
         "streaming": metrics.streaming.get(),
+        "tasks": context.tasks,
         "connections": {
             "active": metrics.connections_active.get(),
             "idle": metrics.connections_idle.get(),
@@ -269,6 +272,7 @@ mod tests {
         let context = Context {
             now: now + Duration::from_secs(2),
             uptime: Duration::from_secs(9),
+            tasks: 3,
             ready: true,
             draining: false,
             dry_run: false,
@@ -279,6 +283,7 @@ mod tests {
         assert_eq!(status["bound_by"], "workers");
         assert_eq!(status["limit"], 8);
         assert_eq!(status["in_flight"], 5);
+        assert_eq!(status["tasks"], 3);
         assert_eq!(status["queued"], 3);
         assert_eq!(status["backend"]["slots"], 8);
         assert_eq!(status["totals"]["requests"], 1);

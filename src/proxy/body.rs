@@ -132,11 +132,11 @@ async fn read(asked: Asked<Incoming>, shared: &Shared) -> Result<Asked<RequestBo
         }
     }
     let (head, incoming) = request.into_parts();
-    let upload = Upload::new(incoming, &config);
+    let needs_length = shared.needs_length(&config.backend);
+    let upload = Upload::new(incoming, &config, needs_length);
     let held = shared.budget.reservation(Direction::Request);
     let body = upload.read_ahead(held, &config, declared).await?;
     let mut request = Request::from_parts(head, body);
-    let needs_length = shared.needs_length(&config.backend);
     set_framing(&mut request, config.backend.dechunk, needs_length)?;
     Ok(Asked { request, context })
 }
@@ -173,15 +173,18 @@ struct Upload {
     pace: Pace,
     received: u64,
     max: u64,
+    /// The backend's server would lose it if it came in chunks.
+    needs_length: bool,
 }
 
 impl Upload {
-    fn new(incoming: Incoming, config: &Config) -> Self {
+    fn new(incoming: Incoming, config: &Config, needs_length: bool) -> Self {
         Self {
             incoming,
             pace: Pace::new(&config.server),
             received: 0,
             max: config.server.max_body_bytes,
+            needs_length,
         }
     }
 
@@ -278,6 +281,9 @@ impl Upload {
             if written.is_err() || length + size > spool_max {
                 if let Err(error) = &written {
                     tracing::warn!(%error, "cannot write to the spool, streaming a request's body");
+                    if declared.is_none() && self.needs_length {
+                        return Err(Error::Memory);
+                    }
                 }
                 // What did not fit is the last that is in memory, and has been accounted for.
                 let on_disk = if written.is_ok() {

@@ -1,6 +1,9 @@
 //! What the admin server may ask of the running process.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use super::{
     drain::{Drain, Way},
@@ -30,6 +33,8 @@ pub struct Running {
     pub means: Arc<Means>,
     pub senses: Arc<Senses>,
     pub started: Instant,
+    /// The runtimes of the threads that serve clients, once there are any.
+    pub threads: OnceLock<Vec<tokio::runtime::Handle>>,
 }
 
 impl Running {
@@ -87,6 +92,12 @@ impl Running {
         }
     }
 
+    fn tasks(&self) -> usize {
+        let threads = self.threads.get().map(Vec::as_slice).unwrap_or_default();
+        let tasks = threads.iter().map(|it| it.metrics().num_alive_tasks());
+        tasks.sum()
+    }
+
     /// The whole state as one log event: USR2.
     pub fn log_state(&self) {
         tracing::info!(state = %self.status(), "state");
@@ -122,6 +133,7 @@ impl Handle for Running {
             &observe::status::Context {
                 now,
                 uptime: now.saturating_duration_since(self.started),
+                tasks: self.tasks(),
                 ready: phase == Phase::Serving && self.shared.endpoints().iter().any(|e| e.is_up()),
                 draining: phase != Phase::Serving,
                 dry_run: self.shared.live().config.limit.dry_run,

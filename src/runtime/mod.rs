@@ -14,7 +14,7 @@ mod threads;
 use std::{
     fmt,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -161,6 +161,7 @@ async fn serve(
         means: means.clone(),
         senses: senses.clone(),
         started,
+        threads: OnceLock::new(),
     });
     tokio::spawn(tuner::run(shared.clone(), means, senses.clone()));
     let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
@@ -171,6 +172,7 @@ async fn serve(
     let data_plane = DataPlane::start(&shared, listeners)
         .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
     tokio::spawn(notify::watchdog(data_plane.handles().to_vec()));
+    let _ = running.threads.set(data_plane.handles().to_vec());
     backend.start(&senses).await.map_err(Failure::Runtime)?;
     let mut serving = false;
     let readiness = backend.readiness();
