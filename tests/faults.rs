@@ -846,7 +846,8 @@ fn clients_leave_while_the_backend_works() {
 
 #[test]
 fn clients_leave_in_the_middle_of_the_answer() {
-    let peer = Peer::start(peers::slow::large(3_000_000));
+    // More than both sockets hold.
+    let peer = Peer::start(peers::slow::large(4_000_000));
     let gate = Tidegate::to(&peer.address())
         .limit(20)
         .set("queue.max_wait=60s")

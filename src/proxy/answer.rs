@@ -16,7 +16,6 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
 
@@ -27,6 +26,7 @@ use super::{
     hygiene,
     live::{Live, Phase, Shared},
     probes::Recalled,
+    received::Received,
     reject, trace,
     upgrade::{self, Tunnel},
 };
@@ -77,9 +77,9 @@ pub struct Answer<S> {
     peer: Arc<Peer>,
 }
 
-impl<S> Service<Request<Incoming>> for Answer<S>
+impl<S> Service<Request<Received>> for Answer<S>
 where
-    S: Service<Asked<Incoming>, Response = Response<ResponseBody>>,
+    S: Service<Asked<Received>, Response = Response<ResponseBody>>,
     S::Error: Into<Error>,
 {
     type Response = Response<ClientBody>;
@@ -91,7 +91,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Received>) -> Self::Future {
         let arrived = clock::now();
         self.peer.state.serve();
         let live = self.shared.live();
@@ -442,7 +442,8 @@ impl Drop for Record {
     }
 }
 
-/// An answer's body; tells its record when the client has it all.
+/// An answer's body; tells its record when the client has it all: over HTTP/1 when whoever writes it says
+/// so, over HTTP/2 when its last part is taken.
 pub struct ClientBody {
     inner: ResponseBody,
     /// `None` for a 101, whose record goes with its tunnel.
@@ -457,6 +458,15 @@ impl ClientBody {
             inner,
             record,
             flow: Flow::current(),
+        }
+    }
+}
+
+impl ClientBody {
+    /// All that there is to be written is out.
+    pub fn finish(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.finish(true);
         }
     }
 }
@@ -483,15 +493,6 @@ impl Body for ClientBody {
         if let Some(flow) = &this.flow {
             flow.asks();
         }
-        if this
-            .record
-            .as_ref()
-            .is_some_and(|r| r.peer.state.is_stalled())
-        {
-            // More would only lie about in another buffer. hyper asks again when the socket has
-            // taken all that it was given.
-            return Poll::Pending;
-        }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         if let Some(flow) = &this.flow {
             flow.offers();
@@ -500,12 +501,13 @@ impl Body for ClientBody {
             match &frame {
                 Some(Ok(frame)) => {
                     record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                    if this.inner.is_end_stream() {
+                    if this.inner.is_end_stream() && this.flow.is_some() {
                         record.finish(true);
                     }
                 }
                 Some(Err(_)) => {}
-                None => record.finish(true),
+                None if this.flow.is_some() => record.finish(true),
+                None => {}
             }
         }
         Poll::Ready(frame)
@@ -522,8 +524,9 @@ impl Body for ClientBody {
 
 impl Drop for ClientBody {
     fn drop(&mut self) {
-        // hyper does not ask an empty body for its end.
-        if self.inner.is_end_stream()
+        // Over HTTP/2 nobody says when it is out, nor asks an empty body for its end.
+        if self.flow.is_some()
+            && self.inner.is_end_stream()
             && let Some(record) = &mut self.record
         {
             record.finish(true);

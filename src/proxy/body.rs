@@ -12,12 +12,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{BoxError, Layer, Service};
 
-use super::{Error, context::Asked, hygiene::ExpectsContinue, live::Shared, spool};
+use super::{
+    Error, context::Asked, hygiene::ExpectsContinue, live::Shared, received::Received, spool,
+};
 use crate::{
     backend::{self, RequestBody},
     buffer::{Direction, Reservation},
@@ -58,7 +59,7 @@ pub struct ReadBody<S> {
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Asked<Incoming>> for ReadBody<S>
+impl<S> Service<Asked<Received>> for ReadBody<S>
 where
     S: Service<Asked<RequestBody>> + Clone + Send + 'static,
     S::Error: Into<Error>,
@@ -72,8 +73,8 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, asked: Asked<Incoming>) -> Self::Future {
-        if asked.request.body().is_end_stream() {
+    fn call(&mut self, asked: Asked<Received>) -> Self::Future {
+        if asked.request.body().is_none() {
             return ReadBodyFuture::None {
                 future: self.inner.call(asked.with(|_| RequestBody::Empty)),
             };
@@ -115,10 +116,10 @@ where
     }
 }
 
-async fn read(asked: Asked<Incoming>, shared: &Shared) -> Result<Asked<RequestBody>, Error> {
+async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBody>, Error> {
     let Asked { request, context } = asked;
     let config = context.live.config.clone();
-    let declared = request.body().size_hint().exact();
+    let declared = request.body().declared();
     let max = config.server.max_body_bytes;
     if max > 0 && declared.is_some_and(|length| length > max) {
         return Err(Error::BodyTooLarge(max));
@@ -131,9 +132,9 @@ async fn read(asked: Asked<Incoming>, shared: &Shared) -> Result<Asked<RequestBo
             return Err(refusal.into());
         }
     }
-    let (head, incoming) = request.into_parts();
+    let (head, received) = request.into_parts();
     let needs_length = shared.needs_length(&config.backend);
-    let upload = Upload::new(incoming, &config, needs_length);
+    let upload = Upload::new(received, &config, needs_length);
     let held = shared.budget.reservation(Direction::Request);
     let body = upload.read_ahead(held, &config, declared).await?;
     let mut request = Request::from_parts(head, body);
@@ -155,7 +156,7 @@ fn set_framing(
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         _ if needs_length => return Err(backend::Error::NoLength),
-        // Said explicitly, or hyper would send a GET's body as none.
+        // Said explicitly: a body of which nothing is said is none.
         _ => {
             headers.remove(header::CONTENT_LENGTH);
             headers.insert(
@@ -169,20 +170,21 @@ fn set_framing(
 
 /// A body on its way in, held to a minimum rate.
 struct Upload {
-    incoming: Incoming,
+    received: Received,
     pace: Pace,
-    received: u64,
+    /// Bytes so far.
+    length: u64,
     max: u64,
     /// The backend's server would lose it if it came in chunks.
     needs_length: bool,
 }
 
 impl Upload {
-    fn new(incoming: Incoming, config: &Config, needs_length: bool) -> Self {
+    fn new(received: Received, config: &Config, needs_length: bool) -> Self {
         Self {
-            incoming,
+            received,
             pace: Pace::new(&config.server),
-            received: 0,
+            length: 0,
             max: config.server.max_body_bytes,
             needs_length,
         }
@@ -312,7 +314,7 @@ impl Upload {
 
     async fn reserve(&mut self, held: &mut Reservation, bytes: u64) -> Result<(), Error> {
         while !held.grow(bytes) {
-            if self.pace.expired(self.received) {
+            if self.pace.expired(self.length) {
                 return Err(Error::Memory);
             }
             tokio::time::sleep(BUDGET_PAUSE).await;
@@ -325,27 +327,19 @@ impl Upload {
     }
 
     fn poll_next(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Ready(None) => return Poll::Ready(Ok(None)),
-                Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(Err(Error::of_body(&error)));
+        match self.received.poll_next(cx) {
+            Poll::Ready(None) => Poll::Ready(Ok(None)),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(error)),
+            Poll::Ready(Some(Ok(bytes))) => {
+                self.length += bytes.len() as u64;
+                if self.max > 0 && self.length > self.max {
+                    return Poll::Ready(Err(Error::BodyTooLarge(self.max)));
                 }
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers end here: no WSGI server hands them on.
-                    let Ok(bytes) = frame.into_data() else {
-                        continue;
-                    };
-                    self.received += bytes.len() as u64;
-                    if self.max > 0 && self.received > self.max {
-                        return Poll::Ready(Err(Error::BodyTooLarge(self.max)));
-                    }
-                    return Poll::Ready(Ok(Some(bytes)));
-                }
-                Poll::Pending => {
-                    std::task::ready!(self.pace.poll_late(self.received, cx));
-                    return Poll::Ready(Err(Error::BodyTimeout));
-                }
+                Poll::Ready(Ok(Some(bytes)))
+            }
+            Poll::Pending => {
+                std::task::ready!(self.pace.poll_late(self.length, cx));
+                Poll::Ready(Err(Error::BodyTimeout))
             }
         }
     }

@@ -9,13 +9,12 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderValue, header};
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::Notify,
@@ -26,12 +25,14 @@ use tower::Service;
 use super::{
     Error, answer,
     context::Peer,
+    date,
     forwarded::is_trusted,
     guard::Limits,
-    http2,
+    http1, http2,
     io::ClientIo,
     live::{ClientTimeouts, Phase, Shared},
     preamble::{self, Told},
+    received::Received,
     reject, stack,
     state::{Activity, State},
 };
@@ -44,9 +45,7 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// The most hyper reads ahead of who consumes a request, and buffers of a response, bytes.
-const BUFFER: usize = 64 * 1024;
-/// A connection that has been idle for so long gives its parser and buffers back, some 20 kB.
+/// A connection that has been idle for so long gives its buffers back, some 10 kB.
 const PARK_AFTER: Duration = Duration::from_millis(250);
 /// The same where there are more than [`MANY`] on the thread: what all of them hold at once is what the
 /// process keeps ever after.
@@ -171,12 +170,10 @@ impl Place {
 
 /// What ends a connection.
 enum End {
-    /// Its protocol did.
-    Done,
+    /// HTTP did.
+    Http(http1::End),
     /// The client took too long for a head.
     SlowHead,
-    /// What it sent is not HTTP.
-    Refused,
     /// It has been idle for long enough, or its place is needed.
     Idle,
     /// It has been idle for a moment.
@@ -196,8 +193,6 @@ pub async fn serve(
     let timeouts = ClientTimeouts::from(server);
     let limits = Limits::new(server.max_header_bytes);
     let http2 = server.http2;
-    // Room for a head, and for a read behind it.
-    let buffer = BUFFER.max(server.max_header_bytes + 1);
     let protocol = server.proxy_protocol;
     let proxies = &live.config.headers.trusted_proxies;
     let preamble = protocol != ProxyProtocol::Off
@@ -244,7 +239,7 @@ pub async fn serve(
         io.linger().await;
         return;
     }
-    let mut service = AlwaysReady(stack(&shared, peer));
+    let mut service = stack(&shared, peer);
     loop {
         // A client that sends nothing needs no parser.
         watch.start(true);
@@ -255,7 +250,7 @@ pub async fn serve(
             }
             match io.poll_first(cx) {
                 Poll::Ready(true) => Poll::Ready(None),
-                Poll::Ready(false) => Poll::Ready(Some(End::Done)),
+                Poll::Ready(false) => Poll::Ready(Some(End::Http(http1::End::Done))),
                 Poll::Pending => watch.poll(cx).map(Some),
             }
         });
@@ -265,59 +260,45 @@ pub async fn serve(
                 io.refuse(&Error::HeadTimeout).await;
                 return;
             }
-            Some(End::Idle | End::Done | End::Refused) => return,
+            Some(End::Idle | End::Http(_)) => return,
         }
 
         watch.start(false);
-        let mut connection = Box::new(
-            http1::Builder::new()
-                .half_close(false)
-                .max_buf_size(buffer)
-                .serve_connection(TokioIo::new(io), service),
-        );
+        let mut connection = Box::new(http1::Connection::new(io, service));
         let mut closing = false;
         let end = poll_fn(|cx| {
             if !closing && shared.phase() == Phase::Closing {
                 closing = true;
-                Pin::new(&mut *connection).graceful_shutdown();
+                connection.close();
             }
-            loop {
-                if let Poll::Ready(_result) = Pin::new(&mut *connection).poll(cx) {
-                    // Broken connections are the clients' business, and counted as cancelled
-                    // requests.
-                    return Poll::Ready(End::Done);
-                }
-                if state.is_refused() {
-                    return Poll::Ready(End::Refused);
-                }
-                if !state.has_next() {
-                    break;
-                }
+            match connection.poll(cx) {
+                Poll::Ready(end) => Poll::Ready(End::Http(end)),
+                Poll::Pending => watch.poll(cx),
             }
-            watch.poll(cx)
         })
         .await;
-        let parts = connection.into_parts();
-        io = parts.io.into_inner();
-        if let Some(tunnel) = state.take_tunnel() {
-            let closing = || shared.phase() == Phase::Closing;
-            // Boxed, since few connections ever need it.
-            Box::pin(tunnel.run(io, parts.read_buf, timeouts.idle, closing)).await;
-            return;
-        }
+        (io, service) = connection.into_parts();
         match end {
-            End::Park => service = parts.service,
+            End::Park => io.rest(),
+            End::Idle => return,
             End::SlowHead => {
                 io.refuse(&Error::HeadTimeout).await;
                 return;
             }
-            End::Refused if http2 && io.is_http2() => {
+            End::Http(http1::End::Switched) => {
+                if let Some(tunnel) = state.take_tunnel() {
+                    let closing = || shared.phase() == Phase::Closing;
+                    // Boxed, since few connections ever need it.
+                    Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
+                }
+                return;
+            }
+            End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
                 let (stream, first) = io.into_raw();
-                let service = parts.service;
                 let serves = http2::serve(
                     stream,
                     first,
-                    service,
+                    OverHttp2(service),
                     state.clone(),
                     shared,
                     timeouts,
@@ -327,18 +308,15 @@ pub async fn serve(
                 Box::pin(serves).await;
                 return;
             }
-            End::Refused => {
-                if let Some(bad) = io.verdict() {
-                    io.refuse(&bad.into()).await;
-                }
+            End::Http(http1::End::Refused(bad)) => {
+                io.refuse(&bad.into()).await;
                 io.linger().await;
                 return;
             }
-            End::Done => {
+            End::Http(http1::End::Done) => {
                 io.linger().await;
                 return;
             }
-            End::Idle => return,
         }
     }
 }
@@ -468,17 +446,19 @@ impl Watch<'_> {
     }
 }
 
-/// A tower service as hyper calls one. Ours waits with the request in hand, never before, so that
-/// asking whether it is ready would be a future for nothing.
-struct AlwaysReady<S>(S);
+/// A tower service as hyper calls one for HTTP/2. Ours waits with the request in hand, never before, so
+/// that asking whether it is ready would be a future for nothing.
+struct OverHttp2<S>(S);
 
-impl<S: Service<R> + Clone, R> hyper::service::Service<R> for AlwaysReady<S> {
+impl<S: Service<Request<Received>> + Clone> hyper::service::Service<Request<Incoming>>
+    for OverHttp2<S>
+{
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
 
-    fn call(&self, request: R) -> S::Future {
-        self.0.clone().call(request)
+    fn call(&self, request: Request<Incoming>) -> S::Future {
+        self.0.clone().call(request.map(Received::Http2))
     }
 }
 
@@ -499,8 +479,7 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
     // Where the next message would begin, nobody knows.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
-    let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + clock::since_epoch());
-    if let Ok(date) = HeaderValue::try_from(date) {
+    if let Ok(date) = HeaderValue::from_bytes(&date::now()) {
         response.headers_mut().insert(header::DATE, date);
     }
     if let Some(name) = &live.request_id {

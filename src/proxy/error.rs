@@ -57,7 +57,7 @@ impl Error {
         }
     }
 
-    /// An error of hyper's from reading a request's body.
+    /// An error of hyper's from reading a request's body over HTTP/2.
     pub fn of_body(error: &hyper::Error) -> Self {
         use std::{error::Error as _, io};
         let cause = error

@@ -1,13 +1,15 @@
 //! What must hold of the parsers of a client's bytes, whatever they are.
 
+use bytes::BytesMut;
+use http::HeaderMap;
+
 use super::{
-    guard::{Bad, Guard, Limits},
-    preamble,
+    guard::{Guard, Limits},
+    http1, preamble,
 };
 use crate::{config::ProxyProtocol, fuzzing::pieces};
 
-/// A connection's requests: the guard decides the same however the bytes are cut, and passes no more
-/// than it was given.
+/// A connection's requests: they are read, or refused, the same however the bytes are cut.
 ///
 /// # Panics
 /// If that does not hold.
@@ -20,29 +22,63 @@ pub fn request(data: &[u8]) {
     assert_eq!(follow(bytes, 1), whole, "byte by byte");
 }
 
-/// Where messages end, and whether one was refused.
-fn follow(bytes: &[u8], size: usize) -> (Vec<usize>, bool) {
+/// The messages of a connection, and whether one was refused.
+fn follow(bytes: &[u8], size: usize) -> (Vec<Message>, bool) {
     let mut guard = Guard::new(Limits::new(16 * 1024));
-    let (mut ends, mut passed, mut seen) = (Vec::new(), 0, 0);
+    let (mut messages, mut held, mut seen) = (Vec::<Message>::new(), BytesMut::new(), 0);
     loop {
-        match guard.advance(&bytes[passed..seen]) {
-            Err(Bad::Head(_) | Bad::Body) => return (ends, true),
-            Ok(more) => passed += more,
+        if guard.in_head() {
+            match guard.head(&held) {
+                Err(_) => return (messages, true),
+                Ok(None) => {}
+                Ok(Some(head)) => {
+                    let bytes = held.split_to(head.length).freeze();
+                    let Ok(parsed) = http1::parse(&bytes, &head, guard.fields(), HeaderMap::new())
+                    else {
+                        return (messages, true);
+                    };
+                    let fields = parsed.request.headers();
+                    assert_eq!(fields.len(), guard.fields().len(), "a field is lost");
+                    messages.push(Message {
+                        head: bytes.len(),
+                        request: format!("{parsed:?}"),
+                        ..Message::default()
+                    });
+                }
+            }
         }
-        assert!(passed <= seen, "it passes what has not come");
-        if guard.is_broken() {
-            return (ends, true);
+        loop {
+            match guard.body(&mut held) {
+                Err(_) => return (messages, true),
+                Ok(None) => break,
+                Ok(Some(data)) => {
+                    let message = messages.last_mut().expect("a body follows a head");
+                    message.body.extend_from_slice(&data);
+                }
+            }
         }
         if guard.is_done() {
-            ends.push(passed);
+            messages.last_mut().expect("there is one").end = seen - held.len();
             guard.next_message();
             continue;
         }
         if seen == bytes.len() {
-            return (ends, false);
+            return (messages, false);
         }
-        seen = seen.saturating_add(size).min(bytes.len());
+        let more = seen.saturating_add(size).min(bytes.len());
+        held.extend_from_slice(&bytes[seen..more]);
+        seen = more;
     }
+}
+
+/// A message as it was read.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Message {
+    head: usize,
+    request: String,
+    body: Vec<u8>,
+    /// Where it ends.
+    end: usize,
 }
 
 /// The PROXY protocol: more bytes never turn a header that was whole, or wrong, into something else.

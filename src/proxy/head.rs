@@ -38,7 +38,8 @@ impl Heads {
     /// Judges the bytes of a head: how many of them may pass, 0 if none may.
     pub fn guard(&self, bytes: &[u8]) -> usize {
         let mut guard = Guard::new(Limits::new(self.live.config.server.max_header_bytes));
-        guard.advance(bytes).unwrap_or(0)
+        let head = guard.head(bytes).ok().flatten();
+        head.map_or(0, |head| head.length)
     }
 
     /// Checks and cleans a request's head, and adds what a gateway adds. Whether it may pass.

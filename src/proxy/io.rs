@@ -1,31 +1,38 @@
-//! A client's socket, watched: whether what it sends is HTTP, and whether a write makes progress. The
-//! parser gets one message at a time, and heads whole.
+//! A client's socket, watched: whether what it sends is HTTP, and whether a write makes progress. Who
+//! reads from it gets heads whole, and one message at a time.
 
 use std::{
+    future::Future as _,
     io::{self, IoSlice},
     mem::MaybeUninit,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use memchr::memmem;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 use super::{
     departure::Departure,
     error::Error,
-    guard::{Bad, Guard, Limits},
+    guard::{Guard, Head, Limits},
     http2::{PREFACE, PREFACE_LINE},
     hygiene::BadHead,
     state::{Activity, Stall, State},
 };
 use crate::{backend::Stream, buffer::Reservation};
 
-/// The first bytes of a connection, or of a parked one; the rest is read by the parser.
+/// The first bytes of a connection, or of a parked one.
 const FIRST_READ: usize = 2048;
+/// A read takes up to this, bytes: most heads.
+const READ: usize = 4 * 1024;
+/// The most one takes of a body.
+const READ_MOST: usize = 64 * 1024;
+/// Less room than this is not worth a read ahead, bytes.
+const READ_LEAST: usize = 256;
 /// What a client may send ahead of the answer to its last request, bytes; then its next bytes wait
 /// in the socket.
 const AHEAD_MAX: usize = 16 * 1024;
@@ -44,27 +51,31 @@ pub struct ClientIo {
     stream: Stream,
     state: Arc<State>,
     guard: Guard,
-    /// What was read and not passed on: an incomplete head, or the requests after this one.
+    /// What was read and not passed on: an incomplete head, or what follows.
     held: BytesMut,
     /// What that takes of the budget.
     quota: Reservation,
-    /// It has not been looked at yet.
-    fresh: bool,
-    /// So much of it may pass.
-    passed: usize,
+    /// Room for the next read, bytes.
+    room: usize,
     /// The client will send no more.
     ended: bool,
     departure: Option<Box<Departure>>,
     /// Some of the answer has been written.
     answering: bool,
-    /// What is wrong with the head.
-    verdict: Option<BadHead>,
     /// There has been a message already.
     begun: bool,
     stall: Stall,
     refuse_head: RefuseHead,
-    /// Our words in the place of hyper's.
-    instead: Option<Bytes>,
+}
+
+/// What has come where a head is expected.
+pub enum Came {
+    /// One, and where its parts are.
+    Head(Bytes, Head),
+    /// What is none.
+    Bad(BadHead),
+    /// The end.
+    Nothing,
 }
 
 impl ClientIo {
@@ -82,19 +93,21 @@ impl ClientIo {
             stream,
             state,
             guard: Guard::new(limits),
-            fresh: !first.is_empty(),
             held: first,
             quota,
-            passed: 0,
+            room: READ,
             ended: false,
             departure: None,
             answering: false,
-            verdict: None,
             begun: false,
             stall: Stall::new(write_timeout),
             refuse_head,
-            instead: None,
         }
+    }
+
+    /// Says where the message is.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
     }
 
     /// Waits for a request's first bytes, without a buffer to be kept. Whether there will be any.
@@ -105,9 +118,152 @@ impl ClientIo {
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
             self.ended = read.is_err() || buf.filled().is_empty();
             self.held.extend_from_slice(buf.filled());
-            self.fresh = true;
         }
         Poll::Ready(!is_blank(&self.held))
+    }
+
+    /// Waits for the next message's head.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+        if self.guard.is_done() {
+            self.departure = None;
+            self.answering = false;
+            self.guard.next_message();
+            self.begun = true;
+        }
+        let mut looked = self.held.is_empty();
+        loop {
+            if !looked {
+                let bad = match self.guard.head(&self.held) {
+                    Ok(Some(head)) => {
+                        let bytes = self.held.split_to(head.length).freeze();
+                        self.account();
+                        return Poll::Ready(Came::Head(bytes, head));
+                    }
+                    Ok(None) if self.account() => None,
+                    Ok(None) => Some(BadHead::FieldsTooLarge),
+                    Err(bad) => Some(bad),
+                };
+                if self.state.is(Activity::Idle) && !is_blank(&self.held) {
+                    self.state.start(Activity::Head);
+                }
+                if let Some(bad) = bad {
+                    return Poll::Ready(Came::Bad(bad));
+                }
+            }
+            if self.ended || ready!(self.poll_fill(cx, READ)).is_err() || self.ended {
+                return Poll::Ready(Came::Nothing);
+            }
+            looked = false;
+        }
+    }
+
+    /// All of a body of so many bytes, if it is here.
+    pub fn whole_body(&mut self, length: u64) -> Option<Bytes> {
+        if (self.held.len() as u64) < length {
+            return None;
+        }
+        self.guard.body(&mut self.held).ok()?
+    }
+
+    /// Waits for the next part of the body; there is none at the end.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        loop {
+            let part = self.guard.body(&mut self.held).map_err(|_| Error::Body)?;
+            if part.is_some() || self.guard.is_done() {
+                return Poll::Ready(Ok(part));
+            }
+            let left = self.guard.remaining();
+            let left = left.map_or(0, |left| usize::try_from(left).unwrap_or(READ_MOST));
+            let room = self.room.max(left.min(READ_MOST));
+            if self.ended || ready!(self.poll_fill(cx, room)).is_err() || self.ended {
+                self.ended = true;
+                return Poll::Ready(Err(Error::BodyCut));
+            }
+        }
+    }
+
+    /// Throws away what is at hand of the body, up to so many bytes. Whether that was the rest of it.
+    pub fn skip_body(&mut self, cx: &mut Context<'_>, most: usize) -> bool {
+        let mut skipped = 0;
+        while !self.guard.is_done() {
+            match self.poll_body(cx) {
+                Poll::Ready(Ok(Some(part))) if skipped < most => skipped += part.len(),
+                Poll::Ready(Ok(None)) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// While a request is being served, all of which has come: what comes now belongs to the next, and
+    /// an end may mean that the client has left. Ready when it has.
+    pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.ended && self.held.len() < AHEAD_MAX && self.account() {
+            if ready!(self.poll_fill(cx, READ_LEAST)).is_err() {
+                return Poll::Ready(());
+            }
+        }
+        self.account();
+        if !self.ended {
+            return Poll::Pending;
+        }
+        let answering = self.answering;
+        let departure = self
+            .departure
+            .get_or_insert_with(|| Box::new(Departure::new(answering)));
+        departure.poll(cx, &mut self.stream)
+    }
+
+    /// Some of an answer is about to be written. How much of it the client has already: see
+    /// [`Departure`].
+    pub fn answers(&mut self, answer: &[u8]) -> usize {
+        self.answering = true;
+        let departure = self.departure.as_mut();
+        departure.map_or(0, |departure| departure.write(answer))
+    }
+
+    /// Writes what the client takes of these, in this order; never nothing.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: [&[u8]; 3],
+    ) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let result = match parts {
+            [one, [], []] => stream.poll_write(cx, one),
+            [[], data, tail] => stream.poll_write_vectored(cx, &[data, tail].map(IoSlice::new)),
+            parts => stream.poll_write_vectored(cx, &parts.map(IoSlice::new)),
+        };
+        let result = self.stall.watch(cx, result);
+        if let Poll::Ready(Ok(0)) = result {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        result
+    }
+
+    /// Everything that was written is out.
+    pub fn flushed(&self) {
+        self.state.flushed();
+    }
+
+    /// Reads what comes, with room for at least so many bytes.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<()>> {
+        if self.held.capacity() - self.held.len() < room {
+            if !self.held.is_empty() {
+                self.held.reserve(room);
+            } else if !self.held.try_reclaim(room) {
+                // Not `reserve`, which makes it as large as it once was.
+                self.held = BytesMut::with_capacity(room.max(READ));
+            }
+        }
+        let room = self.held.capacity() - self.held.len();
+        match ready!(pin!(self.stream.read_buf(&mut self.held)).poll(cx)) {
+            Ok(0) => self.ended = true,
+            Ok(read) if read == room => self.room = (2 * self.room).min(READ_MOST),
+            Ok(_) => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether what was refused are the first words of HTTP/2, and the first on this connection.
@@ -121,9 +277,23 @@ impl ClientIo {
         (self.stream, self.held.freeze())
     }
 
-    /// Why the head was refused, if it was.
-    pub fn verdict(&self) -> Option<BadHead> {
-        self.verdict
+    /// Gives back what it holds of memory, where that is nothing but room.
+    pub fn rest(&mut self) {
+        if self.held.is_empty() {
+            self.held = BytesMut::new();
+            self.room = READ;
+        }
+    }
+
+    /// A head that was taken is to be refused.
+    pub fn put_back(&mut self, head: &Bytes) {
+        let behind = std::mem::replace(&mut self.held, BytesMut::from(&head[..]));
+        self.held.extend_from_slice(&behind);
+    }
+
+    /// From now on bytes pass that are not HTTP.
+    pub fn open(&mut self) {
+        self.guard.open();
     }
 
     /// Says why the connection ends, to whoever speaks HTTP.
@@ -150,7 +320,7 @@ impl ClientIo {
     pub async fn linger(mut self) {
         use tokio::io::AsyncReadExt;
         let between = self.guard.is_done() || self.guard.in_head();
-        if self.ended || (between && is_blank(&self.held) && self.verdict.is_none()) {
+        if self.ended || (between && is_blank(&self.held)) {
             return;
         }
         self.held.clear();
@@ -165,21 +335,11 @@ impl ClientIo {
         .await;
     }
 
-    /// Passes on what may pass of what is held.
-    fn pass(&mut self, buf: &mut ReadBuf<'_>) {
-        let size = self.passed.min(buf.remaining());
-        buf.put_slice(&self.held[..size]);
-        self.held.advance(size);
-        self.passed -= size;
-        if self.held.is_empty() {
-            // An idle connection keeps no buffer.
-            self.held = BytesMut::new();
-        }
-        self.account();
-    }
-
     /// Brings the budget up to date; false if it has no more, so that nothing more may be held.
     fn account(&mut self) -> bool {
+        if self.held.len() <= HELD_FREE && self.quota.bytes() == 0 {
+            return true;
+        }
         let held = match self.held.len() {
             0..=HELD_FREE => 0,
             more => more as u64,
@@ -190,91 +350,6 @@ impl ClientIo {
         }
         self.quota.shrink(taken - held);
         true
-    }
-
-    /// How many of the bytes may pass, after all that have. `None` when there is nothing to be done
-    /// but to refuse.
-    fn judge(guard: &mut Guard, bytes: &[u8], verdict: &mut Option<BadHead>) -> io::Result<usize> {
-        match guard.advance(bytes) {
-            Ok(passed) => Ok(passed),
-            Err(Bad::Body) => Err(malformed()),
-            Err(Bad::Head(bad)) => {
-                *verdict = Some(bad);
-                Ok(0)
-            }
-        }
-    }
-
-    /// Looks at what is held. Whether some of it may pass.
-    fn judge_held(&mut self) -> io::Result<bool> {
-        if self.state.is(Activity::Idle) && !is_blank(&self.held) {
-            self.state.start(Activity::Head);
-        }
-        self.passed = Self::judge(&mut self.guard, &self.held, &mut self.verdict)?;
-        if self.passed == 0 && self.verdict.is_none() && !self.account() {
-            self.verdict = Some(BadHead::FieldsTooLarge);
-        }
-        Ok(self.passed > 0)
-    }
-
-    /// While a request is being served: what comes now belongs to the next, and an end may mean that
-    /// the client has left.
-    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        while !self.ended && self.held.len() < AHEAD_MAX && self.account() {
-            if !self.held.is_empty() {
-                self.state.has_more();
-            }
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            self.held.extend_from_slice(&buf.filled()[before..]);
-            self.ended = buf.filled().len() == before;
-            buf.set_filled(before);
-        }
-        self.account();
-        self.state.has_more();
-        if !self.ended {
-            return Poll::Pending;
-        }
-        let answering = self.answering;
-        let departure = self
-            .departure
-            .get_or_insert_with(|| Box::new(Departure::new(answering)));
-        departure.poll(cx, &mut self.stream).map(Ok)
-    }
-
-    /// What of an answer's beginning the client has already.
-    fn sent_before(&mut self, answer: &[u8]) -> Option<usize> {
-        self.answering |= !answer.starts_with(b"HTTP/1.1 1");
-        let sent = self.departure.as_mut()?.write(answer);
-        (sent > 0).then_some(sent)
-    }
-
-    /// hyper answers a head that it cannot read without asking anyone, and briefly. It does so only
-    /// when nothing else is being answered, which is how such a write is known.
-    fn replace(&mut self, written: &[u8]) {
-        let own = self.state.is(Activity::Head) || self.state.is(Activity::Idle);
-        if own
-            && self.instead.is_none()
-            && let Some(status) = status_of(written)
-        {
-            let bad = match status {
-                414 => BadHead::TargetTooLong,
-                431 => BadHead::FieldsTooLarge,
-                _ => BadHead::Syntax,
-            };
-            self.instead = Some((self.refuse_head)(&bad.into()));
-        }
-    }
-
-    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self.instead.as_mut().filter(|rest| !rest.is_empty()) {
-            let result = Pin::new(&mut self.stream).poll_write(cx, rest);
-            match result {
-                Poll::Ready(Ok(written)) => drop(rest.split_to(written)),
-                other => return self.stall.watch(cx, other.map_ok(|_| ())),
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -305,13 +380,7 @@ fn is_foreign(held: &[u8]) -> bool {
     })
 }
 
-/// The status of a response of hyper's own.
-fn status_of(written: &[u8]) -> Option<u16> {
-    let status = written.strip_prefix(b"HTTP/1.1 4")?.get(..2)?;
-    let digits = std::str::from_utf8(status).ok()?;
-    digits.parse::<u16>().ok().map(|rest| 400 + rest)
-}
-
+/// What passes when it is no HTTP any more.
 impl AsyncRead for ClientIo {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -319,71 +388,21 @@ impl AsyncRead for ClientIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.passed > 0 {
-            this.pass(buf);
+        if !this.held.is_empty() {
+            let count = buf.remaining().min(this.held.len());
+            buf.put_slice(&this.held.split_to(count));
+            this.rest();
+            this.account();
             return Poll::Ready(Ok(()));
         }
-        if this.guard.is_broken() {
-            return Poll::Ready(Err(malformed()));
-        }
-        if this.guard.is_done() {
-            if this.state.is(Activity::Tunnel) {
-                this.guard.open();
-            } else if this.state.is(Activity::Idle) {
-                this.departure = None;
-                this.answering = false;
-                this.guard.next_message();
-                this.begun = true;
-            } else {
-                return this.poll_ahead(cx, buf);
-            }
-            this.fresh = !this.held.is_empty();
-        }
-        if std::mem::take(&mut this.fresh) && this.judge_held()? {
-            this.pass(buf);
+        if this.ended {
             return Poll::Ready(Ok(()));
         }
-        loop {
-            if this.verdict.is_some() {
-                // Whoever polls this connection sees it, and takes the socket back.
-                this.state.refuse();
-                return Poll::Pending;
-            }
-            if this.ended {
-                return Poll::Ready(Ok(()));
-            }
-            let before = buf.filled().len();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-            let new = &buf.filled()[before..];
-            if new.is_empty() {
-                this.ended = true;
-            } else if this.held.is_empty() {
-                if this.state.is(Activity::Idle) && !is_blank(new) {
-                    this.state.start(Activity::Head);
-                }
-                let passed = Self::judge(&mut this.guard, new, &mut this.verdict)?;
-                if passed < new.len() {
-                    this.held.extend_from_slice(&new[passed..]);
-                    buf.set_filled(before + passed);
-                }
-                if passed > 0 {
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
-                this.held.extend_from_slice(new);
-                buf.set_filled(before);
-                if this.judge_held()? {
-                    this.pass(buf);
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        this.ended = buf.filled().len() == before;
+        Poll::Ready(Ok(()))
     }
-}
-
-/// A body that is not what its head says.
-fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the body is malformed")
 }
 
 impl AsyncWrite for ClientIo {
@@ -393,15 +412,7 @@ impl AsyncWrite for ClientIo {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.replace(buf);
-        if this.instead.is_some() {
-            return this.poll_instead(cx).map_ok(|()| buf.len());
-        }
-        if let Some(sent) = this.sent_before(buf) {
-            return Poll::Ready(Ok(sent));
-        }
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.state.stall(result.is_pending());
         this.stall.watch(cx, result)
     }
 
@@ -411,19 +422,7 @@ impl AsyncWrite for ClientIo {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let first = bufs.iter().find(|buf| !buf.is_empty());
-        if let Some(first) = first {
-            this.replace(first);
-        }
-        if this.instead.is_some() {
-            let all = bufs.iter().map(|buf| buf.len()).sum();
-            return this.poll_instead(cx).map_ok(|()| all);
-        }
-        if let Some(sent) = first.and_then(|first| this.sent_before(first)) {
-            return Poll::Ready(Ok(sent));
-        }
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.state.stall(result.is_pending());
         this.stall.watch(cx, result)
     }
 
@@ -432,12 +431,7 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_flush(cx);
-        if result.is_ready() {
-            this.state.flushed();
-        }
-        result
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -462,16 +456,5 @@ mod tests {
         ] {
             assert!(!is_foreign(http), "{}", http.escape_ascii());
         }
-    }
-
-    #[test]
-    fn only_a_client_error_is_hypers_own() {
-        assert_eq!(
-            status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
-            Some(431)
-        );
-        assert_eq!(status_of(b"HTTP/1.1 400 Bad Request\r\n"), Some(400));
-        assert_eq!(status_of(b"HTTP/1.1 200 OK\r\n"), None);
-        assert_eq!(status_of(b"HTTP/1.1 4"), None);
     }
 }

@@ -10,6 +10,7 @@ mod body;
 mod client;
 mod connection;
 mod context;
+mod date;
 mod departure;
 mod error;
 mod forward;
@@ -19,6 +20,7 @@ pub(crate) mod fuzzing;
 mod guard;
 #[doc(hidden)]
 pub mod head;
+mod http1;
 mod http2;
 mod hygiene;
 mod io;
@@ -26,6 +28,7 @@ mod listener;
 mod live;
 mod preamble;
 mod probes;
+mod received;
 mod reject;
 mod spool;
 mod state;
@@ -35,10 +38,12 @@ mod upgrade;
 use std::{convert::Infallible, sync::Arc};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 
-use self::{answer::AnswerLayer, body::ReadBodyLayer, forward::Forward, probes::ProbesLayer};
+use self::{
+    answer::AnswerLayer, body::ReadBodyLayer, forward::Forward, probes::ProbesLayer,
+    received::Received,
+};
 pub use self::{
     answer::ClientBody,
     connection::{Connections, serve},
@@ -53,7 +58,7 @@ use crate::admission::AdmissionLayer;
 pub fn stack(
     shared: &Arc<Shared>,
     peer: Peer,
-) -> impl Service<Request<Incoming>, Response = Response<ClientBody>, Error = Infallible, Future: Send>
+) -> impl Service<Request<Received>, Response = Response<ClientBody>, Error = Infallible, Future: Send>
 + Clone
 + Send
 + 'static

@@ -19,12 +19,11 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, header, uri::PathAndQuery};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::{sync::Notify, time::timeout};
 use tower::{Layer, Service};
 
-use super::{Error, context::Asked, live::Shared};
+use super::{Error, context::Asked, live::Shared, received::Received};
 use crate::{
     admission::{Class, Reason, Refusal},
     backend::ResponseBody,
@@ -183,9 +182,9 @@ pub struct ProbesService<S> {
     shared: Arc<Shared>,
 }
 
-impl<S> Service<Asked<Incoming>> for ProbesService<S>
+impl<S> Service<Asked<Received>> for ProbesService<S>
 where
-    S: Service<Asked<Incoming>, Response = Response<ResponseBody>, Error = Error>,
+    S: Service<Asked<Received>, Response = Response<ResponseBody>, Error = Error>,
     S::Future: Send + 'static,
 {
     type Response = Response<ResponseBody>;
@@ -196,7 +195,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Asked<Incoming>) -> Self::Future {
+    fn call(&mut self, asked: Asked<Received>) -> Self::Future {
         let check = check(&asked, &self.shared);
         let future = self.inner.call(asked);
         match check {
@@ -209,12 +208,12 @@ where
 }
 
 /// The check that this request is, if it is one.
-fn check(asked: &Asked<Incoming>, shared: &Shared) -> Option<Arc<Check>> {
+fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     let request = &asked.request;
     let protected = asked.context.class() == Class::Protected;
     if !protected
         || !matches!(*request.method(), Method::GET | Method::HEAD)
-        || !request.body().is_end_stream()
+        || !request.body().is_none()
     {
         return None;
     }

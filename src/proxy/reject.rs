@@ -268,7 +268,7 @@ fn quote(string: &str, text: &mut Vec<u8>) {
     }
 }
 
-/// A response as it goes over the wire, for a client whose request hyper could not read.
+/// A response as it goes over the wire, for a client whose request could not be read.
 pub fn to_wire(response: &Response<Bytes>) -> Bytes {
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or_default();

@@ -48,14 +48,8 @@ pub struct State {
     /// Since when a client of HTTP/2 owes the rest of a head, as `since` and one more; 0 if it does
     /// not.
     owing: AtomicU64,
-    /// What it sent is not HTTP.
-    refused: AtomicBool,
-    /// There is more to read once the answer is out.
-    more: AtomicBool,
     /// Another client needs its place.
     evicted: AtomicBool,
-    /// It does not take what is written.
-    stalled: AtomicBool,
     /// The worker's side, for the one who serves the connection.
     tunnel: Mutex<Option<Box<Tunnel>>>,
     metrics: Arc<Metrics>,
@@ -71,45 +65,10 @@ impl State {
             opened: now,
             serving: AtomicU32::new(0),
             owing: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
-            more: AtomicBool::new(false),
             evicted: AtomicBool::new(false),
-            stalled: AtomicBool::new(false),
             tunnel: Mutex::default(),
             metrics,
         }
-    }
-
-    /// What it sent is not HTTP.
-    pub fn refuse(&self) {
-        self.refused.store(true, Relaxed);
-    }
-
-    /// Whether what it sent is not HTTP, so that nothing is left but to say so.
-    pub fn is_refused(&self) -> bool {
-        self.refused.load(Relaxed)
-    }
-
-    /// There is more to be read once it has its answer.
-    pub fn has_more(&self) {
-        self.more.store(true, Relaxed);
-    }
-
-    /// Whether its next request is here already, now that the last one has been answered.
-    pub fn has_next(&self) -> bool {
-        self.more.load(Relaxed) && self.is(Activity::Idle) && self.more.swap(false, Relaxed)
-    }
-
-    /// Notes whether it takes what is written.
-    pub fn stall(&self, stalled: bool) {
-        if stalled != self.is_stalled() {
-            self.stalled.store(stalled, Relaxed);
-        }
-    }
-
-    /// Whether what has been written waits for it.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled.load(Relaxed)
     }
 
     /// Asks it to close, if it is still not being served when it sees this.

@@ -102,8 +102,7 @@ impl Tunnel {
     /// Passes bytes both ways to the end, or until `closing` says that the time is over.
     pub async fn run(
         self: Box<Self>,
-        client: ClientIo,
-        read: Bytes,
+        mut client: ClientIo,
         idle_timeout: Duration,
         closing: impl Fn() -> bool,
     ) {
@@ -112,7 +111,8 @@ impl Tunnel {
             mut record,
         } = *self;
         let (from_client, from_backend) = (Progress::default(), Progress::default());
-        let mut client = End::new(client, read, from_client.clone(), false);
+        client.open();
+        let mut client = End::new(client, Bytes::new(), from_client.clone(), false);
         let Upgraded {
             stream,
             first,

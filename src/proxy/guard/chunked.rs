@@ -13,6 +13,15 @@ const TRAILERS_MAX: usize = 8 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadBody;
 
+/// What the bytes at hand are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// So many are sizes, line ends and trailers,
+    pub before: usize,
+    /// then so many are data. None, if no more is at hand or the body has come to its end.
+    pub data: usize,
+}
+
 /// Reads a chunked body.
 #[derive(Debug)]
 pub struct Chunked {
@@ -66,30 +75,34 @@ impl Chunked {
         }
     }
 
-    /// Goes on. How many of the bytes belong to the body, and whether it has come to its end.
+    /// Goes on up to the next data, or to the end.
     ///
     /// # Errors
     /// If it is malformed.
-    pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), BadBody> {
-        let mut taken = 0;
-        while let Some(&byte) = bytes.get(taken) {
+    pub fn next(&mut self, bytes: &[u8]) -> Result<Part, BadBody> {
+        let mut before = 0;
+        while let Some(&byte) = bytes.get(before) {
             if self.at == At::Data {
                 let here = usize::try_from(self.size).unwrap_or(usize::MAX);
-                let data = here.min(bytes.len() - taken);
-                taken += data;
+                let data = here.min(bytes.len() - before);
                 self.size -= data as u64;
                 if self.size == 0 {
                     self.at = At::DataCr;
                 }
-                continue;
+                return Ok(Part { before, data });
             }
-            taken += 1;
+            before += 1;
             self.at = self.step(byte)?;
             if self.at == At::Done {
-                return Ok((taken, true));
+                break;
             }
         }
-        Ok((taken, false))
+        Ok(Part { before, data: 0 })
+    }
+
+    /// Whether its end has come.
+    pub fn is_done(&self) -> bool {
+        self.at == At::Done
     }
 
     fn step(&mut self, byte: u8) -> Result<At, BadBody> {

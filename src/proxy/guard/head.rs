@@ -10,13 +10,31 @@ const METHOD_MAX: usize = 32;
 /// The longest target that the URI type behind us takes, bytes.
 const TARGET_MAX: usize = 65_534;
 
-/// A complete head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A complete head, and where its parts are: offsets from its first byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Its bytes, with the empty line at the end.
     pub length: usize,
     /// What follows it.
     pub body: Framing,
+    /// Whether it is one of HTTP/1.0, and not of HTTP/1.1.
+    pub http10: bool,
+    /// The method.
+    pub method: Span,
+    /// The target.
+    pub target: Span,
+}
+
+/// Where a part of a head begins and ends.
+pub type Span = std::ops::Range<usize>;
+
+/// Where a field is, its value without the space around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: Span,
+    /// Its value.
+    pub value: Span,
 }
 
 /// How long a body is.
@@ -38,20 +56,33 @@ pub struct HeadScanner {
     /// Up to where no end of that line was found.
     searched: usize,
     blank: bool,
-    /// The request line is there, and says whether this is HTTP/1.0.
-    is_http10: Option<bool>,
-    fields: usize,
+    /// The request line, if it is there.
+    line_one: Option<RequestLine>,
     hosts: usize,
     length: Option<u64>,
     chunked: bool,
 }
 
+/// The parts of a request line, and whether it says HTTP/1.0.
+#[derive(Clone, Debug)]
+struct RequestLine {
+    method: Span,
+    target: Span,
+    http10: bool,
+}
+
 impl HeadScanner {
-    /// Looks at all that has come of the head; `None` if it is not complete.
+    /// Looks at all that has come of the head; `None` if it is not complete. The fields that it finds go
+    /// into `fields`, which is empty at first.
     ///
     /// # Errors
     /// As soon as it is certain that no other bytes could mend it.
-    pub fn scan(&mut self, bytes: &[u8], limits: Limits) -> Result<Option<Head>, BadHead> {
+    pub fn scan(
+        &mut self,
+        bytes: &[u8],
+        limits: Limits,
+        fields: &mut Vec<Field>,
+    ) -> Result<Option<Head>, BadHead> {
         let before = self.line;
         while let Some(found) =
             memchr2(b'\r', b'\n', bytes.get(self.searched..).unwrap_or_default())
@@ -67,14 +98,14 @@ impl HeadScanner {
             if end + 1 >= limits.head {
                 return Err(self.too_large());
             }
-            self.line = end + 2;
+            let start = std::mem::replace(&mut self.line, end + 2);
             self.searched = end + 2;
-            let Some(is_http10) = self.is_http10 else {
+            let Some(request) = &self.line_one else {
                 if line.is_empty() && !self.blank {
                     // Old clients send one too many after a body: RFC 9112 2.2.
                     self.blank = true;
                 } else {
-                    self.is_http10 = Some(request_line(line)?);
+                    self.line_one = Some(request_line(line, start)?);
                 }
                 continue;
             };
@@ -82,15 +113,23 @@ impl HeadScanner {
                 if has_control(bytes.get(before..end).unwrap_or_default()) {
                     return Err(BadHead::Syntax);
                 }
-                let body = self.framing(is_http10)?;
-                let length = end + 2;
-                return Ok(Some(Head { length, body }));
+                let RequestLine {
+                    method,
+                    target,
+                    http10,
+                } = request.clone();
+                return Ok(Some(Head {
+                    length: end + 2,
+                    body: self.framing(http10)?,
+                    http10,
+                    method,
+                    target,
+                }));
             }
-            self.fields += 1;
-            if self.fields > limits.fields {
+            if fields.len() >= limits.fields {
                 return Err(BadHead::FieldsTooLarge);
             }
-            self.field(line)?;
+            fields.push(self.field(line, start)?);
         }
         if has_control(bytes.get(before..self.line).unwrap_or_default()) {
             return Err(BadHead::Syntax);
@@ -101,7 +140,7 @@ impl HeadScanner {
         }
         // What begins like this will not become HTTP; TLS does, for example.
         match bytes.get(self.line) {
-            Some(&first) if self.is_http10.is_none() && !is_token(first) && first != b'\r' => {
+            Some(&first) if self.line_one.is_none() && !is_token(first) && first != b'\r' => {
                 Err(BadHead::Syntax)
             }
             _ => Ok(None),
@@ -109,18 +148,18 @@ impl HeadScanner {
     }
 
     fn too_large(&self) -> BadHead {
-        match self.is_http10 {
+        match self.line_one {
             None => BadHead::TargetTooLong,
             Some(_) => BadHead::FieldsTooLarge,
         }
     }
 
-    fn field(&mut self, line: &[u8]) -> Result<(), BadHead> {
+    fn field(&mut self, line: &[u8], start: usize) -> Result<Field, BadHead> {
         // A folded line begins with a space, which is no token either; so does one without a name.
         let colon = line.iter().position(|&byte| !is_token(byte));
         let colon = colon.filter(|&at| at > 0 && line[at] == b':');
         let (name, rest) = line.split_at(colon.ok_or(BadHead::Syntax)?);
-        let value = &rest[1..];
+        let (space, value) = trim(&rest[1..]);
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
@@ -129,28 +168,32 @@ impl HeadScanner {
                 }
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                let length = decimal(trim(value)).ok_or(BadHead::Framing)?;
+                let length = decimal(value).ok_or(BadHead::Framing)?;
                 if self.length.replace(length).is_some() {
                     return Err(BadHead::Framing);
                 }
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 // No other coding is known, and two of the same are one too many.
-                if self.chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
+                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(BadHead::Framing);
                 }
                 self.chunked = true;
             }
             _ => {}
         }
-        Ok(())
+        let at = start + name.len() + 1 + space;
+        Ok(Field {
+            name: start..start + name.len(),
+            value: at..at + value.len(),
+        })
     }
 
-    fn framing(&self, is_http10: bool) -> Result<Framing, BadHead> {
+    fn framing(&self, http10: bool) -> Result<Framing, BadHead> {
         match (self.chunked, self.length) {
             (true, Some(_)) => Err(BadHead::Framing),
             // HTTP/1.0 has no chunks, and whoever stands before us may not know them: RFC 9112 6.1.
-            (true, None) if is_http10 => Err(BadHead::Framing),
+            (true, None) if http10 => Err(BadHead::Framing),
             (true, None) => Ok(Framing::Chunked),
             (false, Some(length)) if length > 0 => Ok(Framing::Length(length)),
             (false, _) => Ok(Framing::None),
@@ -158,14 +201,14 @@ impl HeadScanner {
     }
 }
 
-/// `METHOD SP target SP HTTP/1.x`, with single spaces; says whether it is HTTP/1.0.
-fn request_line(line: &[u8]) -> Result<bool, BadHead> {
+/// `METHOD SP target SP HTTP/1.x`, with single spaces; it begins at `start`.
+fn request_line(line: &[u8], start: usize) -> Result<RequestLine, BadHead> {
     let method_end = line.iter().position(|&byte| !is_token(byte));
     let method_end = method_end.filter(|&at| at > 0 && line[at] == b' ');
     let (method, rest) = line.split_at(method_end.ok_or(BadHead::Syntax)?);
     let rest = &rest[1..];
     let (target, version) = rest.split_at(memchr(b' ', rest).ok_or(BadHead::Syntax)?);
-    let is_http10 = match &version[1..] {
+    let http10 = match &version[1..] {
         b"HTTP/1.1" => false,
         b"HTTP/1.0" => true,
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
@@ -184,7 +227,12 @@ fn request_line(line: &[u8]) -> Result<bool, BadHead> {
     if target.is_empty() || !is_target(target) {
         return Err(BadHead::Target);
     }
-    Ok(is_http10)
+    let at = start + method.len() + 1;
+    Ok(RequestLine {
+        method: start..start + method.len(),
+        target: at..at + target.len(),
+        http10,
+    })
 }
 
 /// Visible ASCII without a fragment. (What kind of target it is, hygiene looks at.)
@@ -204,13 +252,14 @@ fn has_control(lines: &[u8]) -> bool {
     })
 }
 
-/// Without the space and tabs around it. (`trim_ascii` would take more than those.)
-pub(super) fn trim(value: &[u8]) -> &[u8] {
+/// Without the space and tabs around it, and how many were before. (`trim_ascii` would take more than
+/// those.)
+fn trim(value: &[u8]) -> (usize, &[u8]) {
     let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t');
     let start = value.iter().take_while(is_space).count();
     let value = &value[start..];
     let end = value.iter().rev().take_while(is_space).count();
-    &value[..value.len() - end]
+    (start, &value[..value.len() - end])
 }
 
 /// Digits only, and below 2^63: more is a number that somebody else may read as negative.

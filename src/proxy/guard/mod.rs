@@ -6,7 +6,8 @@
 //! that there was a choice. So the choice is refused here, where the bytes still are: RFC 9112 to the
 //! letter, and where the letter says "may", the one reading that every server shares.
 //!
-//! No I/O, no clock, and no allocation but for trailers. It takes bytes in whatever pieces they come.
+//! No I/O, no clock. It takes bytes in whatever pieces they come, and notes where a head's parts are, so
+//! that nobody has to look for them again.
 
 mod chunked;
 mod head;
@@ -15,10 +16,13 @@ mod naive;
 #[cfg(test)]
 mod tests;
 
-use self::{
-    chunked::{BadBody, Chunked},
-    head::{Framing, HeadScanner},
+use bytes::{Buf, Bytes, BytesMut};
+
+pub use self::{
+    chunked::BadBody,
+    head::{Field, Framing, Head},
 };
+use self::{chunked::Chunked, head::HeadScanner};
 use super::hygiene::BadHead;
 
 /// How large a head may be.
@@ -37,20 +41,12 @@ impl Limits {
     }
 }
 
-/// What is wrong with a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bad {
-    /// Its head: nobody has seen any of it.
-    Head(BadHead),
-    /// Its body: somebody may be reading it.
-    Body,
-}
-
 /// One connection's messages, one after the other.
 #[derive(Debug)]
 pub struct Guard {
     stage: Stage,
     limits: Limits,
+    fields: Vec<Field>,
 }
 
 #[derive(Debug)]
@@ -73,17 +69,13 @@ impl Guard {
         Self {
             stage: Stage::Head(HeadScanner::default()),
             limits,
+            fields: Vec::new(),
         }
     }
 
     /// Whether the message is complete: what comes next is another one.
     pub fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)
-    }
-
-    /// Whether the body turned out to be malformed.
-    pub fn is_broken(&self) -> bool {
-        matches!(self.stage, Stage::Broken)
     }
 
     /// Whether it waits for a head, or for the rest of one.
@@ -94,60 +86,83 @@ impl Guard {
     /// The next message may begin.
     pub fn next_message(&mut self) {
         self.stage = Stage::Head(HeadScanner::default());
+        self.fields.clear();
     }
 
-    /// Lets everything pass from now on.
+    /// From now on it is not HTTP/1 that is spoken.
     pub fn open(&mut self) {
         self.stage = Stage::Open;
     }
 
-    /// Looks at the bytes that follow those which have passed, and says how many more may pass. None
-    /// of a head passes before all of it: ask again with more behind the same bytes. Of a body, all
-    /// that is given passes, up to the end of the message.
+    /// Looks at a message's first bytes; `None` as long as its head is not complete: ask again with more
+    /// behind the same bytes.
     ///
     /// # Errors
-    /// Says what is wrong; nothing passes any more.
-    pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Bad> {
-        let mut passed = 0;
-        if let Stage::Head(scanner) = &mut self.stage {
-            let Some(head) = scanner.scan(bytes, self.limits).map_err(Bad::Head)? else {
-                return Ok(0);
-            };
-            passed = head.length;
+    /// Says what is wrong with it.
+    pub fn head(&mut self, bytes: &[u8]) -> Result<Option<Head>, BadHead> {
+        let Stage::Head(scanner) = &mut self.stage else {
+            return Ok(None);
+        };
+        let head = scanner.scan(bytes, self.limits, &mut self.fields)?;
+        if let Some(head) = &head {
             self.stage = match head.body {
                 Framing::None => Stage::Done,
                 Framing::Length(length) => Stage::Length(length),
                 Framing::Chunked => Stage::Chunked(Chunked::new(self.limits)),
             };
         }
-        let rest = bytes.get(passed..).unwrap_or_default();
+        Ok(head)
+    }
+
+    /// The fields of the head that was complete.
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// How many bytes of the body are still to come, where its head says so.
+    pub fn remaining(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Length(left) => Some(left),
+            Stage::Done => Some(0),
+            _ => None,
+        }
+    }
+
+    /// Takes the next part of the body out of the bytes that follow the head; `None` when more must come
+    /// or, as [`Guard::is_done`] says, it was all.
+    ///
+    /// # Errors
+    /// When it is malformed; then it stays so.
+    pub fn body(&mut self, bytes: &mut BytesMut) -> Result<Option<Bytes>, BadBody> {
         match &mut self.stage {
             Stage::Length(left) => {
-                let taken = usize::try_from(*left).map_or(rest.len(), |left| rest.len().min(left));
+                if bytes.is_empty() {
+                    return Ok(None);
+                }
+                let there = bytes.len();
+                let taken = usize::try_from(*left).map_or(there, |left| there.min(left));
                 *left -= taken as u64;
-                passed += taken;
                 if *left == 0 {
                     self.stage = Stage::Done;
                 }
+                Ok(Some(bytes.split_to(taken).freeze()))
             }
-            Stage::Chunked(chunked) => match chunked.scan(rest) {
-                Ok((taken, done)) => {
-                    passed += taken;
-                    if done {
+            Stage::Chunked(chunked) => match chunked.next(bytes) {
+                Ok(part) => {
+                    bytes.advance(part.before);
+                    if chunked.is_done() {
                         self.stage = Stage::Done;
                     }
+                    let data = bytes.split_to(part.data);
+                    Ok((part.data > 0).then(|| data.freeze()))
                 }
-                Err(BadBody) => {
+                Err(bad) => {
                     self.stage = Stage::Broken;
-                    if passed == 0 {
-                        return Err(Bad::Body);
-                    }
+                    Err(bad)
                 }
             },
-            Stage::Open => passed += rest.len(),
-            Stage::Broken => return Err(Bad::Body),
-            Stage::Head(_) | Stage::Done => {}
+            Stage::Broken => Err(BadBody),
+            Stage::Head(_) | Stage::Done | Stage::Open => Ok(None),
         }
-        Ok(passed)
     }
 }

@@ -1,0 +1,412 @@
+//! One client's connection while it speaks HTTP/1: a request, its answer, the next request.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::io::AsyncWrite as _;
+use tower::Service;
+
+use super::{
+    body::{Reader, Supply, body},
+    request::{Parsed, parse},
+    response::{Asked, Framing, Length, Outgoing},
+};
+use crate::proxy::{
+    ClientBody,
+    guard::{self, Head},
+    hygiene::BadHead,
+    io::{Came, ClientIo},
+    received::Received,
+};
+
+/// Requests of one client in a row, before others have their turn.
+const TURN: usize = 16;
+/// An unread body of which so much is at hand, and no more is to come, does not end the connection.
+const UNREAD_MAX: usize = 64 * 1024;
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// See the module's documentation.
+pub struct Connection<S: Service<Request<Received>>> {
+    io: ClientIo,
+    service: S,
+    stage: Stage,
+    /// The request that is being served. In one place for all of them.
+    serving: Pin<Box<Option<S::Future>>>,
+    /// Where its body goes.
+    supply: Option<Supply>,
+    /// Its client waits for a 100.
+    expects: bool,
+    asked: Asked,
+    /// Whether another request may follow.
+    keep_alive: bool,
+    /// The answer's body, until it is out.
+    answer: Option<ClientBody>,
+    /// Whether more of it is to be taken.
+    more: bool,
+    framing: Framing,
+    out: Outgoing,
+    /// The fields of the last answer: an empty map with its memory.
+    spare: HeaderMap,
+    /// What ends the connection once the answer is out.
+    end: Option<End>,
+}
+
+/// How a connection has come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its client has left, or nothing more is to be said.
+    Done,
+    /// What came is no request.
+    Refused(BadHead),
+    /// The last answer was a 101, and another protocol follows.
+    Switched,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// A head is to come.
+    Head,
+    /// A request is being served.
+    Serving,
+    /// Its answer is being written.
+    Answering,
+    /// Its answer is out, its body perhaps not in.
+    Answered,
+    /// Nothing more will be said.
+    Closing,
+}
+
+/// What a look at what the client sends has brought.
+enum Look {
+    /// A part of the request's body for its reader.
+    Part,
+    /// Nothing.
+    Nothing,
+    /// The client has left.
+    Left,
+}
+
+impl<S> Connection<S>
+where
+    S: Service<Request<Received>, Response = Response<ClientBody>, Error = Infallible>,
+{
+    /// Serves what comes from `io` by `service`, which is always ready.
+    pub fn new(io: ClientIo, service: S) -> Self {
+        Self {
+            io,
+            service,
+            stage: Stage::Head,
+            serving: Box::pin(None),
+            supply: None,
+            expects: false,
+            asked: Asked::default(),
+            keep_alive: true,
+            answer: None,
+            more: false,
+            framing: Framing::Length(0),
+            out: Outgoing::default(),
+            spare: HeaderMap::new(),
+            end: None,
+        }
+    }
+
+    /// The connection and the service, for what comes next.
+    pub fn into_parts(self) -> (ClientIo, S) {
+        (self.io, self.service)
+    }
+
+    /// No more requests: at once if none is being served, else after this one.
+    pub fn close(&mut self) {
+        self.keep_alive = false;
+        if self.stage == Stage::Head {
+            self.stage = Stage::Closing;
+        }
+    }
+
+    /// Ready at the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let mut served = 0;
+        loop {
+            match self.stage {
+                Stage::Head => {
+                    if served == TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    served += 1;
+                    match ready!(self.io.poll_head(cx)) {
+                        Came::Head(bytes, head) => {
+                            if let Err(bad) = self.begin(&bytes, &head, cx) {
+                                self.io.put_back(&bytes);
+                                return Poll::Ready(End::Refused(bad));
+                            }
+                        }
+                        Came::Bad(bad) => return Poll::Ready(End::Refused(bad)),
+                        Came::Nothing => self.stage = Stage::Closing,
+                    }
+                }
+                Stage::Serving => {
+                    if !ready!(self.poll_serving(cx)) {
+                        return Poll::Ready(End::Done);
+                    }
+                    self.stage = Stage::Answering;
+                }
+                Stage::Answering => {
+                    if ready!(self.poll_answering(cx)).is_err() {
+                        return Poll::Ready(End::Done);
+                    }
+                    if let Some(mut answer) = self.answer.take()
+                        && self.end != Some(End::Done)
+                    {
+                        answer.finish();
+                    }
+                    self.io.flushed();
+                    if let Some(end) = self.end {
+                        return Poll::Ready(end);
+                    }
+                    self.stage = Stage::Answered;
+                }
+                Stage::Answered => {
+                    self.stage = match ready!(self.poll_rest(cx)) && self.keep_alive {
+                        true => Stage::Head,
+                        false => Stage::Closing,
+                    };
+                }
+                Stage::Closing => {
+                    // Whether or not it is heard: the socket goes next.
+                    let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                    return Poll::Ready(End::Done);
+                }
+            }
+        }
+    }
+
+    /// A head has come.
+    fn begin(&mut self, bytes: &Bytes, head: &Head, cx: &Context<'_>) -> Result<(), BadHead> {
+        let spare = std::mem::take(&mut self.spare);
+        let parsed = parse(bytes, head, self.io.guard().fields(), spare)?;
+        let Parsed {
+            request,
+            keep_alive,
+            expects,
+            trailers,
+        } = parsed;
+        self.asked = Asked {
+            head: *request.method() == http::Method::HEAD,
+            http10: head.http10,
+            trailers,
+        };
+        self.keep_alive = keep_alive;
+        self.expects = expects && head.body != guard::Framing::None;
+        let received = match head.body {
+            guard::Framing::None => Received::None,
+            guard::Framing::Length(length) => {
+                match self.io.whole_body(length).filter(|_| !self.expects) {
+                    Some(whole) => Received::Whole(whole),
+                    None => self.supplied(Some(length), cx),
+                }
+            }
+            guard::Framing::Chunked => self.supplied(None, cx),
+        };
+        let future = self.service.call(request.map(|()| received));
+        self.serving.set(Some(future));
+        self.stage = Stage::Serving;
+        Ok(())
+    }
+
+    fn supplied(&mut self, declared: Option<u64>, cx: &Context<'_>) -> Received {
+        let (supply, coming) = body(declared);
+        // So that it is known whom to wake, or not to.
+        supply.reader(cx);
+        self.supply = Some(supply);
+        Received::Http1(coming)
+    }
+
+    /// Ready with true when there is an answer, with false when nobody is there to take it.
+    fn poll_serving(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            let serving = self.serving.as_mut().as_pin_mut();
+            let Some(Poll::Ready(answer)) = serving.map(|future| future.poll(cx)) else {
+                match self.look(cx) {
+                    Look::Part => continue,
+                    Look::Left => return Poll::Ready(false),
+                    Look::Nothing => return Poll::Pending,
+                }
+            };
+            self.serving.set(None);
+            if self.supply.is_some() {
+                // Whether its reader is gone decides what the head says of the connection.
+                let _ = self.look(cx);
+            }
+            let Ok(answer) = answer;
+            self.answer(answer);
+            return Poll::Ready(true);
+        }
+    }
+
+    /// Reads what the client sends while it waits for its answer.
+    fn look(&mut self, cx: &mut Context<'_>) -> Look {
+        match self.supply.as_ref().map(|supply| supply.reader(cx)) {
+            Some(Reader::Busy) => return self.write_interim(cx),
+            Some(Reader::Waits) => return self.feed(cx),
+            Some(Reader::Gone) => {
+                self.supply = None;
+                self.keep_alive &= self.io.skip_body(cx, UNREAD_MAX);
+            }
+            None => {}
+        }
+        if !self.io.guard().is_done() {
+            return Look::Nothing;
+        }
+        match self.io.poll_ahead(cx) {
+            Poll::Ready(()) => Look::Left,
+            Poll::Pending => Look::Nothing,
+        }
+    }
+
+    /// Reads a part of the body for whoever waits for it, who is asked for first.
+    fn feed(&mut self, cx: &mut Context<'_>) -> Look {
+        if std::mem::take(&mut self.expects) && self.stage == Stage::Serving {
+            self.out.push(CONTINUE);
+        }
+        if let Look::Left = self.write_interim(cx) {
+            return Look::Left;
+        }
+        let Poll::Ready(part) = self.io.poll_body(cx) else {
+            return Look::Nothing;
+        };
+        self.keep_alive &= part.is_ok();
+        let part = part.transpose();
+        let last = !matches!(part, Some(Ok(_)));
+        if let Some(supply) = &self.supply {
+            supply.hand_over(part, cx);
+        }
+        if last {
+            self.supply = None;
+        }
+        Look::Part
+    }
+
+    /// Writes what must be out before an answer is there.
+    fn write_interim(&mut self, cx: &mut Context<'_>) -> Look {
+        if self.stage != Stage::Serving || self.out.is_empty() {
+            return Look::Nothing;
+        }
+        match self.poll_write(cx) {
+            Poll::Ready(Err(_)) => Look::Left,
+            _ => Look::Nothing,
+        }
+    }
+
+    /// An answer is there: its head.
+    fn answer(&mut self, response: Response<ClientBody>) {
+        let body = response.body();
+        let length = match body.is_end_stream() {
+            true => Length::None,
+            false => match body.size_hint().exact() {
+                Some(length) => Length::Known(length),
+                None => Length::Unknown,
+            },
+        };
+        let head = self
+            .out
+            .push_head(&response, length, self.asked, self.keep_alive);
+        (self.framing, self.keep_alive) = head;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.end = Some(End::Switched);
+        }
+        let (parts, body) = response.into_parts();
+        self.spare = parts.headers;
+        self.spare.clear();
+        // Else its head says all that there is to say.
+        self.more = self.framing != Framing::Length(0);
+        self.answer = Some(body);
+    }
+
+    /// Writes the answer, and reads what the client sends meanwhile.
+    fn poll_answering(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.gather(cx);
+            if self.out.is_empty() {
+                if !self.more {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if let Poll::Ready(result) = self.poll_write(cx) {
+                result?;
+                continue;
+            }
+            match self.look(cx) {
+                Look::Part => {}
+                Look::Left => return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+                Look::Nothing => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Takes of the answer's body what is there, if it is time for more.
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        while self.more && self.out.has_room() {
+            let Some(body) = &mut self.answer else {
+                return;
+            };
+            let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+                return;
+            };
+            let mut trailers = None;
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.out.push_data(data, &mut self.framing);
+                        if !body.is_end_stream() {
+                            continue;
+                        }
+                    }
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                },
+                // Its backend broke off; so does this.
+                Some(Err(_)) => self.end = Some(End::Done),
+                None => {}
+            }
+            self.more = false;
+            if self.end.is_none() && !self.out.end(&self.framing, trailers.as_ref()) {
+                self.end = Some(End::Done);
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = 0;
+        if self.stage == Stage::Answering {
+            written = self.io.answers(self.out.parts()[0]);
+        }
+        if written == 0 {
+            written = ready!(self.io.poll_write(cx, self.out.parts()))?;
+        }
+        self.out.advance(written);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what is left of the request, if somebody still wants it. Whether all of it has been read.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        while !self.io.guard().is_done() {
+            if self.supply.is_none() {
+                return Poll::Ready(false);
+            }
+            match self.look(cx) {
+                Look::Part => {}
+                Look::Left => return Poll::Ready(false),
+                Look::Nothing if self.supply.is_some() => return Poll::Pending,
+                Look::Nothing => {}
+            }
+        }
+        Poll::Ready(true)
+    }
+}

@@ -1,0 +1,145 @@
+//! From a head whose bytes the guard has judged to a request.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+
+use crate::proxy::{
+    guard::{Field, Head},
+    hygiene::BadHead,
+};
+
+/// A request's head, and what it says of the connection.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The head.
+    pub request: Request<()>,
+    /// Whether its client wants to keep the connection: RFC 9112 9.3.
+    pub keep_alive: bool,
+    /// Whether its client waits for a 100 before it sends the body.
+    pub expects: bool,
+    /// Whether its client takes trailers: RFC 9110 6.5.1.
+    pub trailers: bool,
+}
+
+/// Makes a request of a head and its fields. `map` is an empty one that has been used before, with its
+/// memory.
+///
+/// # Errors
+/// If its target is none, in a way that the guard does not look at.
+pub fn parse(
+    bytes: &Bytes,
+    head: &Head,
+    fields: &[Field],
+    mut map: HeaderMap,
+) -> Result<Parsed, BadHead> {
+    let method = Method::from_bytes(&bytes[head.method.clone()]).map_err(|_| BadHead::Method)?;
+    let target = bytes.slice(head.target.clone());
+    let uri = Uri::from_maybe_shared(target).map_err(|_| BadHead::Syntax)?;
+    let (mut closes, mut keeps, mut expects, mut trailers) = (false, false, false, false);
+    map.reserve(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(&bytes[field.name.clone()])
+            .map_err(|_| BadHead::FieldsTooLarge)?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(field.value.clone()))
+            .map_err(|_| BadHead::Syntax)?;
+        match name {
+            header::CONNECTION => {
+                closes |= has(&value, b"close");
+                keeps |= has(&value, b"keep-alive");
+            }
+            header::EXPECT => expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
+            header::TE => trailers |= has(&value, b"trailers"),
+            _ => {}
+        }
+        map.append(name, value);
+    }
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = map;
+    if head.http10 {
+        *request.version_mut() = Version::HTTP_10;
+    }
+    Ok(Parsed {
+        request,
+        keep_alive: !closes && (keeps || !head.http10),
+        expects: expects && !head.http10,
+        trailers,
+    })
+}
+
+/// Whether a list has this member.
+fn has(value: &HeaderValue, member: &[u8]) -> bool {
+    let mut members = value.as_bytes().split(|&byte| byte == b',');
+    members.any(|one| one.trim_ascii().eq_ignore_ascii_case(member))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::guard::{Guard, Limits};
+
+    fn parsed(text: &str) -> Result<Parsed, BadHead> {
+        let mut guard = Guard::new(Limits::new(4096));
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let head = guard.head(&bytes)?.expect("it is complete");
+        parse(&bytes, &head, guard.fields(), HeaderMap::new())
+    }
+
+    #[test]
+    fn a_head_becomes_a_request() {
+        let text =
+            "\r\nPOST /a?b=%20 HTTP/1.1\r\nHost: app\r\nX-A: \t b c \t\r\nx-a:d\r\nEmpty:\r\n\r\n";
+        let Parsed { request, .. } = parsed(text).expect("a request");
+        assert_eq!(*request.method(), Method::POST);
+        assert_eq!(request.uri(), "/a?b=%20");
+        assert_eq!(request.version(), Version::HTTP_11);
+        let fields: Vec<_> = request.headers().iter().collect();
+        let text = |name: &str, value: &str| format!("{name}: {value}");
+        let fields: Vec<_> = fields
+            .into_iter()
+            .map(|(name, value)| text(name.as_str(), value.to_str().expect("ASCII")))
+            .collect();
+        assert_eq!(fields, ["host: app", "x-a: b c", "x-a: d", "empty: "]);
+    }
+
+    #[test]
+    fn what_it_says_of_the_connection() {
+        for (version, fields, keep_alive) in [
+            ("1.1", "", true),
+            ("1.0", "", false),
+            ("1.0", "Connection: x, Keep-Alive\r\n", true),
+            (
+                "1.0",
+                "Connection: keep-alive\r\nConnection: close\r\n",
+                false,
+            ),
+            (
+                "1.1",
+                "Connection: x ,\tClose\r\nConnection: keep-alive\r\n",
+                false,
+            ),
+            ("1.1", "Connection: closed\r\n", true),
+        ] {
+            let text = format!("GET / HTTP/{version}\r\n{fields}\r\n");
+            assert_eq!(
+                parsed(&text).expect("a request").keep_alive,
+                keep_alive,
+                "{text:?}"
+            );
+        }
+        let expects = "Expect: 100-Continue\r\nTE: deflate, Trailers\r\n";
+        let one = parsed(&format!("POST / HTTP/1.1\r\n{expects}\r\n")).expect("a request");
+        assert!(one.expects && one.trailers);
+        let old = parsed(&format!("POST / HTTP/1.0\r\n{expects}\r\n")).expect("a request");
+        assert!(!old.expects, "HTTP/1.0 knows no 100");
+    }
+
+    #[test]
+    fn a_target_that_is_none() {
+        assert_eq!(
+            parsed("GET http:// HTTP/1.1\r\n\r\n").err(),
+            Some(BadHead::Syntax)
+        );
+    }
+}
