@@ -847,7 +847,7 @@ fn clients_leave_while_the_backend_works() {
 #[test]
 fn clients_leave_in_the_middle_of_the_answer() {
     // More than both sockets hold.
-    let peer = Peer::start(peers::slow::large(4_000_000));
+    let peer = Peer::start(peers::slow::large(10_000_000));
     let gate = Tidegate::to(&peer.address())
         .limit(20)
         .set("queue.max_wait=60s")

@@ -150,7 +150,7 @@ impl ClientIo {
                     return Poll::Ready(Came::Bad(bad));
                 }
             }
-            if self.ended || ready!(self.poll_fill(cx, READ)).is_err() || self.ended {
+            if self.ended || !ready!(self.poll_fill(cx, READ)).is_ok_and(|more| more) {
                 return Poll::Ready(Came::Nothing);
             }
             looked = false;
@@ -175,7 +175,7 @@ impl ClientIo {
             let left = self.guard.remaining();
             let left = left.map_or(0, |left| usize::try_from(left).unwrap_or(READ_MOST));
             let room = self.room.max(left.min(READ_MOST));
-            if self.ended || ready!(self.poll_fill(cx, room)).is_err() || self.ended {
+            if self.ended || !ready!(self.poll_fill(cx, room)).is_ok_and(|more| more) {
                 self.ended = true;
                 return Poll::Ready(Err(Error::BodyCut));
             }
@@ -246,8 +246,8 @@ impl ClientIo {
         self.state.flushed();
     }
 
-    /// Reads what comes, with room for at least so many bytes.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<()>> {
+    /// Reads what comes, with room for at least so many bytes. False at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
         if self.held.capacity() - self.held.len() < room {
             if !self.held.is_empty() {
                 self.held.reserve(room);
@@ -263,7 +263,7 @@ impl ClientIo {
             Ok(_) => {}
             Err(error) => return Poll::Ready(Err(error)),
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(!self.ended))
     }
 
     /// Whether what was refused are the first words of HTTP/2, and the first on this connection.

@@ -168,14 +168,17 @@ where
                     {
                         answer.finish();
                     }
-                    self.io.flushed();
                     if let Some(end) = self.end {
+                        self.io.flushed();
                         return Poll::Ready(end);
                     }
                     self.stage = Stage::Answered;
                 }
                 Stage::Answered => {
-                    self.stage = match ready!(self.poll_rest(cx)) && self.keep_alive {
+                    let next = ready!(self.poll_rest(cx)) && self.keep_alive;
+                    // Not before: what is idle may be put away.
+                    self.io.flushed();
+                    self.stage = match next {
                         true => Stage::Head,
                         false => Stage::Closing,
                     };
