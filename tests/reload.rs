@@ -227,7 +227,8 @@ fn reloads_under_load_lose_nothing() {
     let sockets = Load::of((0..4).map(|_| WebSocket::open(&gate)).collect());
     let streams = (0..3).map(|_| Http2::connect(gate.address(), &[]));
     let loads = [Load::start(&gate, 3), Load::of(streams.collect()), sockets];
-    let opened = gate.metric("tidegate_client_connections", &[]);
+    let opened = 10.0;
+    gate.until_metric("tidegate_client_connections", &[], opened);
     let broken = [
         "[backend\n",
         "[queue]\nmax_wait = \"soon\"\n",
