@@ -163,8 +163,13 @@ impl Endpoint {
         lock(&self.pool).sweep(max_idle, now);
     }
 
-    pub(super) fn take_link(&self, max_idle: Duration, now: Instant) -> Option<Box<Link>> {
-        lock(&self.pool).take(max_idle, now)
+    pub(super) fn take_link(
+        &self,
+        max_idle: Duration,
+        replayable: bool,
+        now: Instant,
+    ) -> Option<Box<Link>> {
+        lock(&self.pool).take(max_idle, replayable, now)
     }
 
     pub(super) fn put_link(&self, link: Box<Link>, max_idle: Duration, now: Instant) {

@@ -221,7 +221,8 @@ async fn open(
         } else {
             backend.keepalive_idle.min(FRESH_IDLE)
         };
-        if let Some(link) = delivery.endpoint.take_link(max_idle, clock::now()) {
+        let now = clock::now();
+        if let Some(link) = delivery.endpoint.take_link(max_idle, replayable, now) {
             return Ok(link);
         }
     }

@@ -28,6 +28,10 @@ const READ_LITTLE: usize = 16 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
 
+/// Under load a connection changes hands within this time. No look at the kernel could tell in it what one a
+/// moment later would not, so it is not worth a system call for each request.
+const JUST_NOW: Duration = Duration::from_millis(1);
+
 /// See the module's documentation.
 pub(super) struct Link {
     stream: Stream,
@@ -316,10 +320,12 @@ impl Link {
         done && self.keep_alive && self.read.is_empty() && (self.ended || self.stream.has_ended())
     }
 
-    /// Before another request: whether it is still as quiet as it was. Asks the kernel itself, because
-    /// what has come since the last look at all sockets is not known otherwise.
-    fn is_still_quiet(&mut self) -> bool {
-        self.reusable() && !self.stream.has_something()
+    /// Before another request: whether it is still as quiet as it was. The runtime knows what had come at its
+    /// last look at all sockets; what has come since, only the kernel does, and it is asked unless the last
+    /// request was over just now and this one may be sent again.
+    fn is_still_quiet(&mut self, replayable: bool, now: Instant) -> bool {
+        self.reusable()
+            && ((replayable && self.idle_for(now) < JUST_NOW) || !self.stream.has_something())
     }
 
     /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
@@ -495,8 +501,14 @@ pub(super) struct Pool {
 const POOL_MAX: usize = 256;
 
 impl Pool {
-    /// A connection that has been idle for less than `max_idle` and still seems alive.
-    pub(super) fn take(&mut self, max_idle: Duration, now: Instant) -> Option<Box<Link>> {
+    /// A connection that has been idle for less than `max_idle` and still seems alive, for a request that may
+    /// be sent again, or not.
+    pub(super) fn take(
+        &mut self,
+        max_idle: Duration,
+        replayable: bool,
+        now: Instant,
+    ) -> Option<Box<Link>> {
         // The last is the freshest: if it is too old, so are the others.
         while self
             .idle
@@ -504,7 +516,7 @@ impl Pool {
             .is_some_and(|link| link.idle_for(now) < max_idle)
         {
             let mut link = self.idle.pop()?;
-            if link.is_still_quiet() {
+            if link.is_still_quiet(replayable, now) {
                 return Some(link);
             }
         }
@@ -534,22 +546,45 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_unasked_is_seen_before_the_reactor_says_so() {
+        let now = crate::clock::now();
         for unasked in ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "x", ""] {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-            let address = listener.local_addr().expect("an address");
-            let stream = tokio::net::TcpStream::connect(address);
-            let stream = Stream::Tcp(stream.await.expect("a connection"));
-            let (mut backend, _) = listener.accept().expect("a connection");
-            let mut link = Link::new(stream);
-            link.keep_alive = true;
-            assert!(link.is_still_quiet(), "nothing has come");
+            let (mut link, mut backend) = pair().await;
+            link.park(now);
+            assert!(link.is_still_quiet(false, now), "nothing has come");
             if unasked.is_empty() {
                 drop(backend);
             } else {
                 backend.write_all(unasked.as_bytes()).expect("written");
             }
             // Not an await in between: the reactor has not looked.
-            assert!(!link.is_still_quiet(), "{unasked:?}");
+            assert!(!link.is_still_quiet(false, now), "{unasked:?}");
+            assert!(!link.is_still_quiet(true, now + JUST_NOW), "{unasked:?}");
         }
+    }
+
+    /// The kernel is not asked, but what the reactor has seen counts, however short the time.
+    #[tokio::test]
+    async fn what_comes_unasked_is_seen_when_the_reactor_has_said_so() {
+        let now = crate::clock::now();
+        let (mut link, mut backend) = pair().await;
+        link.park(now);
+        assert!(link.is_still_quiet(true, now));
+        backend.write_all(b"x").expect("written");
+        let Stream::Tcp(stream) = &link.stream else {
+            unreachable!("it is TCP");
+        };
+        stream.readable().await.expect("it is readable");
+        assert!(!link.is_still_quiet(true, now));
+    }
+
+    async fn pair() -> (Box<Link>, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let stream = tokio::net::TcpStream::connect(address);
+        let stream = Stream::Tcp(stream.await.expect("a connection"));
+        let (backend, _) = listener.accept().expect("a connection");
+        let mut link = Link::new(stream);
+        link.keep_alive = true;
+        (link, backend)
     }
 }
