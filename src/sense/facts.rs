@@ -1,6 +1,6 @@
 //! What a platform can show of the backend, in words that every platform shares.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 /// The socket that the backend listens on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,29 @@ pub struct ChildFacts {
     pub command: Vec<String>,
     /// Whether it has the listening socket open, so that it may accept.
     pub listens: bool,
+}
+
+/// What is remembered from one look to the next, because it is dear to find out.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// The process that owned the socket.
+    pub owner: Option<u32>,
+    /// See there.
+    pub overlap: Option<Overlap>,
+}
+
+/// What resident memory counts twice, because processes share it. To know it the kernel walks all of their
+/// page tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// The processes.
+    pub pids: Vec<u32>,
+    /// Their resident memory, each counted by itself, bytes.
+    pub resident: u64,
+    /// What of it is counted more than once, bytes.
+    pub bytes: u64,
+    /// When it was measured.
+    pub at: Instant,
 }
 
 /// Whether a variable says something of a server.

@@ -34,7 +34,7 @@ use other as platform;
 use std::fmt::Write as _;
 
 use self::{
-    facts::{ListenerFacts, ProcessFacts, in_one_line},
+    facts::{Before, ListenerFacts, ProcessFacts, in_one_line},
     platform::{Eyes, Survey},
 };
 pub use self::{
@@ -188,16 +188,16 @@ pub struct ProcessTimes {
 }
 
 fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Findings, Eyes) {
-    look_again(endpoint, config, child, None)
+    look_again(endpoint, config, child, &Before::default())
 }
 
-/// The same, where `before` was the owner the last time: then it is looked at first, which is far cheaper
+/// The same, where `before` is what was found the last time: its owner is looked at first, which is far cheaper
 /// than a search among all processes.
 fn look_again(
     endpoint: &Address,
     config: &Config,
     child: Option<u32>,
-    before: Option<u32>,
+    before: &Before,
 ) -> (Findings, Eyes) {
     let discovery = &config.discovery;
     let Survey {

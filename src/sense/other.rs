@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{
     Gauges, ProcessTimes,
-    facts::{ListenerFacts, ProcessFacts},
+    facts::{Before, ListenerFacts, Overlap, ProcessFacts},
 };
 use crate::config::{Address, Discovery};
 
@@ -37,12 +37,12 @@ pub struct Survey {
 #[derive(Debug, Default)]
 pub struct Eyes;
 
-/// Looks at everything. `child` is the process that `exec` started, `before` the owner at the last look.
+/// Looks at everything. `child` is the process that `exec` started, `before` what the last look found.
 pub fn survey(
     _address: &Address,
     _discovery: &Discovery,
     _child: Option<u32>,
-    _before: Option<u32>,
+    _before: &Before,
 ) -> Survey {
     Survey {
         listener: Err(NOT_HERE.to_owned()),
@@ -66,6 +66,11 @@ pub fn times(_pid: u32) -> Option<ProcessTimes> {
 impl Eyes {
     /// Takes over what an earlier survey has learned over time.
     pub fn continue_from(&mut self, _before: Self) {}
+
+    /// What the processes share, for the next survey.
+    pub fn overlap(&self) -> Option<Overlap> {
+        None
+    }
 
     /// How many wait in the accept queue now. An error means that the listener is another one than before:
     /// it is time for a survey.

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
-    Accepts, Findings, Gauges, Slots, Source, facts::in_one_line, learned::Learned, look_again,
-    platform::Eyes, server::accepts,
+    Accepts, Findings, Gauges, Slots, Source, facts::Before, facts::in_one_line, learned::Learned,
+    look_again, platform::Eyes, server::accepts,
 };
 use crate::{
     clock,
@@ -104,7 +104,7 @@ impl Senses {
         address: &Address,
         config: &Arc<Config>,
     ) -> Option<News> {
-        let looking = spawn_look(address, config, self.child(), None);
+        let looking = spawn_look(address, config, self.child(), Before::default());
         let found = tokio::time::timeout(FIRST_LOOK_MAX, looking).await;
         let (findings, eyes) = found.ok()?.ok()?;
         let now = clock::now();
@@ -144,13 +144,13 @@ fn spawn_look(
     address: &Address,
     config: &Arc<Config>,
     child: Option<u32>,
-    before: Option<u32>,
+    before: Before,
 ) -> oneshot::Receiver<(Findings, Eyes)> {
     let (address, config) = (address.clone(), config.clone());
     let (sender, looking) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
         // Whoever asked may have gone.
-        let _ = sender.send(look_again(&address, &config, child, before));
+        let _ = sender.send(look_again(&address, &config, child, &before));
     });
     looking
 }
@@ -239,8 +239,11 @@ impl Watch {
         }
         if self.looking.is_none() && now >= self.next_look {
             self.looked_with = Some((config.clone(), child));
-            let before = self.findings.as_ref();
-            let before = before.and_then(|findings| Some(findings.process.as_ref().ok()?.pid));
+            let findings = self.findings.as_ref();
+            let before = Before {
+                owner: findings.and_then(|findings| Some(findings.process.as_ref().ok()?.pid)),
+                overlap: self.eyes.overlap(),
+            };
             self.looking = Some(spawn_look(&self.address, config, child, before));
             self.next_look = now + LOOK;
         }

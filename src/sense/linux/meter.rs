@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::Discovery,
     control::{CpuReading, MemoryReading},
-    sense::Gauges,
+    sense::{Gauges, facts::Overlap},
 };
 
 /// What is said of CPU is a mean over this time. CONTROL §4.4.
@@ -24,6 +24,11 @@ const WINDOW_MIN: Duration = Duration::from_millis(200);
 const PINNED: f64 = 0.9;
 /// Below this share of a core, running and waiting together, a ratio of the two says nothing.
 const RUN_MIN: f64 = 0.02;
+
+/// What processes share is measured again after this time, and when their memory has changed by one part in so
+/// many: at every look it would be a third of what an idle tidegate does.
+const OVERLAP_AGE: Duration = Duration::from_secs(60);
+const OVERLAP_PART: u64 = 16;
 
 /// The counts at one moment.
 #[derive(Clone, Debug)]
@@ -53,32 +58,46 @@ pub struct Meter {
     history: VecDeque<Point>,
     /// The processes at the last look.
     pids: Vec<u32>,
-    /// What resident memory counts twice, because processes share it.
-    shared: u64,
+    /// None if memory is the group's.
+    overlap: Option<Overlap>,
 }
 
 impl Meter {
     /// Of a process and all that descend from it, as far as it is known, and of its group: none is the whole
-    /// machine.
+    /// machine. `before` is what an earlier one knew.
     pub fn new(
         root: Option<u32>,
         cgroup: Result<Option<Cgroup>, String>,
         discovery: &Discovery,
+        before: Option<Overlap>,
+        now: Instant,
     ) -> Self {
-        let pids = root.map(process::tree).unwrap_or_default();
-        let resident: u64 = pids.iter().map(|pid| process::resident(*pid)).sum();
-        // Whoever may not read it counts memory that is shared once for each process.
-        let shares: Option<u64> = pids.iter().map(|pid| process::proportional(*pid)).sum();
-        Self {
+        let mut meter = Self {
             root,
             cgroup,
             cores: allowed_cores(root),
             cpu_limit: discovery.cpu_limit,
             memory_limit: discovery.memory_limit,
             history: VecDeque::new(),
-            pids,
-            shared: resident.saturating_sub(shares.unwrap_or(resident)),
+            pids: root.map(process::tree).unwrap_or_default(),
+            overlap: None,
+        };
+        let counts = meter.group().and_then(Cgroup::memory);
+        if !counts.is_some_and(|counts| meter.is_of_group(counts.limit, root)) {
+            let resident = meter.resident();
+            meter.overlap = Some(overlap(&meter.pids, resident, before, now));
         }
+        meter
+    }
+
+    /// Memory of the processes, each counted by itself.
+    fn resident(&self) -> u64 {
+        self.pids.iter().map(|pid| process::resident(*pid)).sum()
+    }
+
+    /// For the next one.
+    pub fn overlap(&self) -> Option<&Overlap> {
+        self.overlap.as_ref()
     }
 
     fn group(&self) -> Option<&Cgroup> {
@@ -239,8 +258,9 @@ impl Meter {
                 (counts.used, self.memory_limit.or(counts.limit), counts.hits)
             }
             _ => {
-                let resident: u64 = self.pids.iter().map(|pid| process::resident(*pid)).sum();
-                (resident.saturating_sub(self.shared), self.memory_limit, 0)
+                let resident = self.resident();
+                let twice = self.overlap.as_ref().map_or(0, |overlap| overlap.bytes);
+                (resident.saturating_sub(twice), self.memory_limit, 0)
             }
         };
         if used == 0 {
@@ -254,6 +274,25 @@ impl Meter {
         });
         (reading, Some(used))
     }
+}
+
+/// What these processes count twice: what is known of them, if that is not old and they have not changed much.
+fn overlap(pids: &[u32], resident: u64, before: Option<Overlap>, now: Instant) -> Overlap {
+    let known = before.filter(|before| {
+        before.pids == pids
+            && now.saturating_duration_since(before.at) < OVERLAP_AGE
+            && before.resident.abs_diff(resident) <= before.resident / OVERLAP_PART
+    });
+    known.unwrap_or_else(|| {
+        // Whoever may not read it counts memory that is shared once for each process.
+        let shares: Option<u64> = pids.iter().map(|pid| process::proportional(*pid)).sum();
+        Overlap {
+            pids: pids.to_owned(),
+            resident,
+            bytes: resident.saturating_sub(shares.unwrap_or(resident)),
+            at: now,
+        }
+    })
 }
 
 fn times(pid: u32) -> Option<Times> {
@@ -300,7 +339,7 @@ mod tests {
             memory_limit: None,
             history: VecDeque::new(),
             pids: Vec::new(),
-            shared: 0,
+            overlap: None,
         }
     }
 
@@ -323,6 +362,38 @@ mod tests {
             group,
             stalls: Stalls::default(),
         }
+    }
+
+    #[test]
+    fn what_is_shared_is_measured_again_when_it_is_old_or_memory_has_changed() {
+        const RESIDENT: u64 = 160 << 20;
+        let (now, own) = (clock::now(), [std::process::id()]);
+        // A figure that no measurement would give.
+        let known = Overlap {
+            pids: own.into(),
+            resident: RESIDENT,
+            bytes: 7,
+            at: now,
+        };
+        let again = |resident, pids: &[u32], later| {
+            let found = overlap(pids, resident, Some(known.clone()), now + later);
+            found.bytes == 7
+        };
+        let young = OVERLAP_AGE - Duration::from_secs(1);
+        assert!(again(RESIDENT, &own, young));
+        assert!(again(RESIDENT + (9 << 20), &own, young));
+        assert!(!again(RESIDENT, &own, OVERLAP_AGE), "it is old");
+        assert!(!again(RESIDENT + (11 << 20), &own, young), "it has grown");
+        assert!(!again(RESIDENT - (11 << 20), &own, young), "it has shrunk");
+        assert!(
+            !again(RESIDENT, &[own[0], own[0]], young),
+            "other processes"
+        );
+        let first = overlap(&own, RESIDENT, None, now);
+        assert_eq!(
+            (first.pids.as_slice(), first.resident, first.at),
+            (&own[..], RESIDENT, now)
+        );
     }
 
     #[test]
@@ -401,7 +472,7 @@ mod tests {
             .spawn()
             .expect("sh starts");
         let discovery = Discovery::default();
-        let mut meter = Meter::new(Some(spinner.id()), Ok(None), &discovery);
+        let mut meter = Meter::new(Some(spinner.id()), Ok(None), &discovery, None, clock::now());
         let mut busy = 0.0_f64;
         let start = clock::now();
         // On a crowded machine it may get less than a core; it is busy all the same.

@@ -16,9 +16,10 @@ use self::{
 };
 use super::{
     Gauges, ProcessTimes,
-    facts::{ChildFacts, ListenerFacts, ProcessFacts, is_telling},
+    facts::{Before, ChildFacts, ListenerFacts, Overlap, ProcessFacts, is_telling},
 };
 use crate::{
+    clock,
     config::{Address, CgroupSetting, Discovery},
     control::MemoryReading,
 };
@@ -50,27 +51,33 @@ pub struct Eyes {
     root: Option<u32>,
 }
 
-/// Looks at everything. `child` is the process that `exec` started, `before` the owner at the last look. Without
+/// Looks at everything. `child` is the process that `exec` started, `before` what the last look found. Without
 /// either it reads much of `/proc`: milliseconds on a machine with a thousand processes, and not for the thread
 /// that serves requests.
 pub fn survey(
     address: &Address,
     discovery: &Discovery,
     child: Option<u32>,
-    before: Option<u32>,
+    before: &Before,
 ) -> Survey {
     let mut lookup = Lookup::new(address);
     let listener = lookup
         .as_mut()
         .map_err(|why| why.clone())
         .and_then(|lookup| lookup.find(None));
-    let root = owner(&listener, discovery, child, before);
+    let root = owner(&listener, discovery, child, before.owner);
     let process = root.clone().map(|root| facts(root, &listener));
     let group = group(root.as_ref().ok().copied(), discovery);
     // A group that was named is as good as a process.
     let meter = match (&root, &group) {
         (Err(_), Ok(None) | Err(_)) => None,
-        _ => Some(Meter::new(root.as_ref().ok().copied(), group, discovery)),
+        _ => Some(Meter::new(
+            root.as_ref().ok().copied(),
+            group,
+            discovery,
+            before.overlap.clone(),
+            clock::now(),
+        )),
     };
     let source = |of: fn(&Meter) -> String| match (&meter, &root) {
         (Some(meter), _) => Ok(of(meter)),
@@ -192,6 +199,11 @@ impl Eyes {
         if let (Some(meter), Some(before)) = (&mut self.meter, before.meter) {
             meter.continue_from(before);
         }
+    }
+
+    /// What the processes share, for the next survey.
+    pub fn overlap(&self) -> Option<Overlap> {
+        self.meter.as_ref()?.overlap().cloned()
     }
 
     /// How many wait in the accept queue now; microseconds. An error means that the listener is another one
