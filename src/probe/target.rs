@@ -34,8 +34,9 @@ pub enum TargetError {
     },
     /// Somebody else's server, perhaps.
     #[error(
-        "{host} is {ip}, which is neither this machine nor a private network: a probe is a load \
-         test; add --yes-remote if the server is yours"
+        "{} is neither this machine nor in a private network: a probe is a load test; add --yes-remote if \
+         the server is yours",
+        named(host, *ip)
     )]
     Remote {
         /// As it was typed.
@@ -43,6 +44,14 @@ pub enum TargetError {
         /// What it resolved to.
         ip: IpAddr,
     },
+}
+
+/// A name and its address; an address is its own name.
+fn named(host: &str, ip: IpAddr) -> String {
+    match host.trim_matches(['[', ']']).parse() {
+        Ok(own) if ip == own => ip.to_string(),
+        _ => format!("{host}, which is {ip},"),
+    }
 }
 
 impl Target {
