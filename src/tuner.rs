@@ -20,10 +20,9 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// Between two looks at the control laws.
+/// Between two looks at the control laws. While nothing is in flight it is [`idle_look`]: what begins then ends
+/// with a look of its own.
 const TICK: Duration = Duration::from_millis(50);
-/// ... while nothing is in flight: what begins then ends with a look of its own.
-const IDLE_TICK: Duration = Duration::from_millis(250);
 /// Between two looks at everything slower.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 /// Between two attempts to reach an endpoint that is down.
@@ -95,13 +94,29 @@ pub fn saturated(snapshot: &Snapshot) -> f64 {
     sum / lanes
 }
 
-/// Runs for ever.
-pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>) {
+/// The next look while nothing is in flight, a quarter of a second away more or less. The runtime's timers are
+/// kept by the 64 ms, counted from its start, `zero`: one that falls on such a boundary wakes it once, any
+/// other twice, and waking up is most of what an idle tidegate does. A millisecond less, since it rounds up.
+fn idle_look(zero: Instant, now: Instant) -> Instant {
+    const PERIOD: u32 = 256;
+    let millis = |count: u32| Duration::from_millis(u64::from(count));
+    let half_ahead = now.saturating_duration_since(zero) + millis(PERIOD / 2);
+    let periods = half_ahead.as_millis() / u128::from(PERIOD) + 1;
+    let periods = u32::try_from(periods).unwrap_or(u32::MAX);
+    zero + millis(PERIOD) * periods - millis(1)
+}
+
+/// Runs for ever. `zero` is when the runtime was started, or a moment later.
+pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>, zero: Instant) {
     let mut slow = clock::now();
     let mut probe = slow;
     let mut busy = false;
     loop {
-        tokio::time::sleep(if busy { TICK } else { IDLE_TICK }).await;
+        if busy {
+            tokio::time::sleep(TICK).await;
+        } else {
+            tokio::time::sleep_until(idle_look(zero, clock::now()).into()).await;
+        }
         let now = clock::now();
         sense(&shared, &senses, now);
         shared.limiter.tick(now);
@@ -184,5 +199,24 @@ fn look_for_lost_endpoints(shared: &Arc<Shared>) {
                 shared.note_endpoint(&endpoint, true, clock::now());
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_looks_fall_on_boundaries_a_quarter_of_a_second_apart() {
+        let zero = clock::now();
+        let at = |millis| zero + Duration::from_millis(millis);
+        assert_eq!(idle_look(zero, at(0)), at(255));
+        assert_eq!(idle_look(zero, at(127)), at(255));
+        assert_eq!(idle_look(zero, at(128)), at(511), "not too soon");
+        // Each follows from the one before, which ends a little late.
+        assert_eq!(idle_look(zero, at(256)), at(511));
+        assert_eq!(idle_look(zero, at(512)), at(767));
+        let day = 86_400_000;
+        assert_eq!(idle_look(zero, at(day)), at(day + 255));
     }
 }

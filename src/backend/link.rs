@@ -28,9 +28,9 @@ const READ_LITTLE: usize = 16 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
 
-/// Under load a connection changes hands within this time. No look at the kernel could tell in it what one a
-/// moment later would not, so it is not worth a system call for each request.
-const JUST_NOW: Duration = Duration::from_millis(1);
+/// Under load a connection changes hands within this time. The look at all sockets that brought the request
+/// is younger, and the kernel knows little more than it did: not worth a system call for each request.
+const JUST_NOW: Duration = Duration::from_millis(10);
 
 /// See the module's documentation.
 pub(super) struct Link {

@@ -36,7 +36,7 @@ pub enum TargetError {
     #[error(
         "{} is neither this machine nor in a private network: a probe is a load test; add --yes-remote if \
          the server is yours",
-        named(host, *ip)
+        named(.host, *.ip)
     )]
     Remote {
         /// As it was typed.
@@ -48,7 +48,7 @@ pub enum TargetError {
 
 /// A name and its address; an address is its own name.
 fn named(host: &str, ip: IpAddr) -> String {
-    match host.trim_matches(['[', ']']).parse() {
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(own) if ip == own => ip.to_string(),
         _ => format!("{host}, which is {ip},"),
     }

@@ -123,6 +123,8 @@ async fn serve(
     started: Instant,
     mut changed: mpsc::UnboundedReceiver<()>,
 ) -> Result<u8, Failure> {
+    // As near to the start of the runtime's own clock as can be.
+    let zero = clock::now();
     let mut signals = Signals::new().map_err(|error| Failure::Runtime(error.to_string()))?;
     let listeners = bind(&loaded)?;
     let admin = bind_admin(&loaded).await?;
@@ -163,7 +165,7 @@ async fn serve(
         started,
         threads: OnceLock::new(),
     });
-    tokio::spawn(tuner::run(shared.clone(), means, senses.clone()));
+    tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), zero));
     let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
     let admin = tokio::spawn(admin::serve(admin, running.clone(), async {
         let _ = leaving.await;
