@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::pump::Pipe;
+use super::{codec::Usual, pump::Pipe};
 use crate::buffer::Reservation;
 
 /// A request's body on its way to the backend.
@@ -85,6 +85,8 @@ impl Body for RequestBody {
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
+    /// Fields of its head that are not in the response's map.
+    usual: Usual,
     /// What comes after a whole body.
     trailers: Option<Box<HeaderMap>>,
     /// What the backend declared, while that is not yet delivered.
@@ -158,6 +160,23 @@ impl ResponseBody {
         self
     }
 
+    pub(super) fn with(mut self, usual: Usual) -> Self {
+        self.usual = usual;
+        self
+    }
+
+    /// The fields of its head that are not in the response's map.
+    pub fn usual(&mut self) -> &mut Usual {
+        &mut self.usual
+    }
+
+    /// Puts all fields of a response into its map.
+    pub fn unfold(mut response: Response<Self>) -> Response<Self> {
+        let mut usual = std::mem::take(response.body_mut().usual());
+        usual.unfold(response.headers_mut());
+        response
+    }
+
     fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
         match &self.source {
             Source::Piped(pipe) => pipe.take_trailers(),
@@ -175,6 +194,7 @@ impl ResponseBody {
         Self {
             remaining: Some(bytes.len() as u64),
             source: Source::One((!bytes.is_empty()).then_some(bytes)),
+            usual: Usual::default(),
             trailers: None,
             piece: usize::MAX,
             _held: None,
@@ -190,6 +210,7 @@ impl ResponseBody {
                 }
                 parts => Source::Whole(parts.into()),
             },
+            usual: Usual::default(),
             trailers,
             piece: usize::MAX,
             _held: Some(held),
@@ -200,6 +221,7 @@ impl ResponseBody {
         Self {
             remaining: length,
             source: Source::Piped(pipe),
+            usual: Usual::default(),
             trailers: None,
             piece: usize::MAX,
             _held: None,

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Request, Version};
+use http::Request;
 
 use super::{
-    codec::Lines,
+    codec::{Lines, Signs},
     connect,
     link::{Link, Pool},
     profile::{Excess, Facts, Knowledge, Limits, Source},
@@ -99,11 +99,11 @@ impl Endpoint {
     }
 
     /// Learns from an answer who gave it. True if it is worth to look at how it ends.
-    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) -> bool {
-        if let Some(profile) = self.knowledge.recognise(version, headers) {
+    pub(super) fn recognise(&self, signs: &Signs) -> bool {
+        if let Some(profile) = self.knowledge.recognise(signs) {
             self.learn(profile, Source::Header);
         }
-        self.knowledge.is_worth_a_look(version, headers)
+        self.knowledge.is_worth_a_look(signs)
     }
 
     /// Such an answer was followed by the end of the connection, unannounced.

@@ -190,7 +190,7 @@ pub fn exchange<L: Lease>(
             return Err(error.into());
         };
         let response = &head.response;
-        let look = endpoint.recognise(response.version(), response.headers());
+        let look = endpoint.recognise(&head.signs);
         if let Some(inner) = &mut flight.inner {
             inner.look = look;
         }
@@ -199,7 +199,7 @@ pub fn exchange<L: Lease>(
             endpoint.tried(excess.is_some());
         }
         if let Some(excess) = excess
-            && profile::is_servers_own(response.headers())
+            && profile::is_servers_own(&head.signs)
         {
             // What is known of it beforehand is a 414 or 431 of ours; so is this.
             flight.finish(Completion::Abandoned);
@@ -420,7 +420,7 @@ impl<L> InFlight<L> {
     async fn discard(&mut self) -> Option<StatusCode> {
         if self.link.is_before_head() {
             let head = poll_fn(|cx| self.link.poll_head(cx)).await.ok()?;
-            if is_event_stream(&head.response) {
+            if head.signs.events {
                 return None;
             }
             self.status = Some(head.response.status());
@@ -466,8 +466,14 @@ fn receive<'a, L: Lease>(
     head: Head,
     delivery: &'a Delivery<'_>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Failed<L>>> + Send + 'a {
-    let Head { response, body, .. } = head;
-    let stream = delivery.stream || is_event_stream(&response);
+    let Head {
+        response,
+        usual,
+        signs,
+        body,
+        ..
+    } = head;
+    let stream = delivery.stream || signs.events;
     let length = body.remaining();
     if let Some(inner) = &mut flight.inner {
         inner.status = Some(response.status());
@@ -476,7 +482,7 @@ fn receive<'a, L: Lease>(
     async move {
         if length == Some(0) {
             flight.finish(Completion::Answered);
-            return Ok(response.map(|()| ResponseBody::empty()));
+            return Ok(response.map(|()| ResponseBody::empty().with(usual)));
         }
         let buffers = &delivery.config.buffers;
         let read_timeout = delivery.config.backend.read_timeout;
@@ -532,7 +538,7 @@ fn receive<'a, L: Lease>(
             ));
             ResponseBody::piped(pipe, length)
         };
-        Ok(response.map(|()| body))
+        Ok(response.map(|()| body.with(usual)))
     }
 }
 
@@ -582,11 +588,4 @@ async fn take_ready<L: Lease>(flight: &mut Flight<L>, parts: &mut Parts) -> Resu
         Poll::Ready(Ok(false))
     })
     .await
-}
-
-fn is_event_stream<B>(response: &Response<B>) -> bool {
-    response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }

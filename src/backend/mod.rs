@@ -21,8 +21,7 @@ pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
-    codec::Lines,
-    codec::Malformed,
+    codec::{Lines, Malformed, Usual},
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

@@ -6,9 +6,13 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use http::{HeaderMap, Request, StatusCode, Version, header};
+use http::{Request, StatusCode};
 
-use super::{Lines, codec::is_written, uwsgi};
+use super::{
+    Lines,
+    codec::{Signs, is_written},
+    uwsgi,
+};
 use crate::config::Profile;
 
 /// How it is known what the backend is. The later ones are believed over the earlier.
@@ -321,9 +325,9 @@ impl Knowledge {
     }
 
     /// Whether it is worth to look at how this answer ends.
-    pub(super) fn is_worth_a_look(&self, version: Version, headers: &HeaderMap) -> bool {
+    pub(super) fn is_worth_a_look(&self, signs: &Signs) -> bool {
         self.source() == Source::Nothing
-            && is_anonymous(version, headers)
+            && is_anonymous(signs)
             && self.looks.load(Relaxed) < LOOKS
             && self.looks.fetch_add(1, Relaxed) < LOOKS
     }
@@ -335,7 +339,7 @@ impl Knowledge {
     }
 
     /// What an answer tells of who gave it.
-    pub(super) fn recognise(&self, version: Version, headers: &HeaderMap) -> Option<Profile> {
+    pub(super) fn recognise(&self, signs: &Signs) -> Option<Profile> {
         let settled = match self.source() {
             Source::Nothing | Source::Behaviour => false,
             // It says only sometimes that it keeps connections.
@@ -345,27 +349,22 @@ impl Knowledge {
         if settled {
             return None;
         }
-        recognised(version, headers)
+        recognised(signs)
     }
 }
 
 /// Whether an answer is as anonymous as uWSGI's: no server, no date, nothing about the connection.
-fn is_anonymous(version: Version, headers: &HeaderMap) -> bool {
-    version == Version::HTTP_11
-        && ![header::SERVER, header::DATE, header::CONNECTION]
-            .iter()
-            .any(|name| headers.contains_key(name))
+fn is_anonymous(signs: &Signs) -> bool {
+    !signs.http10 && signs.server.is_none() && !signs.dated && signs.closes.is_none()
 }
 
 /// The server that answers like this, by its `Server` field.
-fn recognised(version: Version, headers: &HeaderMap) -> Option<Profile> {
-    let server = headers.get(header::SERVER)?.as_bytes();
-    let says_close = headers
-        .get(header::CONNECTION)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+fn recognised(signs: &Signs) -> Option<Profile> {
+    let server = signs.server.as_deref()?;
+    let says_close = signs.closes == Some(true);
     Some(match server {
         // Of those who keep connections, gevent's is told apart by its process only.
-        _ if server.starts_with(b"gunicorn") && !says_close && version == Version::HTTP_11 => {
+        _ if server.starts_with(b"gunicorn") && !says_close && !signs.http10 => {
             Profile::GunicornGthread
         }
         _ if server.starts_with(b"gunicorn") => Profile::GunicornSync,
@@ -387,15 +386,15 @@ pub(super) fn says_excess(status: StatusCode) -> Option<Excess> {
 
 /// Whether an answer is one that gunicorn gives without asking the application: it names neither itself
 /// nor the date, and closes.
-pub(super) fn is_servers_own(headers: &HeaderMap) -> bool {
-    let closes = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
-    headers.get(header::CONNECTION).is_some_and(closes)
-        && !headers.contains_key(header::SERVER)
-        && !headers.contains_key(header::DATE)
+pub(super) fn is_servers_own(signs: &Signs) -> bool {
+    signs.closes == Some(true) && signs.server.is_none() && !signs.dated
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::header;
+
     use super::*;
 
     fn request(target: usize, field: usize, fields: usize) -> Request<()> {
@@ -527,14 +526,16 @@ mod tests {
 
     #[test]
     fn who_answers_shows_in_the_answer() {
-        let of = |version, server: &'static str, connection: &'static str| {
-            let value = header::HeaderValue::from_static;
-            let mut headers = HeaderMap::new();
-            headers.insert(header::SERVER, value(server));
-            headers.insert(header::CONNECTION, value(connection));
-            Knowledge::default().recognise(version, &headers)
+        let of = |http10, server: &'static str, connection: &'static str| {
+            let signs = Signs {
+                server: Some(Bytes::from_static(server.as_bytes())),
+                closes: Some(connection == "close"),
+                http10,
+                ..Signs::default()
+            };
+            Knowledge::default().recognise(&signs)
         };
-        let (old, new) = (Version::HTTP_10, Version::HTTP_11);
+        let (old, new) = (true, false);
         let sync = of(new, "gunicorn", "close");
         assert_eq!(sync, Some(Profile::GunicornSync));
         let threads = of(new, "gunicorn", "keep-alive");

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     admission::Ask,
-    backend::{self, Lines, ResponseBody, Upgraded},
+    backend::{self, Lines, ResponseBody, Upgraded, Usual},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
@@ -305,7 +305,11 @@ impl Record {
     /// Makes the backend's head fit for the client.
     fn adopt(&mut self, response: &mut Response<ResponseBody>) {
         let live = self.context.live.clone();
-        hygiene::outbound(response, &live, &self.context.request_id);
+        let id = &self.context.request_id;
+        let mut usual = std::mem::take(response.body_mut().usual());
+        let lines = !self.context.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        hygiene::outbound(response, lines.then_some(&mut usual), &live, id);
+        *response.body_mut().usual() = usual;
         self.source = match response.extensions().get::<Recalled>() {
             Some(Recalled) => Source::Tidegate,
             None => Source::Backend,
@@ -463,6 +467,11 @@ impl ClientBody {
 }
 
 impl ClientBody {
+    /// The fields of its head that are not in the response's map.
+    pub fn usual(&mut self) -> &mut Usual {
+        self.inner.usual()
+    }
+
     /// All that there is to be written is out.
     pub fn finish(&mut self) {
         if let Some(record) = &mut self.record {

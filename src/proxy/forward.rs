@@ -102,6 +102,7 @@ fn forward(
             });
             let failed = match backend::exchange(delivery, request, lease).await {
                 Ok(response) if context.http2 => {
+                    let response = ResponseBody::unfold(response);
                     return Ok(response.map(|body| body.in_pieces(http2::PIECE)));
                 }
                 Ok(response) => return Ok(response),

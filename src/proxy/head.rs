@@ -58,6 +58,6 @@ impl Heads {
 
     /// The same for the head of an answer, which always may.
     pub fn outbound(&self, response: &mut Response<()>) {
-        hygiene::outbound(response, &self.live, &self.id);
+        hygiene::outbound(response, None, &self.live, &self.id);
     }
 }

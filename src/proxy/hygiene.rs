@@ -10,7 +10,7 @@ use http::{
 };
 
 use super::{context::Peer, forwarded, http2, live::Live};
-use crate::backend::Lines;
+use crate::backend::{Lines, Usual};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -186,17 +186,26 @@ pub fn inbound<B>(
     Ok(())
 }
 
-/// Cleans a response's head for the client.
-pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderValue) {
+/// Cleans a response's head for the client. What it adds goes behind the usual fields, where there is a
+/// place for them, if nothing in the map is in its way; else into the map.
+pub fn outbound<B>(
+    response: &mut Response<B>,
+    usual: Option<&mut Usual>,
+    live: &Live,
+    request_id: &HeaderValue,
+) {
     let version = response.version();
     let (mut connection, mut unclean) = (false, false);
+    let (mut via_there, mut id_there) = (false, false);
     for (name, value) in response.headers() {
         if *name == header::CONNECTION {
             connection = true;
             unclean |= !is_plain_option(value);
-        } else {
-            unclean |= !is_common(name) && is_hop_by_hop(name);
+        } else if !is_common(name) {
+            unclean |= is_hop_by_hop(name);
+            via_there |= *name == header::VIA;
         }
+        id_there |= live.request_id.as_ref() == Some(name);
     }
     let fields = response.headers_mut();
     if unclean {
@@ -205,11 +214,24 @@ pub fn outbound<B>(response: &mut Response<B>, live: &Live, request_id: &HeaderV
         // It is the last one, see the codec: none of the others moves.
         fields.remove(header::CONNECTION);
     }
+    let mut usual = usual;
+    if let (Some(usual), Some(name)) = (&mut usual, &live.request_id)
+        && Usual::has(name.as_str())
+    {
+        usual.unfold(fields);
+        id_there = true;
+    }
     if live.config.headers.via {
-        fields.append(header::VIA, HeaderValue::from_static(via(version)));
+        match &mut usual {
+            Some(usual) if !via_there => usual.lines.push("via", via(version).as_bytes()),
+            _ => drop(fields.append(header::VIA, HeaderValue::from_static(via(version)))),
+        }
     }
     if let Some(name) = &live.request_id {
-        fields.insert(name, request_id.clone());
+        match &mut usual {
+            Some(usual) if !id_there => usual.lines.push(name.as_str(), request_id.as_bytes()),
+            _ => drop(fields.insert(name, request_id.clone())),
+        }
     }
     *response.version_mut() = Version::HTTP_11;
 }

@@ -100,7 +100,7 @@ impl Check {
         {
             return answer;
         }
-        let (parts, body) = answer.into_parts();
+        let (parts, body) = ResponseBody::unfold(answer).into_parts();
         let Ok(body) = body.collect().await else {
             // It broke off: the prober sees a body shorter than declared.
             return Response::from_parts(parts, ResponseBody::empty());

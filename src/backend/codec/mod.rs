@@ -5,13 +5,15 @@
 mod body;
 mod request;
 mod response;
+mod usual;
 
-pub use self::request::Lines;
 pub(super) use self::{
     body::{BodyDecoder, Step},
     request::{chunk, head, is_written, last_chunk},
     response::{Head, Heads},
+    usual::Signs,
 };
+pub use self::{request::Lines, usual::Usual};
 
 /// What makes a backend's answer no HTTP, or ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,6 +26,11 @@ impl Lines {
         Self { text, ..*first }
     }
 
+    /// The lines, each with its end.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.text
+    }
+
     /// Adds a field. Both are taken to be as a parser let them through.
     pub fn push(&mut self, name: &str, value: &[u8]) {
         let before = self.text.len();

@@ -6,13 +6,18 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::ext::ReasonPhrase;
 
-use super::{BodyDecoder, Malformed};
+use super::{
+    BodyDecoder, Lines, Malformed, Signs,
+    usual::{Usual, known},
+};
 
 /// The most that may come before a head is complete, bytes: the head itself, what is read with it, and
 /// the interim answers before it, of which a backend could send any number.
 const HEAD_MAX: usize = 512 * 1024;
 /// The most fields of a head.
 const FIELDS_MAX: usize = 100;
+/// Room for what is added to the usual fields, bytes.
+const ADDED_BYTES: usize = 96;
 
 /// Looks for the head of the response to one request.
 #[derive(Debug)]
@@ -32,8 +37,13 @@ pub struct Heads {
 /// A head, and how what follows is framed.
 #[derive(Debug)]
 pub struct Head {
-    /// Status, version and fields.
+    /// Status, version and fields, but for `usual`. Neither says how the body is framed, if there is
+    /// one, nor what a plain `Connection` says.
     pub response: Response<()>,
+    /// The usual fields.
+    pub usual: Usual,
+    /// What tells who it is from.
+    pub signs: Signs,
     /// Reads the body.
     pub body: BodyDecoder,
     /// Whether the backend keeps the connection open after it.
@@ -67,7 +77,7 @@ impl Heads {
             if self.bare {
                 return Err(Malformed::Field);
             }
-            let parsed = parse(&head)?;
+            let parsed = parse(&head, self.bodiless)?;
             let response = &parsed.response;
             let status = response.status();
             if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
@@ -82,6 +92,8 @@ impl Heads {
                 parsed.stays_open && body.has_an_end() && !self.may_have_more(response);
             return Ok(Some(Head {
                 response: parsed.response,
+                usual: parsed.usual,
+                signs: parsed.signs,
                 body,
                 keep_alive,
             }));
@@ -134,26 +146,22 @@ impl Heads {
     }
 
     /// How the body is framed: RFC 9112 6.3, without the repairs it allows.
-    fn framing(&self, parsed: &Parsed) -> Result<BodyDecoder, Malformed> {
+    fn framing(&self, parsed: &Parsed<'_>) -> Result<BodyDecoder, Malformed> {
         let response = &parsed.response;
         if parsed.codings > 1 || parsed.lengths > 1 {
             return Err(Malformed::Framing);
         }
-        let one = |count: usize, name| (count > 0).then(|| response.headers().get(name)).flatten();
-        let coding = one(parsed.codings, header::TRANSFER_ENCODING);
-        let declared = match one(parsed.lengths, header::CONTENT_LENGTH) {
-            Some(value) => Some(decimal(value.as_bytes()).ok_or(Malformed::Framing)?),
+        let coding = parsed.coding;
+        let declared = match parsed.length {
+            Some(value) => Some(decimal(value).ok_or(Malformed::Framing)?),
             None => None,
         };
-        let status = response.status();
-        let bodiless = self.bodiless
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let bodiless = self.bodiless || !can_have_body(response.status());
         match (coding, declared) {
             (Some(_), Some(_)) => Err(Malformed::Framing),
             (Some(coding), None)
                 if response.version() != Version::HTTP_11
-                    || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+                    || !coding.eq_ignore_ascii_case(b"chunked") =>
             {
                 Err(Malformed::Framing)
             }
@@ -166,16 +174,20 @@ impl Heads {
 }
 
 /// A whole head, and how many fields of a kind it has: looking them up would cost more than to count.
-struct Parsed {
+struct Parsed<'a> {
     response: Response<()>,
+    usual: Usual,
+    signs: Signs,
     codings: usize,
+    coding: Option<&'a [u8]>,
     lengths: usize,
+    length: Option<&'a [u8]>,
     /// Whether the connection outlives the message.
     stays_open: bool,
 }
 
 /// Parses a whole head, whose lines end with CRLF: httparse takes a bare LF as well.
-fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
+fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -195,27 +207,76 @@ fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
         return Err(Malformed::StatusLine);
     };
     let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 2);
-    let (mut codings, mut lengths, mut connections) = (0, 0, Vec::new());
+    let is_connection =
+        |name: &str| name.len() == 10 && name.eq_ignore_ascii_case(header::CONNECTION.as_str());
+    let connections = || {
+        parsed
+            .headers
+            .iter()
+            .filter(|field| is_connection(field.name))
+    };
+    // Else a field may be named there: whoever cleans the head needs all of them.
+    let plain = status != StatusCode::SWITCHING_PROTOCOLS
+        && connections().all(|field| is_plain(field.value));
+    let framed = can_have_body(status) && !bodiless;
+    let mut signs = Signs {
+        closes: connections()
+            .next()
+            .map(|field| field.value.eq_ignore_ascii_case(b"close")),
+        http10: minor == 0,
+        ..Signs::default()
+    };
+    let mut usual = Usual::default();
+    let mut headers = HeaderMap::new();
+    let (mut codings, mut lengths, mut coding, mut length) = (0, 0, None, None);
     for field in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
-            .map_err(|_| Malformed::Field)?;
-        match name {
-            header::TRANSFER_ENCODING => codings += 1,
-            header::CONTENT_LENGTH => lengths += 1,
-            // Last, where they can be taken away without moving another.
-            header::CONNECTION => {
-                connections.push(value);
-                continue;
+        let value = field.value;
+        match (field.name.len(), known(field.name.as_bytes())) {
+            (_, Some(name)) => {
+                match name {
+                    "server" if signs.server.is_none() => {
+                        signs.server = Some(head.slice_ref(value));
+                    }
+                    "date" => signs.dated = true,
+                    "content-type" => signs.events |= value.starts_with(b"text/event-stream"),
+                    _ => {}
+                }
+                if plain {
+                    if usual.lines.fields == 0 {
+                        usual.lines = Lines::from(&Lines::default(), head.len() + ADDED_BYTES);
+                    }
+                    usual.lines.push(name, value);
+                    continue;
+                }
             }
+            (14, _) if is(field.name, &header::CONTENT_LENGTH) => {
+                lengths += 1;
+                length = Some(value);
+                if framed {
+                    continue;
+                }
+            }
+            (17, _) if is(field.name, &header::TRANSFER_ENCODING) => {
+                codings += 1;
+                coding = Some(value);
+                if framed {
+                    continue;
+                }
+            }
+            _ if is_connection(field.name) => continue,
             _ => {}
         }
+        let (name, value) = owned(head, field)?;
         headers.append(name, value);
     }
-    let stays_open = stays_open(&connections, minor);
-    for value in connections {
-        headers.append(header::CONNECTION, value);
+    usual.dated = plain && signs.dated;
+    let stays_open = stays_open(connections().map(|field| field.value), minor);
+    if !plain {
+        // Last, where they can be taken away without moving another.
+        for field in connections() {
+            let (name, value) = owned(head, field)?;
+            headers.append(name, value);
+        }
     }
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -233,17 +294,47 @@ fn parse(head: &Bytes) -> Result<Parsed, Malformed> {
     }
     Ok(Parsed {
         response,
+        usual,
+        signs,
         codings,
+        coding,
         lengths,
+        length,
         stays_open,
     })
 }
 
+/// A field for a map.
+fn owned(
+    head: &Bytes,
+    field: &httparse::Header<'_>,
+) -> Result<(HeaderName, HeaderValue), Malformed> {
+    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
+    let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
+        .map_err(|_| Malformed::Field)?;
+    Ok((name, value))
+}
+
+fn is(name: &str, known: &HeaderName) -> bool {
+    name.eq_ignore_ascii_case(known.as_str())
+}
+
+/// Whether a `Connection` says no more than whether to keep it: the usual case.
+fn is_plain(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+}
+
+/// RFC 9112 6.3, rules 1 and 2, but for HEAD.
+fn can_have_body(status: StatusCode) -> bool {
+    !status.is_informational()
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// RFC 9112 9.3.
-fn stays_open(connections: &[HeaderValue], minor: u8) -> bool {
+fn stays_open<'a>(connections: impl Iterator<Item = &'a [u8]>, minor: u8) -> bool {
     let mut open = minor > 0;
     for value in connections {
-        for option in value.as_bytes().split(|&byte| byte == b',') {
+        for option in value.split(|&byte| byte == b',') {
             let option = option.trim_ascii();
             if option.eq_ignore_ascii_case(b"close") {
                 return false;

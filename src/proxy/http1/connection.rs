@@ -310,7 +310,7 @@ where
     }
 
     /// An answer is there: its head.
-    fn answer(&mut self, response: Response<ClientBody>) {
+    fn answer(&mut self, mut response: Response<ClientBody>) {
         let body = response.body();
         let length = match body.is_end_stream() {
             true => Length::None,
@@ -319,9 +319,10 @@ where
                 None => Length::Unknown,
             },
         };
+        let usual = std::mem::take(response.body_mut().usual());
         let head = self
             .out
-            .push_head(&response, length, self.asked, self.keep_alive);
+            .push_head(&response, &usual, length, self.asked, self.keep_alive);
         (self.framing, self.keep_alive) = head;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.end = Some(End::Switched);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
 
-use crate::proxy::date;
+use crate::{backend::Usual, proxy::date};
 
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
@@ -143,6 +143,7 @@ impl Outgoing {
     pub fn push_head<B>(
         &mut self,
         response: &Response<B>,
+        usual: &Usual,
         length: Length,
         asked: Asked,
         mut keep_alive: bool,
@@ -151,9 +152,10 @@ impl Outgoing {
         out.reserve(HEAD);
         let status = response.status();
         status_line(response, asked, out);
+        out.extend_from_slice(usual.lines.as_bytes());
         let has_body = can_have_body(status) && !asked.head;
         let mut declared = None;
-        let (mut dated, mut connection) = (false, false);
+        let (mut dated, mut connection) = (usual.dated, false);
         let mut announced = Vec::new();
         for (name, value) in response.headers() {
             match *name {
@@ -340,7 +342,8 @@ mod tests {
         keep_alive: bool,
     ) -> (String, Framing, bool) {
         let mut out = Outgoing::default();
-        let (framing, keep_alive) = out.push_head(response, length, asked, keep_alive);
+        let (framing, keep_alive) =
+            out.push_head(response, &Usual::default(), length, asked, keep_alive);
         let text = String::from_utf8(out.parts().concat()).expect("ASCII");
         (text.replace("date: now\r\n", ""), framing, keep_alive)
     }

@@ -1,0 +1,125 @@
+//! The fields that most answers have. Nobody here changes them, so they are written as they are read: to
+//! put each into a map, and to take it out again, costs several times as much.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::Lines;
+
+/// See the module's documentation. They go before those in the answer's map.
+#[derive(Clone, Debug, Default)]
+pub struct Usual {
+    /// The fields.
+    pub lines: Lines,
+    /// Whether `Date` is among them.
+    pub dated: bool,
+}
+
+/// What of an answer tells who gave it.
+#[derive(Debug, Default)]
+pub struct Signs {
+    /// Its `Server`.
+    pub server: Option<Bytes>,
+    /// Whether it has a `Date`.
+    pub dated: bool,
+    /// Whether its `Connection` says `close`, if it has one.
+    pub closes: Option<bool>,
+    /// Whether it is one of HTTP/1.0.
+    pub http10: bool,
+    /// Whether it is a stream of events.
+    pub events: bool,
+}
+
+impl Usual {
+    /// Whether fields of this name are here, where there are any. In lower case.
+    pub fn has(name: &str) -> bool {
+        known(name.as_bytes()).is_some()
+    }
+
+    /// Moves them into a map, before what is there already.
+    pub fn unfold(&mut self, map: &mut HeaderMap) {
+        let usual = std::mem::take(self);
+        if usual.lines.fields == 0 {
+            return;
+        }
+        let mut all = HeaderMap::with_capacity(usual.lines.fields + map.len() + 2);
+        for line in usual.lines.as_bytes().split(|&byte| byte == b'\n') {
+            let Some(colon) = memchr::memchr(b':', line) else {
+                continue;
+            };
+            let value = line[colon + 1..].trim_ascii();
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::from_bytes(&line[..colon]),
+                HeaderValue::from_bytes(value),
+            ) {
+                all.append(name, value);
+            }
+        }
+        for (name, value) in map.iter() {
+            all.append(name, value.clone());
+        }
+        *map = all;
+    }
+}
+
+/// The name in lower case, if it is one of these.
+pub(super) fn known(name: &[u8]) -> Option<&'static str> {
+    let one_of = |names: &[&'static str]| {
+        let mut names = names.iter();
+        names
+            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+            .copied()
+    };
+    match name.len() {
+        4 => one_of(&["date", "vary", "etag"]),
+        6 => one_of(&["server"]),
+        7 => one_of(&["expires"]),
+        8 => one_of(&["location"]),
+        10 => one_of(&["set-cookie"]),
+        12 => one_of(&["content-type"]),
+        13 => one_of(&["cache-control", "last-modified", "accept-ranges"]),
+        15 => one_of(&["x-frame-options", "referrer-policy"]),
+        16 => one_of(&["content-encoding"]),
+        22 => one_of(&["x-content-type-options"]),
+        23 => one_of(&["content-security-policy"]),
+        25 => one_of(&["strict-transport-security"]),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_come_before_the_others_in_a_map() {
+        let mut usual = Usual::default();
+        usual.lines.push("set-cookie", b"a=1; b: c");
+        usual.lines.push("date", b"now");
+        usual.lines.push("set-cookie", b"d=\xff");
+        let mut map = HeaderMap::new();
+        map.insert("x-own", HeaderValue::from_static("1"));
+        usual.unfold(&mut map);
+        let fields: Vec<_> = map
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
+        let expected: [(&str, &[u8]); 4] = [
+            ("set-cookie", b"a=1; b: c"),
+            ("set-cookie", b"d=\xff"),
+            ("date", b"now"),
+            ("x-own", b"1"),
+        ];
+        assert_eq!(fields, expected);
+        assert_eq!(usual.lines.fields, 0);
+    }
+
+    #[test]
+    fn names_are_known_in_any_case() {
+        assert_eq!(known(b"Content-TYPE"), Some("content-type"));
+        assert_eq!(known(b"Vary"), Some("vary"));
+        assert_eq!(known(b"connection"), None);
+        assert_eq!(known(b"x-request-id"), None);
+        assert!(Usual::has("set-cookie") && !Usual::has("via"));
+    }
+}
