@@ -267,12 +267,12 @@ impl Link {
 
     /// Reads once; false at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
-        if !self.read.is_empty() {
-            self.read.reserve(self.room);
-        } else if !self.read.try_reclaim(self.room) {
+        if !self.read.try_reclaim(self.room) {
             // Not `reserve`, which makes it as large as it once was: what is left of the one before may
-            // be held for long.
-            self.read = BytesMut::with_capacity(self.room);
+            // be held for long. What it has still to be read of is little, the size of a chunk for example.
+            let mut next = BytesMut::with_capacity(self.read.len() + self.room);
+            next.extend_from_slice(&self.read);
+            self.read = next;
         }
         let room = self.read.capacity() - self.read.len();
         let read = ready!(pin!(self.stream.read_buf(&mut self.read)).poll(cx));

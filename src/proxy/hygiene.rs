@@ -15,9 +15,12 @@ use crate::backend::{Lines, Usual};
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHead {
-    /// CONNECT and TRACE are not for gateways in front of an application.
+    /// TRACE is not for gateways in front of an application, nor is a method without end.
     #[error("the method is not implemented here")]
     Method,
+    /// Nor is CONNECT. What its client sends behind it may be for the tunnel, and for nobody here.
+    #[error("tunnels are not opened here")]
+    Connect,
     /// Not HTTP/1.0, HTTP/1.1 or HTTP/2.
     #[error("the HTTP version is not supported")]
     Version,
@@ -117,8 +120,10 @@ pub fn inbound<B>(
     most: usize,
 ) -> Result<(), BadHead> {
     let headers = &live.config.headers;
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
-        return Err(BadHead::Method);
+    match *request.method() {
+        Method::CONNECT => return Err(BadHead::Connect),
+        Method::TRACE => return Err(BadHead::Method),
+        _ => {}
     }
     let version = request.version();
     match version {

@@ -40,6 +40,12 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
                 None,
                 false,
             ),
+            BadHead::Connect => (
+                StatusCode::NOT_IMPLEMENTED,
+                Reason::NotImplemented,
+                None,
+                true,
+            ),
             BadHead::Version => (
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 Reason::Version,
