@@ -1,7 +1,10 @@
 //! From a head whose bytes the guard has judged to a request.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri::PathAndQuery,
+};
+use memchr::memmem;
 
 use crate::proxy::{
     guard::{Field, Head},
@@ -34,7 +37,12 @@ pub fn parse(
 ) -> Result<Parsed, BadHead> {
     let method = Method::from_bytes(&bytes[head.method.clone()]).map_err(|_| BadHead::Method)?;
     let target = bytes.slice(head.target.clone());
-    let uri = Uri::from_maybe_shared(target).map_err(|_| BadHead::Syntax)?;
+    let mut uri = Uri::from_maybe_shared(target.clone()).map_err(|_| BadHead::Syntax)?;
+    if method == Method::OPTIONS && uri.authority().is_some() && has_no_path(&target) {
+        let mut parts = uri.into_parts();
+        parts.path_and_query = Some(PathAndQuery::from_static("*"));
+        uri = Uri::from_parts(parts).map_err(|_| BadHead::Target)?;
+    }
     let (mut closes, mut keeps, mut expects, mut trailers) = (false, false, false, false);
     map.reserve(fields.len());
     for field in fields {
@@ -66,6 +74,13 @@ pub fn parse(
         expects: expects && !head.http10,
         trailers,
     })
+}
+
+/// Whether an absolute URI ends with its authority. To OPTIONS that is the server as a whole, RFC 9112
+/// 3.2.4; [`Uri`] knows no difference to the path `/`.
+fn has_no_path(target: &[u8]) -> bool {
+    let after = memmem::find(target, b"://").map(|at| &target[at + 3..]);
+    after.is_some_and(|rest| !rest.iter().any(|byte| b"/?".contains(byte)))
 }
 
 /// Whether a list has this member.
