@@ -396,6 +396,22 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
     assert!(percentile(waits(), 50) <= 35 * MS, "{figures}");
     assert!(percentile(waits(), 99) <= 75 * MS, "{figures}");
     assert!(percentile(refusals(), 50) <= MS, "on arrival: {figures}");
+    // Whoever is overtaken all the same is neither kept for nothing nor answered late.
+    assert!(percentile(refusals(), 99) <= 150 * MS, "{figures}");
+    assert!(waits().max() <= Some(250 * MS), "{:?}", waits().max());
+}
+
+/// One who has been overtaken waits on while those who come leave something.
+#[tokio::test(start_paused = true)]
+async fn a_burst_over_a_calm_load_is_worked_off() {
+    let limiter = limiter(fixed(2).capacity(100).max_wait(800 * MS));
+    open_loop(&limiter, 2, 40.0, Duration::from_secs(5)).await; // It learns the service time.
+    let backend = Arc::new(Semaphore::new(2));
+    for _ in 0..10 {
+        let calm = open_loop(&limiter, 2, 30.0, Duration::from_secs(2));
+        let (refused, _) = tokio::join!(burst(&limiter, &backend, 30, 20 * MS), calm);
+        assert_eq!(refused, 0);
+    }
 }
 
 /// Threads that began together end together: between two such waves nobody is done, which is no slow pace

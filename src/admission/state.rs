@@ -6,18 +6,26 @@
 //! - while somebody waits who could go, no lane has room;
 //! - nobody waits in a closed gate longer than their `expires`.
 
+mod caps;
 mod lanes;
 mod pace;
+mod queue;
 mod snapshot;
+mod verdict;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
+use std::time::{Duration, Instant};
+
+use self::{
+    caps::Caps,
+    lanes::Lanes,
+    pace::Pace,
+    queue::{Queue, Waiting},
 };
-
-pub use self::snapshot::{LaneSnapshot, LaneUsage, Snapshot};
-use self::{lanes::Lanes, pace::Pace};
-use super::{Ask, ClientKey, Reason, Refusal};
+pub use self::{
+    snapshot::{LaneSnapshot, LaneUsage, Snapshot},
+    verdict::{Admitted, Entry, Verdict, Verdicts},
+};
+use super::{Ask, Cap, Reason, Refusal};
 use crate::{
     config::{Class, Discipline},
     control::Usage,
@@ -61,45 +69,6 @@ impl Default for Settings {
     }
 }
 
-/// What became of an arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// It may go now.
-    Admitted(Admitted),
-    /// It waits, at most until the time given.
-    Queued {
-        /// Its place.
-        seq: Seq,
-        /// Its patience.
-        expires: Instant,
-    },
-    /// It may not.
-    Refused(Refusal),
-}
-
-/// A permit, as the state sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Admitted {
-    /// The endpoint it is for.
-    pub lane: LaneId,
-    /// In flight there, this one included.
-    pub in_flight: u32,
-    /// Dry run: why it would have been refused.
-    pub would_refuse: Option<Reason>,
-}
-
-/// The decision about somebody who waited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Go.
-    Admitted(Admitted),
-    /// Evicted for someone more important, or out of time.
-    Refused(Refusal),
-}
-
-/// Decisions about waiters, in the order in which they were made.
-pub type Verdicts = Vec<(u32, Verdict)>;
-
 /// A time so far off that nobody lives to see it stands for those that cannot be told.
 fn later(now: Instant, by: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -110,19 +79,6 @@ fn sum(counts: impl Iterator<Item = u32>) -> u32 {
     counts.fold(0, u32::saturating_add)
 }
 
-#[derive(Debug)]
-struct Waiting {
-    seq: Seq,
-    /// The waiter's slot in the gate.
-    key: u32,
-    cap: Option<super::Cap>,
-    client: Option<ClientKey>,
-    since: Instant,
-    expires: Instant,
-    /// What is said if time runs out.
-    reason: Reason,
-}
-
 /// How many classes there are.
 pub const CLASSES: usize = 5;
 
@@ -131,11 +87,8 @@ pub const CLASSES: usize = 5;
 pub struct State {
     settings: Settings,
     lanes: Lanes,
-    /// By class, each in the order of arrival.
-    queues: [VecDeque<Waiting>; CLASSES],
-    queued: usize,
-    /// In flight by route cap, only for routes that have one.
-    caps: Vec<(u16, u32)>,
+    queue: Queue,
+    caps: Caps,
     next_seq: Seq,
     closed: bool,
     pace: Pace,
@@ -149,9 +102,8 @@ impl State {
         Self {
             settings,
             lanes: Lanes::default(),
-            queues: Default::default(),
-            queued: 0,
-            caps: Vec::new(),
+            queue: Queue::default(),
+            caps: Caps::default(),
             next_seq: 0,
             closed: false,
             pace: Pace::new(now),
@@ -169,7 +121,7 @@ impl State {
         if self.misses_deadline(ask, now) {
             return self.refuse_or_note(Reason::Deadline, ask.cap);
         }
-        let capped = self.at_cap(ask.cap);
+        let capped = self.caps.is_reached(ask.cap);
         if !capped
             && self.nobody_ahead(ask.class)
             && let Some(lane) = self.lanes.roomiest()
@@ -178,6 +130,7 @@ impl State {
         }
         let entry = self.enqueue(ask, key, capped, now, out);
         self.pace.note_arrival(now);
+        self.refuse_overtaken(now, out);
         entry
     }
 
@@ -192,7 +145,7 @@ impl State {
         if self.misses_deadline(ask, now) {
             return Some(self.refusal(Reason::Deadline));
         }
-        let may_go = !self.at_cap(ask.cap) && self.nobody_ahead(ask.class);
+        let may_go = !self.caps.is_reached(ask.cap) && self.nobody_ahead(ask.class);
         if may_go && self.lanes.roomiest().is_some() {
             return None;
         }
@@ -245,25 +198,26 @@ impl State {
         }
         // More than one, when the limit and with it the capacity has fallen.
         let mut made_room = false;
-        while self.queued >= self.capacity() && self.evict_stale(ask.class, now, out) {
+        while self.queue.len() >= self.capacity() && self.evict_stale(ask.class, now, out) {
             made_room = true;
         }
         // Whoever gave its place up gave it to this one, even if the queue is still too long.
-        if self.queued >= self.capacity() && !made_room && !self.evict(ask.class, out) {
+        if self.queue.len() >= self.capacity() && !made_room && !self.evict(ask.class, out) {
             return Entry::Refused(self.refusal(Reason::QueueFull));
         }
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.queues[ask.class as usize].push_back(Waiting {
+        let waiting = Waiting {
             seq,
             key,
             cap: ask.cap,
+            capped,
             client: ask.client,
             since: now,
             expires,
             reason,
-        });
-        self.queued += 1;
+        };
+        self.queue.push(ask.class, waiting);
         self.note_excess();
         Entry::Queued { seq, expires }
     }
@@ -272,7 +226,8 @@ impl State {
     fn reason_to_refuse(&self, ask: &Ask, now: Instant) -> Option<Reason> {
         if self.excess() >= self.capacity()
             && (self.settings.dry_run
-                || !(self.can_evict_for(ask.class) || self.stalest(ask.class, now).is_some()))
+                || !(self.queue.lowest_below(ask.class).is_some()
+                    || self.stalest(ask.class, now).is_some()))
         {
             return Some(Reason::QueueFull);
         }
@@ -308,19 +263,17 @@ impl State {
         };
         let places = self.capacity().min(self.pace.places_within(bound));
         let share = (places as f64 * self.settings.client_max_share) as usize;
-        let waiting = self.queues.iter().flatten();
-        let own = waiting.filter(|waiting| waiting.client == Some(client));
-        own.count() >= share.max(1)
+        self.queue.places_of(client) >= share.max(1)
     }
 
-    fn refuse_or_note(&mut self, reason: Reason, cap: Option<super::Cap>) -> Entry {
+    fn refuse_or_note(&mut self, reason: Reason, cap: Option<Cap>) -> Entry {
         if self.settings.dry_run {
             return self.admit_regardless(cap, Some(reason));
         }
         Entry::Refused(self.refusal(reason))
     }
 
-    fn admit_regardless(&mut self, cap: Option<super::Cap>, would: Option<Reason>) -> Entry {
+    fn admit_regardless(&mut self, cap: Option<Cap>, would: Option<Reason>) -> Entry {
         match self.lanes.least_loaded() {
             Some(lane) => Entry::Admitted(self.admit(lane, cap, would)),
             None => Entry::Refused(self.refusal(Reason::QueueFull)),
@@ -330,23 +283,13 @@ impl State {
     /// A waiter gives up. Says why, if it was still waiting: `None` means that a verdict is on its way.
     pub fn leave(&mut self, seq: Seq, class: Class, now: Instant) -> Option<Refusal> {
         self.advance(now);
-        let queue = &mut self.queues[class as usize];
-        let at = queue
-            .binary_search_by_key(&seq, |waiting| waiting.seq)
-            .ok()?;
-        let waiting = queue.remove(at)?;
-        self.left_queue();
+        let waiting = self.queue.leave(class, seq)?;
+        self.note_excess();
         Some(self.refusal(waiting.reason))
     }
 
     /// A permit comes back: the backend is done with a request.
-    pub fn release(
-        &mut self,
-        lane: LaneId,
-        cap: Option<super::Cap>,
-        now: Instant,
-        out: &mut Verdicts,
-    ) {
+    pub fn release(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         let limit = self.lanes.limit();
         self.pace.note_release(self.excess(), limit, now);
@@ -354,22 +297,9 @@ impl State {
     }
 
     /// A permit comes back unused, which says nothing of the backend's pace.
-    pub fn put_back(
-        &mut self,
-        lane: LaneId,
-        cap: Option<super::Cap>,
-        now: Instant,
-        out: &mut Verdicts,
-    ) {
+    pub fn put_back(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.advance(now);
-        if let Some(cap) = cap
-            && let Some(at) = self.caps.iter().position(|(id, _)| *id == cap.id)
-        {
-            self.caps[at].1 = self.caps[at].1.saturating_sub(1);
-            if self.caps[at].1 == 0 {
-                self.caps.swap_remove(at);
-            }
-        }
+        self.caps.leave(cap);
         self.lanes.leave(lane);
         self.note_excess();
         self.dispatch(now, out);
@@ -445,13 +375,9 @@ impl State {
     /// What it looks like now.
     pub fn snapshot(&mut self, now: Instant) -> Snapshot {
         self.advance(now);
-        let mut queued = [0; CLASSES];
-        for (count, queue) in queued.iter_mut().zip(&self.queues) {
-            *count = queue.len() as u32;
-        }
         Snapshot {
             lanes: self.lanes.snapshots().collect(),
-            queued,
+            queued: self.queue.by_class(),
             capacity: self.capacity(),
             standing: self.standing(now),
             closed: self.closed,
@@ -478,7 +404,8 @@ impl State {
 
     /// Lets waiters in while there is room.
     fn dispatch(&mut self, now: Instant, out: &mut Verdicts) {
-        while self.queued > 0 {
+        self.refuse_overtaken(now, out);
+        while !self.queue.is_empty() {
             let lane = match self.lanes.roomiest() {
                 Some(lane) => lane,
                 // Who waited when the dry run began goes first, not last.
@@ -499,45 +426,54 @@ impl State {
     /// Takes out of the queue whoever goes next: the highest class first, in it the one that the
     /// discipline names. Who is out of time is refused on the way.
     fn next_waiter(&mut self, now: Instant, out: &mut Verdicts) -> Option<Waiting> {
-        let stale_before = self.stale_before(now);
+        let fresh_from = self.stale_before(now);
         for class in 0..CLASSES {
-            while self.queues[class].front().is_some_and(|w| w.expires <= now) {
-                if let Some(late) = self.queues[class].pop_front() {
-                    self.left_queue();
-                    let refusal = self.refusal(late.reason);
-                    out.push((late.key, Verdict::Refused(refusal)));
-                }
+            while let Some(late) = self.queue.take_late(class, now) {
+                let reason = late.reason;
+                self.turn_away(late, reason, out);
             }
-            while let Some(waiting) = self.take_next(class, stale_before) {
-                // Deadlines differ: also behind the first there may be some who are late.
-                if waiting.expires > now {
-                    return Some(waiting);
+            // Deadlines differ: also behind the first there may be some who are late.
+            while let Some(next) = self.take_next(class, fresh_from) {
+                if next.expires > now {
+                    self.note_excess();
+                    return Some(next);
                 }
-                let refusal = self.refusal(waiting.reason);
-                out.push((waiting.key, Verdict::Refused(refusal)));
+                let reason = next.reason;
+                self.turn_away(next, reason, out);
             }
         }
         None
     }
 
-    /// The oldest of a class who has not waited too long; failing that, the newest of the others.
-    fn take_next(&mut self, class: usize, stale_before: Option<Instant>) -> Option<Waiting> {
-        let queue = &self.queues[class];
-        let fresh = match stale_before {
-            Some(before) => queue.partition_point(|w| w.since < before),
-            None => 0,
-        };
-        let next = (fresh..queue.len())
-            .chain((0..fresh).rev())
-            .find(|&at| self.settings.dry_run || !self.at_cap(queue[at].cap))?;
-        let waiting = self.queues[class].remove(next)?;
-        self.left_queue();
-        Some(waiting)
+    fn take_next(&mut self, class: usize, fresh_from: Option<Instant>) -> Option<Waiting> {
+        let (caps, dry_run) = (&self.caps, self.settings.dry_run);
+        let held_up = |cap| !dry_run && caps.is_reached(cap);
+        self.queue.take_next(class, fresh_from, held_up)
     }
 
-    fn left_queue(&mut self) {
-        self.queued -= 1;
+    /// Refuses those whose turn will not come: newcomers go before them, and take all there is. The sooner they
+    /// know, the better; and when a place happens to be free, an answer that late is worth little.
+    fn refuse_overtaken(&mut self, now: Instant, out: &mut Verdicts) {
+        if self.queue.is_empty() || !self.is_adaptive() {
+            return;
+        }
+        let crowded_since = self.pace.crowded_since(now);
+        let Some((since, stale)) = crowded_since.zip(self.stale_before(now)) else {
+            return;
+        };
+        let before = since.min(stale);
+        for class in Class::Protected as usize + 1..CLASSES {
+            while let Some(overtaken) = self.queue.take_before(class, before) {
+                self.turn_away(overtaken, Reason::QueueTimeout, out);
+            }
+        }
+    }
+
+    /// Tells one who has been taken out of the queue that it may not go.
+    fn turn_away(&mut self, waiting: Waiting, reason: Reason, out: &mut Verdicts) {
         self.note_excess();
+        let refusal = self.refusal(reason);
+        out.push((waiting.key, Verdict::Refused(refusal)));
     }
 
     fn note_excess(&mut self) {
@@ -547,51 +483,32 @@ impl State {
 
     /// The class of somebody no more important who has waited so long that newcomers go first.
     fn stalest(&self, class: Class, now: Instant) -> Option<usize> {
-        let before = self.stale_before(now)?;
-        (class as usize..CLASSES)
-            .rev()
-            .find(|&at| self.queues[at].front().is_some_and(|w| w.since < before))
+        self.queue.lowest_before(class, self.stale_before(now)?)
     }
 
     /// Refuses who has waited longest, if others have overtaken it anyway: its place is of more use
     /// to a newcomer.
     fn evict_stale(&mut self, class: Class, now: Instant, out: &mut Verdicts) -> bool {
         let stalest = self.stalest(class, now);
-        let Some(waiting) = stalest.and_then(|at| self.queues[at].pop_front()) else {
-            return false;
-        };
-        self.left_queue();
-        let refusal = self.refusal(Reason::QueueFull);
-        out.push((waiting.key, Verdict::Refused(refusal)));
-        true
+        let evicted = stalest.and_then(|at| self.queue.take_oldest(at));
+        self.evicted(evicted, out)
     }
 
     /// Refuses the newest of the lowest class below `class` to make place.
     fn evict(&mut self, class: Class, out: &mut Verdicts) -> bool {
-        for lower in (class as usize + 1..CLASSES).rev() {
-            if let Some(waiting) = self.queues[lower].pop_back() {
-                self.left_queue();
-                let refusal = self.refusal(Reason::QueueFull);
-                out.push((waiting.key, Verdict::Refused(refusal)));
-                return true;
-            }
-        }
-        false
+        let lowest = self.queue.lowest_below(class);
+        let evicted = lowest.and_then(|at| self.queue.take_newest(at));
+        self.evicted(evicted, out)
     }
 
-    fn can_evict_for(&self, class: Class) -> bool {
-        self.queues[class as usize + 1..]
-            .iter()
-            .any(|queue| !queue.is_empty())
+    fn evicted(&mut self, waiting: Option<Waiting>, out: &mut Verdicts) -> bool {
+        let Some(waiting) = waiting else { return false };
+        self.turn_away(waiting, Reason::QueueFull, out);
+        true
     }
 
-    fn admit(&mut self, at: usize, cap: Option<super::Cap>, would: Option<Reason>) -> Admitted {
-        if let Some(cap) = cap {
-            match self.caps.iter_mut().find(|(id, _)| *id == cap.id) {
-                Some((_, in_flight)) => *in_flight += 1,
-                None => self.caps.push((cap.id, 1)),
-            }
-        }
+    fn admit(&mut self, at: usize, cap: Option<Cap>, would: Option<Reason>) -> Admitted {
+        self.caps.enter(cap);
         let (lane, in_flight) = self.lanes.enter(at);
         let admitted = Admitted {
             lane,
@@ -604,19 +521,8 @@ impl State {
 
     /// Nobody of this class or a higher one waits who could go now.
     fn nobody_ahead(&self, class: Class) -> bool {
-        self.queued == 0
-            || self.queues[..=class as usize]
-                .iter()
-                .flatten()
-                .all(|waiting| self.at_cap(waiting.cap))
-    }
-
-    fn at_cap(&self, cap: Option<super::Cap>) -> bool {
-        cap.is_some_and(|cap| {
-            self.caps
-                .iter()
-                .any(|(id, in_flight)| *id == cap.id && *in_flight >= cap.max)
-        })
+        let caps = &self.caps;
+        self.queue.all_held_up(class, |cap| caps.is_reached(cap))
     }
 
     /// The most that may wait.
@@ -632,7 +538,7 @@ impl State {
     /// Who waits; in a dry run, who would.
     fn excess(&self) -> usize {
         if !self.settings.dry_run {
-            return self.queued;
+            return self.queue.len();
         }
         self.lanes.beyond_limit()
     }
@@ -664,14 +570,7 @@ impl State {
         let ahead = if self.settings.dry_run {
             self.excess()
         } else {
-            let stale_before = self.stale_before(now);
-            self.queues[..=class as usize]
-                .iter()
-                .map(|queue| match stale_before {
-                    Some(before) => queue.len() - queue.partition_point(|w| w.since < before),
-                    None => queue.len(),
-                })
-                .sum()
+            self.queue.ahead_of(class, self.stale_before(now))
         };
         self.pace.wait_behind(ahead)
     }
@@ -685,6 +584,6 @@ impl State {
         let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
         self.updated = now;
         self.queue_seconds += seconds * self.excess() as f64;
-        self.lanes.advance(seconds, self.queued > 0);
+        self.lanes.advance(seconds, !self.queue.is_empty());
     }
 }

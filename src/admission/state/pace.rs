@@ -43,6 +43,16 @@ const PAUSE_INTERVALS: f64 = 4.0;
 /// ... but so many seconds always count, so that a slower backend is soon believed.
 const PAUSE_MIN: f64 = 0.005;
 
+/// When so many come for each that goes, what those in front leave is not worth waiting for. With fewer, a worker that
+/// comes free and finds nobody else is glad of somebody who was overtaken.
+const CROWDED: f64 = 1.75;
+/// That is measured over this time, forgetting...
+const CROWDED_OVER: f64 = 0.5;
+/// ... and, because it may have been one burst, so many must have come for each in the last stretch as well: a
+/// service time, and at least so many intervals.
+const CROWDED_STILL: f64 = 1.25;
+const STRETCH_INTERVALS: f64 = 4.0;
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -66,6 +76,33 @@ pub(super) struct Pace {
     last_release: Option<Instant>,
     /// How many may wait under a standing queue, beyond the next, in square roots of the limit.
     places: f64,
+    arrivals: Arrivals,
+    /// The beginning of the last whole stretch, if it was crowded.
+    crowded_since: Option<Instant>,
+}
+
+/// Who comes while somebody waits.
+#[derive(Debug)]
+struct Arrivals {
+    last: Instant,
+    /// Those of late and the time they took, both forgetting.
+    came: f64,
+    seconds: f64,
+    /// The present stretch.
+    stretch_since: Instant,
+    stretch_came: f64,
+}
+
+impl Arrivals {
+    fn new(now: Instant) -> Self {
+        Self {
+            last: now,
+            came: 0.0,
+            seconds: 0.0,
+            stretch_since: now,
+            stretch_came: 0.0,
+        }
+    }
 }
 
 impl Pace {
@@ -83,6 +120,8 @@ impl Pace {
             busy_seconds: 0.0,
             last_release: None,
             places: STANDING_PLACES,
+            arrivals: Arrivals::new(now),
+            crowded_since: None,
         }
     }
 
@@ -122,6 +161,7 @@ impl Pace {
                 if rest >= self.service_time && !self.overloaded {
                     self.waiting_since = now;
                     (self.came, self.went, self.suspected) = (0, 0, false);
+                    (self.arrivals, self.crowded_since) = (Arrivals::new(now), None);
                 }
                 if rest >= self.rest() {
                     (self.released, self.busy_seconds) = (0.0, 0.0);
@@ -142,6 +182,7 @@ impl Pace {
             return;
         }
         self.came += 1;
+        self.learn_arrivals(now);
         let more = self.came.saturating_sub(self.went) as f64;
         let age = now.saturating_duration_since(self.waiting_since);
         let early = self.service_time.mul_f64(STANDING_AFTER);
@@ -174,6 +215,32 @@ impl Pace {
             self.learn_interval(now.saturating_duration_since(last).as_secs_f64());
         }
         self.last_release = waiting.then_some(now);
+    }
+
+    /// Takes an arrival, and judges a stretch that is over.
+    fn learn_arrivals(&mut self, now: Instant) {
+        let interval = self.interval();
+        let arrivals = &mut self.arrivals;
+        let gap = now.saturating_duration_since(arrivals.last).as_secs_f64();
+        let kept = (-gap / CROWDED_OVER).exp();
+        arrivals.last = now;
+        arrivals.came = arrivals.came * kept + 1.0;
+        arrivals.seconds = arrivals.seconds * kept + gap;
+        let stretch = now.saturating_duration_since(arrivals.stretch_since);
+        let stretch = stretch.as_secs_f64();
+        if stretch >= (STRETCH_INTERVALS * interval).max(self.service_time.as_secs_f64()) {
+            let is_crowded = arrivals.came * interval >= CROWDED * arrivals.seconds
+                && arrivals.stretch_came * interval >= CROWDED_STILL * stretch;
+            self.crowded_since = is_crowded.then_some(arrivals.stretch_since);
+            (arrivals.stretch_since, arrivals.stretch_came) = (now, 0.0);
+        }
+        arrivals.stretch_came += 1.0;
+    }
+
+    /// Under a standing queue: since when at the least far more have come than went. Whoever was there before,
+    /// and is behind all of them, waits in vain.
+    pub(super) fn crowded_since(&self, now: Instant) -> Option<Instant> {
+        self.crowded_since.filter(|_| self.is_standing(now))
     }
 
     /// Takes the time since the last release, seconds.
