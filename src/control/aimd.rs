@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::curve::{Curve, LOW_SHARE};
+use super::curve::Curve;
 use super::elastic::{Decreases, Point, Steady, Verdict};
 use super::law::{LIMITED, Measured, overloaded};
+use super::trials::Trials;
 use super::window::Pace;
 use super::{BoundBy, Settings, reason};
 
@@ -26,8 +27,6 @@ const DEEPEST_FAR: f64 = 0.50;
 /// Throughput is kept when at least this share of the best in the run of decreases remains: then
 /// the higher limits were no good.
 const KEPT_WORK: f64 = 0.85;
-/// What a lost up-probe leaves of the recent high.
-const LOST: f64 = 0.8;
 /// Growth a window in slow start, as TCP's.
 const SLOW_START: f64 = 2.0;
 /// Slow start ends when throughput follows less than this part of the growth. CONTROL §4.3.
@@ -48,19 +47,6 @@ const IDLE_STRETCH: f64 = 1.06;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// Least time between dips. CONTROL §4.3, F1.
-const DIP_EVERY: Duration = Duration::from_secs(15);
-/// A dip needs the limit to be reached for this share of the window: below capacity, low load comes by
-/// itself.
-const DIP_LIMITED: f64 = 0.6;
-/// Each dip that finds what was known doubles it, so many times at most.
-const DIP_PATIENCE: u32 = 2;
-/// A dip alone raises the baseline by no more than this factor.
-const HIGHER: f64 = 1.05;
-/// The same while the baseline is known to be too high: it may be anything below.
-const DIP_SUSPECT: Duration = Duration::from_secs(2);
-/// The same in mean latencies. CONTROL §4.3.
-const DIP_EVERY_LATENCIES: f64 = 100.0;
 /// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
 /// finds its next request waiting: the hand-over costs as much as a short request.
 const SPARE: f64 = 1.0;
@@ -68,56 +54,15 @@ const SPARE: f64 = 1.0;
 const ROOM: f64 = 0.8;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
-/// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
-const PROBE: f64 = 1.25;
-/// And by this factor far below the recent high: the larger the step, the sooner it is told from
-/// chance.
-const PROBE_FAR: f64 = 1.6;
-/// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
-const PROBE_BELOW: f64 = 0.6;
-/// It wins when throughput follows more than this part of the rise. CONTROL F8 has 0.6, which one of
-/// three that share a full backend wins by taking from the others.
-const PROBE_GAIN: f64 = 0.8;
-/// The standard error by which it must be more or less than that...
-const PROBE_ERRORS: f64 = 1.0;
-/// ... until so many windows have been seen.
-const PROBE_WINDOWS: f64 = 6.0;
-/// Windows that it takes at least. CONTROL F8.
-const PROBE_WINDOWS_LEAST: f64 = 2.0;
-/// Least time between up-probes below the recent high.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// The same elsewhere; it doubles with each lost one...
-const PROBE_SELDOM: Duration = Duration::from_secs(10);
-/// ... so many times at most.
-const PROBE_PATIENCE: u32 = 3;
 /// Latencies below this many seconds are flat, whatever their stretch: such a wait inside the backend
 /// harms nobody, is mostly the scheduler's, and handing every request over one by one would cost more
 /// than it saves. (Seen: a backend that answers in 0.1 ms, where any limit low enough for a stretch of
 /// 1.35 made the proxy's own queue the bottleneck.)
 const NEGLIGIBLE: f64 = 0.005;
-/// Half-life of the recent high.
-const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
 /// Gain of the share of drops that are not ours, a window.
 const DROP_GAIN: f64 = 0.05;
 /// Standard errors above that share that count as overload.
 const DROP_ERRORS: f64 = 3.0;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Trial {
-    /// The limit is low to measure the baseline; then back to this.
-    Dip {
-        before: Option<Point>,
-        back: f64,
-        /// The baseline that was known.
-        scale: f64,
-    },
-    /// The limit is high to look for capacity.
-    Probe {
-        before: Steady,
-        back: f64,
-        during: Option<Steady>,
-    },
-}
 
 /// The state of the law.
 #[derive(Clone, Debug)]
@@ -126,7 +71,6 @@ pub(super) struct Aimd {
     slow_start: bool,
     /// The last limit that worked, once there was a decrease.
     good: Option<f64>,
-    high: f64,
     refused: Option<(u32, Instant)>,
     growths: u32,
     last_growth: Option<Instant>,
@@ -138,15 +82,7 @@ pub(super) struct Aimd {
     surprised: bool,
     /// The current window follows a deep cut.
     testing: bool,
-    trial: Option<Trial>,
-    last_dip: Option<Instant>,
-    /// Dips in a row that found what was known.
-    dips_alike: u32,
-    /// A busy backend was faster than the baseline: there may be a lower one yet.
-    suspect: bool,
-    last_probe: Option<Instant>,
-    /// Up-probes in a row that found nothing.
-    probes_lost: u32,
+    trials: Trials,
     /// Share of drops that no limit prevents, and what it was when found.
     failing: f64,
     failing_most: f64,
@@ -160,7 +96,6 @@ impl Aimd {
             limit,
             slow_start: true,
             good: None,
-            high: limit,
             refused: None,
             growths: 0,
             last_growth: None,
@@ -169,12 +104,7 @@ impl Aimd {
             steady: None,
             surprised: false,
             testing: false,
-            trial: None,
-            last_dip: None,
-            dips_alike: 0,
-            suspect: false,
-            last_probe: None,
-            probes_lost: 0,
+            trials: Trials::new(limit),
             failing: 0.0,
             failing_most: 0.0,
             cause: BoundBy::Latency,
@@ -193,35 +123,29 @@ impl Aimd {
 
     /// How long the current window is to be.
     pub(super) fn pace(&self) -> Pace {
-        match self.trial {
-            Some(Trial::Dip { .. }) => Pace::Dip,
-            _ if self.testing => Pace::Test,
-            _ => Pace::Usual,
+        match self.trials.pace() {
+            Pace::Usual if self.testing => Pace::Test,
+            pace => pace,
         }
     }
 
     /// Keeps the limit within changed bounds.
     pub(super) fn clamp(&mut self, min: u32, max: u32) {
         self.limit = self.limit.clamp(f64::from(min), f64::from(max));
-        match &mut self.trial {
-            Some(Trial::Dip { back, .. } | Trial::Probe { back, .. }) => {
-                *back = back.clamp(f64::from(min), f64::from(max));
-            }
-            None => {}
-        }
+        self.trials.clamp(f64::from(min), f64::from(max));
     }
 
     /// A resource is short: the limit falls to this.
     pub(super) fn shrink(&mut self, to: f64) {
         self.slow_start = false;
         self.growths = 0;
-        self.trial = None;
+        self.trials.abandon();
         self.limit = self.limit.min(to);
     }
 
     /// What held the limit is gone: it rises to this.
     pub(super) fn raise(&mut self, to: f64) {
-        self.trial = None;
+        self.trials.abandon();
         self.decreases.clear();
         self.refused = None;
         self.limit = self.limit.max(to);
@@ -238,10 +162,10 @@ impl Aimd {
         let passed = self
             .last
             .map_or(Duration::ZERO, |last| m.point.at.duration_since(last.at));
-        self.high *= 0.5_f64.powf(passed.as_secs_f64() / HIGH_HALF_LIFE.as_secs_f64());
+        self.trials.fade(passed);
         self.steady = Some(Steady::with(self.steady, &m.point));
         let reason = self.judge(&mut m, curve, settings);
-        self.high = self.high.max(self.limit);
+        self.trials.reached(self.limit);
         self.clamp(settings.min.max(1), settings.max.max(settings.min.max(1)));
         self.last = Some(m.point);
         reason
@@ -250,29 +174,12 @@ impl Aimd {
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         let now = m.point.at;
         self.testing = false;
-        match self.trial.take() {
-            Some(Trial::Dip {
-                before,
-                back,
-                scale,
-            }) => {
-                self.limit = back;
-                self.last_dip = Some(now);
-                let known = before.is_some_and(|_| m.known && !self.suspect);
-                let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
-                self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
-                self.suspect = false;
-                return dipped(m, before, known.then_some(scale), curve);
+        if let Some((limit, reason)) = self.trials.take(m, self.limit, curve) {
+            self.limit = limit;
+            if reason == reason::REBASE {
+                self.decreases.clear();
             }
-            Some(Trial::Probe {
-                before,
-                back,
-                during,
-            }) => {
-                let during = Steady::with(during, &m.point);
-                return self.probed(m, before, back, during, curve);
-            }
-            None => {}
+            return reason;
         }
         let excess = settings.tolerance.max(1.01) - 1.0;
         let flat = 1.0 + FLAT_PART * excess;
@@ -282,15 +189,15 @@ impl Aimd {
         // A busy backend is no faster than an idle one: the baseline is stale. CONTROL F7.
         if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
             let factor = (m.point.stretch + m.sigma).min(1.0);
-            rebase(m, factor, curve);
-            self.doubt(m, curve);
+            m.rebase(factor, curve);
+            self.trials.doubt(m, curve);
         }
         let dropping = self.dropping(m);
         let negligible = m.latency < NEGLIGIBLE;
         let stretched =
             m.known && !negligible && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
         if limited
-            && (self.suspect || !(m.known || self.slow_start))
+            && (self.trials.suspects() || !(m.known || self.slow_start))
             && let Some(reason) = self.look_around(m, curve)
         {
             return reason;
@@ -381,10 +288,10 @@ impl Aimd {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
         } else if stretched && (alone || verdict == Verdict::Slower) {
-            rebase(m, m.point.stretch, curve);
+            m.rebase(m.point.stretch, curve);
             let back = self.decreases.highest().unwrap_or(1);
             if curve.unmeasured(back) {
-                self.doubt(m, curve);
+                self.trials.doubt(m, curve);
             }
         } else if stretched && verdict == Verdict::Unsure {
             // So far the cut has brought nothing: none deeper before that is clear.
@@ -401,10 +308,12 @@ impl Aimd {
         Some(reason::REBASE)
     }
 
-    /// The baseline has just been inferred from a busy backend: a dip is to measure it.
-    fn doubt(&mut self, m: &Measured, curve: &mut Curve) {
-        curve.doubt(m.point.limit);
-        self.suspect = m.point.limit > 1;
+    fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
+        let (limit, reason) =
+            self.trials
+                .look_around(m, self.limit, self.steady, self.last_growth, curve)?;
+        self.limit = limit;
+        Some(reason)
     }
 
     fn decrease(&mut self, m: &Measured, factor: f64, least: f64, limited: bool) {
@@ -491,139 +400,4 @@ impl Aimd {
         }
         reason
     }
-
-    /// Neither flat nor stretched: is the baseline old, or is there more to be had?
-    fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
-        let now = m.point.at;
-        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let patience = DIP_EVERY * (1 << self.dips_alike.min(DIP_PATIENCE));
-        let suspect = self.suspect || curve.unmeasured(m.point.limit);
-        let jitter = jitter(&m.point);
-        let pause = if suspect {
-            DIP_SUSPECT.as_secs_f64()
-        } else {
-            jitter * (patience.as_secs_f64()).max(DIP_EVERY_LATENCIES * m.latency)
-        };
-        if m.point.limit > 1
-            && m.limited >= DIP_LIMITED
-            && (suspect || curve.stale(m.point.limit, now))
-            && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
-        {
-            self.trial = Some(Trial::Dip {
-                before: m.known.then_some(m.point),
-                back: self.limit,
-                scale: m.scale,
-            });
-            self.last_dip = Some(now);
-            self.limit = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
-            return Some(reason::PROBE_DOWN);
-        }
-        let every = if self.limit < PROBE_BELOW * self.high {
-            PROBE_EVERY
-        } else {
-            PROBE_SELDOM.mul_f64(jitter) * (1 << self.probes_lost.min(PROBE_PATIENCE))
-        };
-        if let Some(before) = self.steady
-            && before.windows >= PROBE_WINDOWS_LEAST
-            && m.point.limit < m.ceiling
-            && m.veto.is_none()
-            && since(self.last_probe.or(self.last_growth)).is_none_or(|passed| passed > every)
-        {
-            self.trial = Some(Trial::Probe {
-                before,
-                back: self.limit,
-                during: None,
-            });
-            self.last_probe = Some(now);
-            let in_force = f64::from(m.point.limit);
-            let factor = if self.limit < PROBE_BELOW * self.high {
-                PROBE_FAR
-            } else {
-                PROBE
-            };
-            self.limit = (factor * in_force)
-                .max(in_force + 1.0)
-                .min(f64::from(m.ceiling));
-            return Some(reason::PROBE_UP);
-        }
-        None
-    }
-
-    /// A window of an up-probe: did throughput follow?
-    fn probed(
-        &mut self,
-        m: &mut Measured,
-        before: Steady,
-        back: f64,
-        during: Steady,
-        curve: &mut Curve,
-    ) -> &'static str {
-        self.last_probe = Some(m.point.at);
-        let load = during.in_flight / before.in_flight - 1.0;
-        let gain = (during.work / before.work - 1.0) / load;
-        let error = PROBE_ERRORS * during.noise().hypot(before.noise()) / load;
-        let undecided = during.windows < PROBE_WINDOWS
-            && (during.windows < PROBE_WINDOWS_LEAST || (gain - PROBE_GAIN).abs() < error);
-        if load > 0.05 && undecided {
-            self.trial = Some(Trial::Probe {
-                before,
-                back,
-                during: Some(during),
-            });
-            return reason::PROBE_UP;
-        }
-        if load > 0.05 && gain >= PROBE_GAIN {
-            // More throughput for more load: it was not queueing that stretched latency.
-            rebase(m, before.stretch.max(1.0), curve);
-            self.doubt(m, curve);
-            self.decreases.clear();
-            self.probes_lost = 0;
-            return reason::REBASE;
-        }
-        self.limit = back;
-        self.high *= LOST;
-        self.probes_lost += 1;
-        reason::RESTORE
-    }
-}
-
-/// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
-/// backend itself got slower. Without that proof a higher baseline than the one that was `known` is not
-/// believed: somebody else may keep the backend busy, and believing it would be a ratchet.
-fn dipped(
-    m: &mut Measured,
-    before: Option<Point>,
-    known: Option<f64>,
-    curve: &mut Curve,
-) -> &'static str {
-    let Some(before) = before.filter(|_| m.known) else {
-        return reason::RESTORE;
-    };
-    let mut test = Decreases::default();
-    test.push(before, true);
-    if test.judge(&m.point) == Verdict::Slower {
-        if m.point.stretch > 1.0 + 2.0 * m.sigma {
-            // Few samples: half the way.
-            rebase(m, m.point.stretch.sqrt(), curve);
-            return reason::REBASE;
-        }
-    } else if let Some(known) = known.filter(|known| m.scale > HIGHER * known) {
-        rebase(m, HIGHER * known / m.scale, curve);
-    }
-    reason::RESTORE
-}
-
-/// A factor between 0.8 and 1.2, from what was measured and so different for each of several that share
-/// a backend: they should not look around at the same time.
-fn jitter(point: &Point) -> f64 {
-    let mixed =
-        (point.work.to_bits() ^ point.in_flight.to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    0.8 + 0.4 * (mixed >> 40) as f64 / f64::from(1_u32 << 24)
-}
-
-/// Moves the baseline by a factor.
-fn rebase(m: &mut Measured, factor: f64, curve: &mut Curve) {
-    m.scale *= factor;
-    m.point.stretch /= factor;
-    curve.rebase(m.scale, factor, m.point.in_flight, m.point.at);
 }

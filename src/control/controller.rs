@@ -9,6 +9,7 @@ use super::law::{LIMITED, Law, Measured};
 use super::memory::Remembered;
 use super::pause::Pauses;
 use super::routes::Routes;
+use super::shadows::Shadows;
 use super::window::{Pace, Summary, Window};
 use super::{
     Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage,
@@ -33,10 +34,6 @@ const VARIATION_GAIN: f64 = 0.2;
 const SLOW_WINDOWS: u32 = 2;
 /// A resource that has cut the limit is what bounds it for this long, if nothing else does.
 const CUT_REMEMBERED: Duration = Duration::from_secs(10);
-/// A shadow cannot see what would follow from a limit much above the one in force: it stops at so
-/// many times that.
-const SHADOW_REACH: u32 = 2;
-
 /// The concurrency limit of one backend endpoint, and why it is what it is.
 ///
 /// Told of every finished request ([`observe`](Self::observe)), asked now and then
@@ -48,7 +45,7 @@ pub struct Controller {
     limit: u32,
     bound_by: BoundBy,
     pinned: Option<u32>,
-    shadows: Vec<Law>,
+    shadows: Shadows,
     ceilings: Ceilings,
     readings: Readings,
     /// The last look: when, and the integral of in-flight.
@@ -90,7 +87,7 @@ impl Controller {
             limit,
             bound_by: BoundBy::Idle,
             pinned: None,
-            shadows: Vec::new(),
+            shadows: Shadows::default(),
             ceilings: Ceilings::default(),
             readings: Readings::default(),
             looked: None,
@@ -136,26 +133,9 @@ impl Controller {
         self.apply(now);
     }
 
-    /// The shadows that the settings name; those that are there already go on.
     fn cast_shadows(&mut self) {
         let in_force = self.law.algorithm();
-        let limit = self.limit;
-        let mut wanted: Vec<Algorithm> = Vec::new();
-        for &algorithm in &self.settings.shadow {
-            if algorithm != in_force && !wanted.contains(&algorithm) {
-                wanted.push(algorithm);
-            }
-        }
-        let mut known = std::mem::take(&mut self.shadows);
-        self.shadows = wanted
-            .into_iter()
-            .map(
-                |algorithm| match known.iter().position(|law| law.algorithm() == algorithm) {
-                    Some(at) => known.swap_remove(at),
-                    None => Law::new(algorithm, limit),
-                },
-            )
-            .collect();
+        self.shadows.cast(&self.settings, in_force, self.limit);
     }
 
     /// Starts at this limit instead, unless something has been learned already: the backend's slots
@@ -386,12 +366,7 @@ impl Controller {
 
     /// What the laws of `settings.shadow` would set, by the same windows.
     pub fn shadows(&self) -> impl Iterator<Item = (Algorithm, u32)> {
-        self.shadows.iter().map(|law| {
-            (
-                law.algorithm(),
-                self.settings.clamp(law.limit(&self.settings)),
-            )
-        })
+        self.shadows.limits(&self.settings)
     }
 
     /// Whether the backend's memory grows while its requests do not.
@@ -511,11 +486,7 @@ impl Controller {
             in_flight: summary.in_flight,
             ..Evidence::default()
         });
-        for shadow in &mut self.shadows {
-            shadow.decide(&measured, &mut self.curve.clone(), &self.settings);
-            let reach = measured.point.limit.saturating_mul(SHADOW_REACH);
-            shadow.clamp(1, reach.max(1));
-        }
+        self.shadows.decide(&measured, &self.curve, &self.settings);
         self.reason = if self.pinned.is_some() {
             reason::CONFIGURED
         } else {

@@ -42,6 +42,15 @@ pub(super) struct Measured {
     pub(super) veto: Option<BoundBy>,
 }
 
+impl Measured {
+    /// Moves the baseline by a factor.
+    pub(super) fn rebase(&mut self, factor: f64, curve: &mut Curve) {
+        self.scale *= factor;
+        self.point.stretch /= factor;
+        curve.rebase(self.scale, factor, self.point.in_flight, self.point.at);
+    }
+}
+
 /// Whether the window holds so many drops that the limit has to fall.
 pub(super) fn overloaded(m: &Measured) -> bool {
     m.drops >= DROPS && m.point.drops >= DROP_SHARE

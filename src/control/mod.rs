@@ -6,8 +6,8 @@
 //!
 //! The way of a sample: `pause` takes stop-the-world pauses out of its latency, `routes` knows
 //! what its route costs, `curve` learns latency over concurrency, `window` gathers. When a
-//! window closes, the `law` in force decides: `aimd` with the paired tests of `elastic`, `gradient`
-//! or `vegas`; others may decide beside it, in its shadow. `ceilings` holds what the sensors say of
+//! window closes, the `law` in force decides: `aimd` with the paired tests of `elastic` and `trials`,
+//! `gradient` or `vegas`; others may decide beside it, in its `shadows`. `ceilings` holds what the sensors say of
 //! workers, accept queue, CPU and memory; `controller` holds it all together. [`usl`] fits the
 //! Universal Scalability Law to [`Controller::curve`].
 
@@ -22,6 +22,8 @@ mod memory;
 mod pause;
 pub mod reason;
 mod routes;
+mod shadows;
+mod trials;
 pub mod usl;
 mod vegas;
 mod window;

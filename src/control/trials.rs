@@ -1,0 +1,299 @@
+//! Looking around: a short dip measures the unloaded latency again, an up-probe looks for capacity that
+//! latency does not show. Both are paired tests, seldom, and at times of their own for each of several
+//! tidegates before one backend (CONTROL F1, F8).
+
+use std::time::{Duration, Instant};
+
+use super::curve::{Curve, LOW_SHARE};
+use super::elastic::{Decreases, Point, Steady, Verdict};
+use super::law::Measured;
+use super::reason;
+use super::window::Pace;
+
+/// What a lost up-probe leaves of the recent high.
+const LOST: f64 = 0.8;
+/// Least time between dips. CONTROL §4.3, F1.
+const DIP_EVERY: Duration = Duration::from_secs(15);
+/// A dip needs the limit to be reached for this share of the window: below capacity, low load comes by
+/// itself.
+const DIP_LIMITED: f64 = 0.6;
+/// Each dip that finds what was known doubles it, so many times at most.
+const DIP_PATIENCE: u32 = 2;
+/// A dip alone raises the baseline by no more than this factor.
+const HIGHER: f64 = 1.05;
+/// The same while the baseline is known to be too high: it may be anything below.
+const DIP_SUSPECT: Duration = Duration::from_secs(2);
+/// The same in mean latencies. CONTROL §4.3.
+const DIP_EVERY_LATENCIES: f64 = 100.0;
+/// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
+const PROBE: f64 = 1.25;
+/// And by this factor far below the recent high: the larger the step, the sooner it is told from
+/// chance.
+const PROBE_FAR: f64 = 1.6;
+/// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
+const PROBE_BELOW: f64 = 0.6;
+/// It wins when throughput follows more than this part of the rise. CONTROL F8 has 0.6, which one of
+/// three that share a full backend wins by taking from the others.
+const PROBE_GAIN: f64 = 0.8;
+/// The standard error by which it must be more or less than that...
+const PROBE_ERRORS: f64 = 1.0;
+/// ... until so many windows have been seen.
+const PROBE_WINDOWS: f64 = 6.0;
+/// Windows that it takes at least. CONTROL F8.
+const PROBE_WINDOWS_LEAST: f64 = 2.0;
+/// Least time between up-probes below the recent high.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// The same elsewhere; it doubles with each lost one...
+const PROBE_SELDOM: Duration = Duration::from_secs(10);
+/// ... so many times at most.
+const PROBE_PATIENCE: u32 = 3;
+/// Half-life of the recent high.
+const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Trial {
+    /// The limit is low to measure the baseline; then back to this.
+    Dip {
+        before: Option<Point>,
+        back: f64,
+        /// The baseline that was known.
+        scale: f64,
+    },
+    /// The limit is high to look for capacity.
+    Probe {
+        before: Steady,
+        back: f64,
+        during: Option<Steady>,
+    },
+}
+
+/// What a trial sets the limit to, and why.
+pub(super) type Move = (f64, &'static str);
+
+/// The trial under way, and what earlier ones came to.
+#[derive(Clone, Debug)]
+pub(super) struct Trials {
+    trial: Option<Trial>,
+    /// The highest limit of late.
+    high: f64,
+    last_dip: Option<Instant>,
+    /// Dips in a row that found what was known.
+    dips_alike: u32,
+    /// A busy backend was faster than the baseline: there may be a lower one yet.
+    suspect: bool,
+    last_probe: Option<Instant>,
+    /// Up-probes in a row that found nothing.
+    probes_lost: u32,
+}
+
+impl Trials {
+    pub(super) fn new(limit: f64) -> Self {
+        Trials {
+            trial: None,
+            high: limit,
+            last_dip: None,
+            dips_alike: 0,
+            suspect: false,
+            last_probe: None,
+            probes_lost: 0,
+        }
+    }
+
+    /// Whether the baseline was only inferred and is to be measured.
+    pub(super) fn suspects(&self) -> bool {
+        self.suspect
+    }
+
+    /// How long the current window is to be.
+    pub(super) fn pace(&self) -> Pace {
+        match self.trial {
+            Some(Trial::Dip { .. }) => Pace::Dip,
+            _ => Pace::Usual,
+        }
+    }
+
+    /// Keeps where to return to within changed bounds.
+    pub(super) fn clamp(&mut self, min: f64, max: f64) {
+        if let Some(Trial::Dip { back, .. } | Trial::Probe { back, .. }) = &mut self.trial {
+            *back = back.clamp(min, max);
+        }
+    }
+
+    /// The limit is moved for another reason.
+    pub(super) fn abandon(&mut self) {
+        self.trial = None;
+    }
+
+    /// The recent high fades.
+    pub(super) fn fade(&mut self, passed: Duration) {
+        self.high *= 0.5_f64.powf(passed.as_secs_f64() / HIGH_HALF_LIFE.as_secs_f64());
+    }
+
+    /// The limit is this now.
+    pub(super) fn reached(&mut self, limit: f64) {
+        self.high = self.high.max(limit);
+    }
+
+    /// The baseline has just been inferred from a busy backend: a dip is to measure it.
+    pub(super) fn doubt(&mut self, m: &Measured, curve: &mut Curve) {
+        curve.doubt(m.point.limit);
+        self.suspect = m.point.limit > 1;
+    }
+
+    /// A window of the trial under way, if there is one; the limit is `limit`.
+    pub(super) fn take(&mut self, m: &mut Measured, limit: f64, curve: &mut Curve) -> Option<Move> {
+        match self.trial.take()? {
+            Trial::Dip {
+                before,
+                back,
+                scale,
+            } => {
+                self.last_dip = Some(m.point.at);
+                let known = before.is_some_and(|_| m.known && !self.suspect);
+                let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
+                self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
+                self.suspect = false;
+                Some((back, dipped(m, before, known.then_some(scale), curve)))
+            }
+            Trial::Probe {
+                before,
+                back,
+                during,
+            } => {
+                let during = Steady::with(during, &m.point);
+                Some(self.probed(m, limit, before, back, during, curve))
+            }
+        }
+    }
+
+    /// Neither flat nor stretched: is the baseline old, or is there more to be had?
+    pub(super) fn look_around(
+        &mut self,
+        m: &Measured,
+        limit: f64,
+        steady: Option<Steady>,
+        last_growth: Option<Instant>,
+        curve: &Curve,
+    ) -> Option<Move> {
+        let now = m.point.at;
+        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let patience = DIP_EVERY * (1 << self.dips_alike.min(DIP_PATIENCE));
+        let suspect = self.suspect || curve.unmeasured(m.point.limit);
+        let jitter = jitter(&m.point);
+        let pause = if suspect {
+            DIP_SUSPECT.as_secs_f64()
+        } else {
+            jitter * (patience.as_secs_f64()).max(DIP_EVERY_LATENCIES * m.latency)
+        };
+        if m.point.limit > 1
+            && m.limited >= DIP_LIMITED
+            && (suspect || curve.stale(m.point.limit, now))
+            && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
+        {
+            self.trial = Some(Trial::Dip {
+                before: m.known.then_some(m.point),
+                back: limit,
+                scale: m.scale,
+            });
+            self.last_dip = Some(now);
+            let low = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);
+            return Some((low, reason::PROBE_DOWN));
+        }
+        let far = limit < PROBE_BELOW * self.high;
+        let every = if far {
+            PROBE_EVERY
+        } else {
+            PROBE_SELDOM.mul_f64(jitter) * (1 << self.probes_lost.min(PROBE_PATIENCE))
+        };
+        if let Some(before) = steady
+            && before.windows >= PROBE_WINDOWS_LEAST
+            && m.point.limit < m.ceiling
+            && m.veto.is_none()
+            && since(self.last_probe.or(last_growth)).is_none_or(|passed| passed > every)
+        {
+            self.trial = Some(Trial::Probe {
+                before,
+                back: limit,
+                during: None,
+            });
+            self.last_probe = Some(now);
+            let in_force = f64::from(m.point.limit);
+            let factor = if far { PROBE_FAR } else { PROBE };
+            let high = (factor * in_force)
+                .max(in_force + 1.0)
+                .min(f64::from(m.ceiling));
+            return Some((high, reason::PROBE_UP));
+        }
+        None
+    }
+
+    /// A window of an up-probe: did throughput follow?
+    fn probed(
+        &mut self,
+        m: &mut Measured,
+        limit: f64,
+        before: Steady,
+        back: f64,
+        during: Steady,
+        curve: &mut Curve,
+    ) -> Move {
+        self.last_probe = Some(m.point.at);
+        let load = during.in_flight / before.in_flight - 1.0;
+        let gain = (during.work / before.work - 1.0) / load;
+        let error = PROBE_ERRORS * during.noise().hypot(before.noise()) / load;
+        let undecided = during.windows < PROBE_WINDOWS
+            && (during.windows < PROBE_WINDOWS_LEAST || (gain - PROBE_GAIN).abs() < error);
+        if load > 0.05 && undecided {
+            self.trial = Some(Trial::Probe {
+                before,
+                back,
+                during: Some(during),
+            });
+            return (limit, reason::PROBE_UP);
+        }
+        if load > 0.05 && gain >= PROBE_GAIN {
+            // More throughput for more load: it was not queueing that stretched latency.
+            m.rebase(before.stretch.max(1.0), curve);
+            self.doubt(m, curve);
+            self.probes_lost = 0;
+            return (limit, reason::REBASE);
+        }
+        self.high *= LOST;
+        self.probes_lost += 1;
+        (back, reason::RESTORE)
+    }
+}
+
+/// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
+/// backend itself got slower. Without that proof a higher baseline than the one that was `known` is not
+/// believed: somebody else may keep the backend busy, and believing it would be a ratchet.
+fn dipped(
+    m: &mut Measured,
+    before: Option<Point>,
+    known: Option<f64>,
+    curve: &mut Curve,
+) -> &'static str {
+    let Some(before) = before.filter(|_| m.known) else {
+        return reason::RESTORE;
+    };
+    let mut test = Decreases::default();
+    test.push(before, true);
+    if test.judge(&m.point) == Verdict::Slower {
+        if m.point.stretch > 1.0 + 2.0 * m.sigma {
+            // Few samples: half the way.
+            m.rebase(m.point.stretch.sqrt(), curve);
+            return reason::REBASE;
+        }
+    } else if let Some(known) = known.filter(|known| m.scale > HIGHER * known) {
+        m.rebase(HIGHER * known / m.scale, curve);
+    }
+    reason::RESTORE
+}
+
+/// A factor between 0.8 and 1.2, from what was measured and so different for each of several that share
+/// a backend: they should not look around at the same time.
+fn jitter(point: &Point) -> f64 {
+    let mixed =
+        (point.work.to_bits() ^ point.in_flight.to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    0.8 + 0.4 * (mixed >> 40) as f64 / f64::from(1_u32 << 24)
+}
