@@ -172,7 +172,6 @@ impl Aimd {
     }
 
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
-        let now = m.point.at;
         self.testing = false;
         if let Some((limit, reason)) = self.trials.take(m, self.limit, curve) {
             self.limit = limit;
@@ -194,8 +193,15 @@ impl Aimd {
         }
         let dropping = self.dropping(m);
         let negligible = m.latency < NEGLIGIBLE;
-        let stretched =
-            m.known && !negligible && m.point.stretch > settings.tolerance.max(1.01) + m.sigma;
+        // Fewer than the workers, and it is not the CPU that they wait for: that takes more to believe.
+        let held = m
+            .floor
+            .filter(|_| m.point.stretch <= FAR * settings.tolerance);
+        let below = |limit: u32| held.is_some_and(|floor| limit < floor);
+        let stretched = m.known
+            && !negligible
+            && m.point.stretch > settings.tolerance.max(1.01) + m.sigma
+            && !below(m.point.limit.saturating_sub(1));
         if limited
             && (self.trials.suspects() || !(m.known || self.slow_start))
             && let Some(reason) = self.look_around(m, curve)
@@ -225,7 +231,8 @@ impl Aimd {
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // Little: of the requests in flight, this many were really worked on, the others
             // waited. A lower limit would idle a worker.
-            let working = (f64::from(m.point.limit) / m.point.stretch - 0.25).ceil() + SPARE;
+            let working = ((f64::from(m.point.limit) / m.point.stretch - 0.25).ceil() + SPARE)
+                .max(held.map_or(1.0, f64::from));
             if working < f64::from(m.point.limit) {
                 self.decrease(m, factor, working, limited);
                 self.testing = far;
@@ -241,14 +248,17 @@ impl Aimd {
         // Little: those in flight beyond the ones worked on. Where so few wait, a small limit is not
         // too high, whatever the ratio.
         let waiting = f64::from(m.point.limit) * (1.0 - 1.0 / m.point.stretch.max(1.0));
-        let roomy = m.point.stretch <= flat + 0.5 * m.sigma || waiting <= ROOM;
+        let roomy =
+            m.point.stretch <= flat + 0.5 * m.sigma || waiting <= ROOM || below(m.point.limit);
         if negligible || (roomy && !stretched) {
             return self.grow(m, settings.increase.max(0.0));
         }
         self.surprised = false;
         self.cause = BoundBy::Latency;
         self.slow_start = false;
-        if let Some(reason) = self.look_around(m, curve) {
+        if !below(m.point.limit.saturating_sub(1))
+            && let Some(reason) = self.look_around(m, curve)
+        {
             return reason;
         }
         self.growths = 0;

@@ -527,6 +527,7 @@ impl Controller {
             limited: summary.limited,
             latency: summary.latency,
             ceiling: self.ceiling(),
+            floor: self.ceilings.floor(),
             veto: self.ceilings.veto(),
         }
     }

@@ -38,6 +38,8 @@ pub(super) struct Measured {
     pub(super) latency: f64,
     /// The most that makes sense: slots, memory or `max`.
     pub(super) ceiling: u32,
+    /// Fewer than this would only idle workers, as far as the sensors can tell.
+    pub(super) floor: Option<u32>,
     /// The resource that forbids growth.
     pub(super) veto: Option<BoundBy>,
 }

@@ -271,3 +271,30 @@ fn what_is_remembered_is_recalled_unless_it_makes_no_sense() {
         assert!(!fresh(None).recall(&known, now));
     }
 }
+
+#[test]
+fn known_workers_are_not_left_idle_while_the_cpu_idles() {
+    let least = |pinned: u32| {
+        let mut bench = Bench::new(settings());
+        bench.readings.slots = Some(8);
+        bench.readings.cpu = Some(CpuReading {
+            utilisation: 0.05,
+            cores: 2.0,
+            pinned,
+            ..CpuReading::default()
+        });
+        // Low load first, so that there is a baseline.
+        bench.controller.pin(Some(2), bench.now);
+        bench.run(5.0);
+        bench.controller.pin(None, bench.now);
+        bench.run(5.0);
+        // Twice as slow at any load: no reason to do less.
+        bench.latency = 0.1;
+        bench.decisions.clear();
+        bench.run(5.0);
+        let limits = bench.decisions.iter().map(|decision| decision.limit);
+        limits.min().unwrap()
+    };
+    assert!(least(0) >= 8, "{}", least(0));
+    assert!(least(1) < 8, "a process that wants a core: {}", least(1));
+}

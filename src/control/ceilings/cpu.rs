@@ -32,6 +32,8 @@ pub(super) struct Cpu {
     at: Option<Instant>,
     mean: CpuReading,
     short: bool,
+    /// Some process has a core of its own and needs it (the GIL).
+    pinned: bool,
 }
 
 impl Cpu {
@@ -48,6 +50,7 @@ impl Cpu {
             }
         };
         self.at = Some(now);
+        self.pinned = reading.pinned > 0;
         let mean = &mut self.mean;
         for (mean, now) in [
             (&mut mean.utilisation, reading.utilisation),
@@ -68,6 +71,11 @@ impl Cpu {
     /// Whether it forbids growth.
     pub(super) fn veto(&self) -> bool {
         self.short
+    }
+
+    /// Whether it is known to be no bottleneck.
+    pub(super) fn idles(&self) -> bool {
+        self.at.is_some() && !self.short && !self.pinned && self.mean.utilisation < OWN
     }
 
     /// The factor that it would cut by.
@@ -105,6 +113,13 @@ mod tests {
         assert_eq!((throttled.veto(), throttled.cut()), (true, Some(CUT)));
         let crowded = seen(reading(0.7, 0.0, 2.0));
         assert_eq!((crowded.veto(), crowded.cut()), (true, Some(CUT)));
+        assert!(!busy.idles() && !throttled.idles() && !crowded.idles());
+        assert!(seen(reading(0.3, 0.0, 0.2)).idles());
+        let gil = CpuReading {
+            pinned: 1,
+            ..reading(0.3, 0.0, 0.0)
+        };
+        assert!(!seen(gil).idles() && !Cpu::default().idles());
         // Others are busy, and it sleeps: nothing that fewer requests would change.
         let asleep = seen(reading(0.1, 0.0, 2.0));
         assert_eq!((asleep.veto(), asleep.cut()), (false, None));

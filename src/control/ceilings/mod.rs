@@ -79,6 +79,14 @@ impl Ceilings {
         self.slots.is_some_and(|slots| limit >= slots)
     }
 
+    /// The backend's slots, while nothing but them can be what requests wait for: its CPU idles, and no
+    /// connection waits to be accepted. A lower limit would only idle workers. What remains is something
+    /// behind the backend that gets slower by its load; the law has to see that in the latency.
+    pub(super) fn floor(&self) -> Option<u32> {
+        self.slots
+            .filter(|_| self.cpu.idles() && self.accept.ceiling().is_none() && !self.memory.veto())
+    }
+
     /// Who forbids the limit to grow.
     pub(super) fn veto(&self) -> Option<BoundBy> {
         match (self.memory.veto(), self.cpu.veto()) {
