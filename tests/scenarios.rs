@@ -148,6 +148,10 @@ scenarios! {
         Goodput(1, 0.98, 0.96),
         Goodput(2, 0.98, 0.97),
     ],
+    mixed_known: "mixed-known" => [
+        Goodput(0, 0.95, 0.91),
+        Goodput(1, 0.95, 0.93),
+    ],
     sixteen_workers: "sixteen-workers" => [
         Goodput(0, 0.82, 0.76),
         Goodput(1, 0.98, 0.97),

@@ -79,12 +79,16 @@ impl Ceilings {
         self.slots.is_some_and(|slots| limit >= slots)
     }
 
-    /// The backend's slots, while nothing but them can be what requests wait for: its CPU idles, and no
-    /// connection waits to be accepted. A lower limit would only idle workers. What remains is something
-    /// behind the backend that gets slower by its load; the law has to see that in the latency.
+    /// The backend's slots, or those of them that work while connections wait to be accepted, as long as
+    /// nothing but them can be what requests wait for: its CPU is known to idle. A lower limit would only
+    /// idle workers. What remains is something behind the backend that gets slower by its load; the law has
+    /// to see that in the latency.
     pub(super) fn floor(&self) -> Option<u32> {
-        self.slots
-            .filter(|_| self.cpu.idles() && self.accept.ceiling().is_none() && !self.memory.veto())
+        let slots = self
+            .slots
+            .filter(|_| self.cpu.idles() && !self.memory.veto())?;
+        let working = self.accept.ceiling().map(|ceiling| ceiling - HEADROOM);
+        Some(working.map_or(slots, |working| working.min(slots)))
     }
 
     /// Who forbids the limit to grow.
