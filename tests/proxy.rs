@@ -347,6 +347,26 @@ fn expect_100_continue_is_answered_here_and_not_passed_on() {
 }
 
 #[test]
+fn a_body_that_does_not_wait_for_its_100_arrives() {
+    let backend = echo_backend();
+    let tidegate = Tidegate::to(backend.address()).start();
+    let mut client = tidegate.client();
+    for body in ["b", "body", &"x".repeat(2000)] {
+        let length = body.len();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n{body}"
+        ));
+        assert_eq!(client.response().status, 200);
+    }
+    let bodies: Vec<usize> = backend
+        .requests()
+        .iter()
+        .map(|got| got.body.len())
+        .collect();
+    assert_eq!(bodies, [1, 4, 2000]);
+}
+
+#[test]
 fn an_upload_that_would_be_refused_is_refused_before_100_continue() {
     let backend = Raw::start(|mut conn| {
         conn.request();

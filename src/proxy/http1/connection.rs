@@ -212,7 +212,8 @@ where
         let received = match head.body {
             guard::Framing::None => Received::None,
             guard::Framing::Length(length) => {
-                match self.io.whole_body(length).filter(|_| !self.expects) {
+                match self.io.whole_body(length) {
+                    // Nobody has to be asked for it: RFC 9110 10.1.1.
                     Some(whole) => Received::Whole(whole),
                     None => self.supplied(Some(length), cx),
                 }
