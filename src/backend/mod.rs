@@ -21,7 +21,7 @@ pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
-    codec::{Lines, Malformed, Usual},
+    codec::{Lines, Malformed, Usual, can_have_body},
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

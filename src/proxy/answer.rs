@@ -464,9 +464,7 @@ impl ClientBody {
             flow: Flow::current(),
         }
     }
-}
 
-impl ClientBody {
     /// The fields of its head that are not in the response's map.
     pub fn usual(&mut self) -> &mut Usual {
         self.inner.usual()

@@ -13,7 +13,7 @@ pub(super) use self::{
     response::{Head, Heads},
     usual::Signs,
 };
-pub use self::{request::Lines, usual::Usual};
+pub use self::{request::Lines, response::can_have_body, usual::Usual};
 
 /// What makes a backend's answer no HTTP, or ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

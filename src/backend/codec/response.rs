@@ -324,8 +324,8 @@ fn is_plain(value: &[u8]) -> bool {
     value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
 }
 
-/// RFC 9112 6.3, rules 1 and 2, but for HEAD.
-fn can_have_body(status: StatusCode) -> bool {
+/// Whether an answer with this status has a body, unless it is one to HEAD: RFC 9112 6.3, rules 1 and 2.
+pub fn can_have_body(status: StatusCode) -> bool {
     !status.is_informational()
         && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
 
-use crate::{backend::Usual, proxy::date};
+use crate::{
+    backend::{Usual, can_have_body},
+    proxy::date,
+};
 
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
@@ -252,12 +255,6 @@ fn status_line<B>(response: &Response<B>, asked: Asked, out: &mut Vec<u8>) {
         None => status.canonical_reason().unwrap_or("<none>").as_bytes(),
     });
     out.extend_from_slice(b"\r\n");
-}
-
-/// RFC 9112 6.3, rules 1 and 2, but for HEAD.
-fn can_have_body(status: StatusCode) -> bool {
-    !status.is_informational()
-        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// Nothing that says where the message ends or who may see it: RFC 9110 6.5.1.
