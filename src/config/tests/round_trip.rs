@@ -9,6 +9,9 @@ fn address() -> impl Strategy<Value = String> {
         ("[a-z][a-z0-9-]{0,8}", 1u16..).prop_map(|(host, port)| format!("{host}:{port}")),
         "/[a-z]{1,8}".prop_map(|path| format!("unix:{path}")),
     ]
+    .prop_filter("a descriptor is no host", |address| {
+        !address.starts_with("fd:")
+    })
 }
 
 /// A key with a value that is fine by itself.

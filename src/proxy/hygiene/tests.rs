@@ -69,7 +69,13 @@ proptest::proptest! {
         let left: Vec<(&str, &str)> =
             borrowed.into_iter().filter(|(name, _)| stays(name)).collect();
         let left = map(&left);
-        let (one, other): (Vec<_>, Vec<_>) = (cleaned.iter().collect(), left.iter().collect());
+        // One that says nothing but whether to stay is left where nothing else is to be removed: the codec does
+        // not write it.
+        let written = |(name, value): &(&HeaderName, &HeaderValue)| {
+            **name != header::CONNECTION || !is_plain_option(value)
+        };
+        let one: Vec<_> = cleaned.iter().filter(written).collect();
+        let other: Vec<_> = left.iter().collect();
         proptest::prop_assert_eq!(one, other);
     }
 }
