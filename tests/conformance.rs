@@ -15,8 +15,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, PATIENCE, Response, Tidegate};
-use serde::Deserialize;
+use common::{
+    Client, PATIENCE, Response, Tidegate,
+    cases::{self, Case, bytes},
+    dice::{self, Dice},
+};
 
 /// As many pairs of a tidegate and a backend work through the cases at once.
 const LANES: usize = 4;
@@ -24,73 +27,8 @@ const MUTANTS: usize = 6000;
 /// A mutant that has no answer by then hangs.
 const HANG: Duration = Duration::from_secs(20);
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    case: Vec<Case>,
-}
-
 /// How a piece is cut.
 type Segments = fn(&[u8]) -> Vec<&[u8]>;
-
-/// See the table's head.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    name: String,
-    send: Send,
-    answers: Vec<u16>,
-    #[serde(default)]
-    forwarded: Vec<String>,
-    #[serde(default)]
-    close: bool,
-    #[serde(default)]
-    reason: String,
-    #[serde(default)]
-    head: bool,
-    #[serde(default)]
-    half_close: bool,
-    #[serde(default)]
-    only: String,
-}
-
-#[derive(Clone, Deserialize)]
-#[serde(untagged)]
-enum Send {
-    Once(String),
-    Pieces(Vec<String>),
-}
-
-fn table() -> Vec<Case> {
-    let table: Table =
-        toml::from_str(include_str!("conformance/requests.toml")).expect("the table is sound");
-    table.case
-}
-
-/// One character, one byte; `⟦3×ab⟧` is `ababab`.
-fn bytes(text: &str) -> Vec<u8> {
-    let mut rest = text;
-    let mut plain = String::new();
-    while let Some((before, after)) = rest.split_once('⟦') {
-        let (times, after) = after.split_once('×').expect("how often");
-        let (what, after) = after.split_once('⟧').expect("an end");
-        plain += before;
-        plain += &what.repeat(times.parse().expect("a number"));
-        rest = after;
-    }
-    plain += rest;
-    let latin1 = |c: char| u8::try_from(u32::from(c)).expect("Latin-1");
-    plain.chars().map(latin1).collect()
-}
-
-impl Case {
-    fn pieces(&self) -> Vec<Vec<u8>> {
-        match &self.send {
-            Send::Once(text) => vec![bytes(text)],
-            Send::Pieces(texts) => texts.iter().map(|text| bytes(text)).collect(),
-        }
-    }
-}
 
 /// A request as it came to the backend.
 #[derive(Clone, Debug, Default)]
@@ -396,7 +334,7 @@ fn on_lanes(work: impl Fn(usize, &Lane) -> Vec<String> + Sync) -> Vec<String> {
 
 #[test]
 fn the_table_at_several_segmentations() {
-    let cases = table();
+    let cases = cases::requests();
     assert!(cases.len() >= 150, "{} cases", cases.len());
     let names: std::collections::BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
     assert_eq!(names.len(), cases.len(), "two cases have the same name");
@@ -424,20 +362,6 @@ fn the_table_at_several_segmentations() {
         failures.len(),
         failures.join("\n")
     );
-}
-
-/// A small generator of its own: the same seed, the same mutants, for ever.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        high as usize % sides
-    }
 }
 
 const SPLICES: [&str; 24] = [
@@ -549,19 +473,15 @@ fn survives(lane: &Lane, mutant: &[u8]) -> Result<(), String> {
 
 #[test]
 fn mutants_never_become_two_requests() {
-    let seed = std::env::var("CONFORMANCE_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(1);
-    let corpus: Vec<Vec<u8>> = table()
+    let seed = dice::seed("CONFORMANCE_SEED");
+    let corpus: Vec<Vec<u8>> = cases::requests()
         .iter()
         .map(|case| case.pieces().concat())
         .filter(|bytes| bytes.len() < 2000)
         .collect();
     let failures = on_lanes(|number, lane| {
         let mut failures = Vec::new();
-        let mut dice =
-            Dice((seed * LANES as u64 + number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Dice::new(seed * LANES as u64 + number as u64);
         for turn in 0..MUTANTS / LANES {
             let one = corpus[dice.roll(corpus.len())].clone();
             let other = &corpus[dice.roll(corpus.len())];

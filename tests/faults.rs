@@ -19,8 +19,8 @@ use std::{
 };
 
 use common::{
-    Client, Gunicorn, Process, Response, Setup, Tidegate, children, since, tidegate_command,
-    try_get, until,
+    Client, Gunicorn, Process, Response, Setup, Tidegate, children, descriptors, since,
+    tidegate_command, try_get, until,
 };
 use peers::{Conn, Peer};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
@@ -190,15 +190,6 @@ impl Before {
         }
         assert!(!gate.log().contains("panic"), "{}", gate.log());
     }
-}
-
-/// What its descriptors are: "socket:[123]" and so on.
-fn descriptors(pid: u32) -> Vec<String> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
-    entries
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .map(|link| link.display().to_string())
-        .collect()
 }
 
 #[test]

@@ -5,8 +5,10 @@
 
 pub mod app;
 pub mod browser;
+pub mod cases;
 pub mod cgroup;
 pub mod client;
+pub mod dice;
 pub mod frames;
 pub mod raw;
 pub mod servers;
@@ -113,6 +115,15 @@ pub fn memory(pid: u32) -> (u64, u64) {
             * 1024
     };
     (figure("VmRSS:"), figure("VmHWM:"))
+}
+
+/// What a process's descriptors are: "socket:[123]" and so on.
+pub fn descriptors(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    entries
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.display().to_string())
+        .collect()
 }
 
 /// A process of a test's, in a group of its own, whose output is kept.
