@@ -13,7 +13,8 @@ use http::Request;
 use super::{
     codec::{Lines, Signs},
     connect,
-    link::{Link, Pool},
+    link::Link,
+    pool::Pool,
     profile::{Excess, Facts, Knowledge, Limits, Source},
 };
 use crate::{

@@ -323,7 +323,7 @@ impl Link {
     /// Before another request: whether it is still as quiet as it was. The runtime knows what had come at its
     /// last look at all sockets; what has come since, only the kernel does, and it is asked unless the last
     /// request was over just now and this one may be sent again.
-    fn is_still_quiet(&mut self, replayable: bool, now: Instant) -> bool {
+    pub(super) fn is_still_quiet(&mut self, replayable: bool, now: Instant) -> bool {
         self.reusable()
             && ((replayable && self.idle_for(now) < JUST_NOW) || !self.stream.has_something())
     }
@@ -486,55 +486,6 @@ impl Upload {
                 return Poll::Ready(Some(Ok(data)));
             }
         }
-    }
-}
-
-/// Idle connections to one endpoint, the latest used first, so that few are kept warm and the rest
-/// age out.
-#[derive(Debug, Default)]
-pub(super) struct Pool {
-    #[allow(clippy::vec_box)] // They come boxed and go boxed.
-    idle: Vec<Box<Link>>,
-}
-
-/// The most idle connections kept for an endpoint.
-const POOL_MAX: usize = 256;
-
-impl Pool {
-    /// A connection that has been idle for less than `max_idle` and still seems alive, for a request that may
-    /// be sent again, or not.
-    pub(super) fn take(
-        &mut self,
-        max_idle: Duration,
-        replayable: bool,
-        now: Instant,
-    ) -> Option<Box<Link>> {
-        // The last is the freshest: if it is too old, so are the others.
-        while self
-            .idle
-            .last()
-            .is_some_and(|link| link.idle_for(now) < max_idle)
-        {
-            let mut link = self.idle.pop()?;
-            if link.is_still_quiet(replayable, now) {
-                return Some(link);
-            }
-        }
-        None
-    }
-
-    pub(super) fn put(&mut self, mut link: Box<Link>, max_idle: Duration, now: Instant) {
-        link.park(now);
-        let stalest = self.idle.first();
-        if self.idle.len() >= POOL_MAX || stalest.is_some_and(|l| l.idle_for(now) >= max_idle) {
-            self.idle.remove(0);
-        }
-        self.idle.push(link);
-    }
-
-    /// Closes what has been idle for too long.
-    pub(super) fn sweep(&mut self, max_idle: Duration, now: Instant) {
-        self.idle.retain(|link| link.idle_for(now) < max_idle);
     }
 }
 

@@ -13,6 +13,7 @@ mod exchange;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod link;
+mod pool;
 pub mod profile;
 mod pump;
 mod raised;
@@ -21,7 +22,7 @@ pub mod uwsgi;
 
 pub use self::{
     body::{RequestBody, ResponseBody},
-    codec::{Lines, Malformed, Usual, can_have_body},
+    codec::{Lines, Malformed, Usual, can_have_body, has_member, length, members},
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

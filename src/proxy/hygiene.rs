@@ -10,7 +10,7 @@ use http::{
 };
 
 use super::{context::Peer, forwarded, http2, live::Live};
-use crate::backend::{Lines, Usual};
+use crate::backend::{Lines, Usual, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -488,8 +488,8 @@ fn remove(headers: &mut HeaderMap, drops: impl Fn(&HeaderName) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
-        .flat_map(|value| value.as_bytes().split(|&b| b == b','))
-        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .flat_map(|value| members(value.as_bytes()))
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| !is_end_to_end(name))
         .collect();
     // `HeaderMap::remove` moves the last field into the gap; a new map keeps the order.

@@ -27,7 +27,10 @@ use super::{
     answer::Record,
     io::{ClientIo, take_ahead},
 };
-use crate::{backend::Upgraded, clock};
+use crate::{
+    backend::{Upgraded, members},
+    clock,
+};
 
 /// What each direction holds at most, bytes.
 const BUFFER: usize = 8 * 1024;
@@ -69,8 +72,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> impl Iterato
     headers
         .get_all(name)
         .into_iter()
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .map(<[u8]>::trim_ascii)
+        .flat_map(|line| members(line.as_bytes()))
         .filter(|token| !token.is_empty())
 }
 

@@ -3,6 +3,7 @@
 //! repaired (RFC 9112 6.3, 11.2).
 
 mod body;
+mod field;
 mod request;
 mod response;
 mod usual;
@@ -13,7 +14,12 @@ pub(super) use self::{
     response::{Head, Heads},
     usual::Signs,
 };
-pub use self::{request::Lines, response::can_have_body, usual::Usual};
+pub use self::{
+    field::{has_member, length, members},
+    request::Lines,
+    response::can_have_body,
+    usual::Usual,
+};
 
 /// What makes a backend's answer no HTTP, or ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 use memchr::{memchr, memchr2};
 
 use super::Limits;
-use crate::proxy::hygiene::BadHead;
+use crate::{backend::length, proxy::hygiene::BadHead};
 
 /// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
 const METHOD_MAX: usize = 32;
@@ -168,7 +168,7 @@ impl HeadScanner {
                 }
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                let length = decimal(value).ok_or(BadHead::Framing)?;
+                let length = length(value).ok_or(BadHead::Framing)?;
                 if self.length.replace(length).is_some() {
                     return Err(BadHead::Framing);
                 }
@@ -260,18 +260,6 @@ fn trim(value: &[u8]) -> (usize, &[u8]) {
     let value = &value[start..];
     let end = value.iter().rev().take_while(is_space).count();
     (start, &value[..value.len() - end])
-}
-
-/// Digits only, and below 2^63: more is a number that somebody else may read as negative.
-fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |value, &digit| {
-        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
-        let value = value.checked_mul(10)?.checked_add(digit)?;
-        (value <= i64::MAX as u64).then_some(value)
-    })
 }
 
 /// RFC 9110 5.6.2.

@@ -6,9 +6,12 @@ use http::{
 };
 use memchr::memmem;
 
-use crate::proxy::{
-    guard::{Field, Head},
-    hygiene::BadHead,
+use crate::{
+    backend::has_member,
+    proxy::{
+        guard::{Field, Head},
+        hygiene::BadHead,
+    },
 };
 
 /// A request's head, and what it says of the connection.
@@ -52,11 +55,11 @@ pub fn parse(
             .map_err(|_| BadHead::Syntax)?;
         match name {
             header::CONNECTION => {
-                closes |= has(&value, b"close");
-                keeps |= has(&value, b"keep-alive");
+                closes |= has_member(value.as_bytes(), b"close");
+                keeps |= has_member(value.as_bytes(), b"keep-alive");
             }
             header::EXPECT => expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
-            header::TE => trailers |= has(&value, b"trailers"),
+            header::TE => trailers |= has_member(value.as_bytes(), b"trailers"),
             _ => {}
         }
         map.append(name, value);
@@ -81,12 +84,6 @@ pub fn parse(
 fn has_no_path(target: &[u8]) -> bool {
     let after = memmem::find(target, b"://").map(|at| &target[at + 3..]);
     after.is_some_and(|rest| !rest.iter().any(|byte| b"/?".contains(byte)))
-}
-
-/// Whether a list has this member.
-fn has(value: &HeaderValue, member: &[u8]) -> bool {
-    let mut members = value.as_bytes().split(|&byte| byte == b',');
-    members.any(|one| one.trim_ascii().eq_ignore_ascii_case(member))
 }
 
 #[cfg(test)]

@@ -1,0 +1,201 @@
+use super::*;
+
+fn take(method: &Method, text: &[u8]) -> Result<Option<(Head, BytesMut)>, Malformed> {
+    let mut bytes = BytesMut::from(text);
+    let head = Heads::new(method, false).take(&mut bytes)?;
+    Ok(head.map(|head| (head, bytes)))
+}
+
+fn get(text: &[u8]) -> (Head, BytesMut) {
+    take(&Method::GET, text)
+        .expect("it is HTTP")
+        .expect("it is whole")
+}
+
+#[test]
+fn a_head_is_taken_and_the_body_left() {
+    let (head, rest) =
+        get(b"HTTP/1.1 201 Made\r\nA: 1\r\nB:  x y \r\na: 2\r\nContent-Length: 3\r\n\r\nabc");
+    assert_eq!(head.response.status(), 201);
+    let fields: Vec<_> = head.response.headers().get_all("a").iter().collect();
+    assert_eq!(fields, ["1", "2"]);
+    assert_eq!(head.response.headers()["b"], "x y");
+    let reason = head.response.extensions().get::<ReasonPhrase>();
+    assert_eq!(reason.map(ReasonPhrase::as_bytes), Some(&b"Made"[..]));
+    assert_eq!(head.body.remaining(), Some(3));
+    assert!(head.keep_alive);
+    assert_eq!(&rest[..], b"abc");
+}
+
+#[test]
+fn interim_answers_are_skipped_up_to_a_bound() {
+    let (head, _) = get(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(head.response.status(), 204);
+    let endless = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(HEAD_MAX / 20);
+    assert_eq!(
+        take(&Method::GET, &endless).unwrap_err(),
+        Malformed::HeadTooLong
+    );
+    let unended = [b"HTTP/1.1 200 OK\r\nA: ", vec![b'a'; HEAD_MAX].as_slice()].concat();
+    assert_eq!(
+        take(&Method::GET, &unended).unwrap_err(),
+        Malformed::HeadTooLong
+    );
+}
+
+#[test]
+fn what_says_where_the_body_ends() {
+    let body = |method: &Method, text: &str| {
+        let text = format!("HTTP/1.1 {text}\r\n\r\n");
+        let (head, _) = take(method, text.as_bytes()).expect("HTTP").expect("whole");
+        (head.body.remaining(), head.body.has_an_end())
+    };
+    let get = Method::GET;
+    assert_eq!(body(&get, "200 OK\r\nContent-Length: 5"), (Some(5), true));
+    assert_eq!(
+        body(&get, "200 OK\r\nTransfer-Encoding: Chunked"),
+        (None, true)
+    );
+    assert_eq!(body(&get, "200 OK"), (None, false));
+    assert_eq!(
+        body(&get, "204 No Content\r\nContent-Length: 5"),
+        (Some(0), true)
+    );
+    assert_eq!(
+        body(&get, "304 Not Modified\r\nContent-Length: 5"),
+        (Some(0), true)
+    );
+    assert_eq!(
+        body(&Method::HEAD, "200 OK\r\nContent-Length: 5"),
+        (Some(0), true)
+    );
+    assert_eq!(
+        body(&Method::HEAD, "200 OK\r\nTransfer-Encoding: chunked"),
+        (Some(0), true)
+    );
+}
+
+#[test]
+fn whether_the_connection_stays_open() {
+    for (text, open) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0", true),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, Close",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\nConnection: close",
+            false,
+        ),
+        ("HTTP/1.1 200 OK", false),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 0", false),
+        (
+            "HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive",
+            true,
+        ),
+    ] {
+        let (head, _) = get(format!("{text}\r\n\r\n").as_bytes());
+        assert_eq!(head.keep_alive, open, "{text}");
+    }
+}
+
+#[test]
+fn what_two_readers_could_read_differently_is_refused() {
+    use Malformed::{Field, Fields, Framing, StatusLine, Unasked};
+    let many = format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(FIELDS_MAX + 1));
+    for (text, why) in [
+        ("\r\nHTTP/1.1 200 OK\r\n", StatusLine),
+        ("hello\r\n", StatusLine),
+        ("HTTP/2.0 200 OK\r\n", StatusLine),
+        ("HTTP/1.1 099 Low\r\n", StatusLine),
+        ("HTTP/1.1 1000 High\r\n", StatusLine),
+        ("HTTP/1.1 200OK\r\n", StatusLine),
+        ("HTTP/1.1 20 OK\r\n", StatusLine),
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n",
+            Unasked,
+        ),
+        ("HTTP/1.1 200 OK\nA: b\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA: b\nB: c\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA : b\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA: b\0\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA: b\rc\r\n", Field),
+        ("HTTP/1.1 200 OK\r\nA\r\n", Field),
+        ("HTTP/1.1 200 OK\r\n: b\r\n", Field),
+        (&many, Fields),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
+            Framing,
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n", Framing),
+        ("HTTP/1.1 200 OK\r\nContent-Length: +1\r\n", Framing),
+        ("HTTP/1.1 200 OK\r\nContent-Length:\r\n", Framing),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n",
+            Framing,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            Framing,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            Framing,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n",
+            Framing,
+        ),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n", Framing),
+        ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing),
+    ] {
+        let told = take(&Method::GET, format!("{text}\r\n").as_bytes());
+        assert_eq!(told.err(), Some(why), "{text:?}");
+    }
+    // Without waiting for the end of a head.
+    assert_eq!(take(&Method::GET, b"<html>").unwrap_err(), StatusLine);
+    assert_eq!(
+        take(&Method::GET, b"HTTP/1.1 200 OK\n\n").unwrap_err(),
+        Field
+    );
+}
+
+#[test]
+fn a_101_is_taken_where_it_was_asked_for() {
+    let mut bytes =
+        BytesMut::from(&b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nfirst"[..]);
+    let head = Heads::new(&Method::GET, true)
+        .take(&mut bytes)
+        .expect("HTTP")
+        .expect("whole");
+    assert_eq!(head.response.status(), 101);
+    assert_eq!(&bytes[..], b"first");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_segmentation_tells_the_same(cuts in proptest::collection::vec(1..20_usize, 0..40)) {
+        let text: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: y\r\n\r\nab";
+        let mut heads = Heads::new(&Method::GET, false);
+        let (mut bytes, mut at, mut found) = (BytesMut::new(), 0, None);
+        for cut in cuts.into_iter().chain([text.len()]) {
+            let to = (at + cut).min(text.len());
+            bytes.extend_from_slice(&text[at..to]);
+            at = to;
+            if found.is_none() {
+                found = heads.take(&mut bytes).expect("HTTP");
+            }
+        }
+        let head = found.expect("it is whole");
+        proptest::prop_assert_eq!(head.response.status().as_u16(), 200);
+        proptest::prop_assert_eq!(&bytes[..], b"ab");
+    }
+
+    #[test]
+    fn no_bytes_panic(text: Vec<u8>, head: bool) {
+        let method = if head { Method::HEAD } else { Method::GET };
+        let _ = take(&method, &[b"HTTP/1.1 ", text.as_slice(), b"\r\n\r\n"].concat());
+        let _ = take(&method, &text);
+    }
+}
