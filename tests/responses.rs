@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, PATIENCE, Response, Tidegate};
+use common::{
+    Client, PATIENCE, Response, Tidegate,
+    cases::{bytes, plain},
+};
 use serde::Deserialize;
 
 /// As many pairs of a tidegate and a backend work through the cases at once.
@@ -65,6 +68,8 @@ struct Case {
     lacks: Vec<String>,
     reused: Option<bool>,
     #[serde(default)]
+    interim: Vec<String>,
+    #[serde(default)]
     only: String,
 }
 
@@ -83,24 +88,6 @@ enum Then {
 
 fn get() -> String {
     "GET".to_owned()
-}
-
-/// One character, one byte; `⟦3×ab⟧` is `ababab`.
-fn bytes(text: &str) -> Vec<u8> {
-    let mut rest = text;
-    let mut plain = String::new();
-    while let Some((before, after)) = rest.split_once('⟦') {
-        let (times, after) = after.split_once('×').expect("how often");
-        let (what, after) = after.split_once('⟧').expect("an end");
-        plain += before;
-        plain += &what.repeat(times.parse().expect("a number"));
-        rest = after;
-    }
-    plain += rest;
-    plain
-        .chars()
-        .map(|c| u8::try_from(u32::from(c)).expect("Latin-1"))
-        .collect()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -345,6 +332,11 @@ fn judge(case: &Case, answer: io::Result<Response>) -> Result<(), String> {
     };
     if answer.status != case.status || answer.reason() != case.reason {
         return Err(format!("{answer:?}"));
+    }
+    let interim = answer.interim.concat();
+    let expected: String = case.interim.iter().map(|text| plain(text)).collect();
+    if interim != expected && (case.interim.is_empty() || !interim.starts_with(&expected)) {
+        return Err(format!("other interim answers: {interim:.300?}"));
     }
     if case.cut && case.status < 500 {
         return Err(format!(

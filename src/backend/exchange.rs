@@ -47,11 +47,18 @@ const FRESH_IDLE: Duration = Duration::from_millis(250);
 /// Says that the backend is busy, until completed. Dropped without, it counts as
 /// [`Completion::Abandoned`].
 pub trait Lease: Send + 'static {
+    /// The backend has said something on the way to its answer: RFC 9110 15.2.
+    fn told(&self, interim: Box<Response<()>>);
+
     /// The backend is done.
     fn complete(self, completion: Completion, status: Option<StatusCode>);
 }
 
 impl<L: Lease> Lease for Box<L> {
+    fn told(&self, interim: Box<Response<()>>) {
+        (**self).told(interim);
+    }
+
     fn complete(self, completion: Completion, status: Option<StatusCode>) {
         (*self).complete(completion, status);
     }
@@ -299,6 +306,9 @@ impl<L: Lease> Flight<L> {
             if let Poll::Ready(result) = inner.link.poll_head(cx) {
                 return Poll::Ready(result);
             }
+            if let Some(interim) = inner.link.told() {
+                inner.lease.told(interim);
+            }
             // Unconstrained, or a backend that sends interim answers without end spends the task's
             // whole budget each time, and the timer never gets its turn.
             while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
@@ -494,7 +504,9 @@ fn receive<'a, L: Lease>(
             });
         // The worker is not free before the client has read most of it, however much of it lies here.
         let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
-        if large {
+        // Nor may it be before the end of one of which nobody knows where that is; and many of those at once leave
+        // a heap behind them in which buffers of all sizes were.
+        if large || length.is_none() {
             flight.read_at_most(LEAST_ROOM);
         }
         let arrived = if whole {

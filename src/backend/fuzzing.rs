@@ -23,18 +23,22 @@ pub fn response(data: &[u8]) {
     assert_eq!(read(bytes, 1), whole, "byte by byte");
 }
 
-/// What comes of these bytes: the status and the body, whether it ended, and what is left. `None` where
-/// it is refused.
-fn read(bytes: &[u8], size: usize) -> Option<(Option<u16>, Vec<u8>, bool, usize)> {
+/// What comes of these bytes: the statuses of the interim answers and of the answer, the body, whether it
+/// ended, and what is left. `None` where it is refused.
+fn read(bytes: &[u8], size: usize) -> Option<(Vec<u16>, Vec<u8>, bool, usize)> {
     let mut heads = Heads::new(&Method::GET, false);
-    let (mut there, mut at, mut body, mut status) = (BytesMut::new(), 0, None, None);
-    let mut out = Vec::new();
+    let (mut there, mut at, mut body) = (BytesMut::new(), 0, None);
+    let (mut out, mut statuses) = (Vec::new(), Vec::new());
     loop {
-        if body.is_none()
-            && let Some(head) = heads.take(&mut there).ok()?
-        {
-            status = Some(head.response.status().as_u16());
-            body = Some(head.body);
+        while body.is_none() {
+            if let Some(head) = heads.take(&mut there).ok()? {
+                statuses.push(head.response.status().as_u16());
+                body = Some(head.body);
+            } else if let Some(told) = heads.told() {
+                statuses.push(told.status().as_u16());
+            } else {
+                break;
+            }
         }
         if let Some(body) = &mut body {
             while let Step::Data(data) = body.next(&mut there).ok()? {
@@ -44,7 +48,7 @@ fn read(bytes: &[u8], size: usize) -> Option<(Option<u16>, Vec<u8>, bool, usize)
         }
         if at == bytes.len() {
             let done = body.as_mut().is_some_and(|body| body.end());
-            return Some((status, out, done, there.len()));
+            return Some((statuses, out, done, there.len()));
         }
         let to = at.saturating_add(size).min(bytes.len());
         there.extend_from_slice(&bytes[at..to]);

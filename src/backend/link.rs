@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, header};
+use http::{HeaderMap, Request, Response, header};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use super::{
@@ -195,9 +195,27 @@ impl Link {
                 self.keep_alive = head.keep_alive;
                 return Poll::Ready(Ok(head));
             }
+            if heads.has_told() {
+                if !self.sending.begun {
+                    return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
+                }
+                // Whoever says something on the way has the request, and is not to be asked again.
+                self.sending.request = None;
+                // One at a time: there may be any number of them.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if !ready!(self.poll_fill(cx))? {
                 return Poll::Ready(Err(cut()));
             }
+        }
+    }
+
+    /// An interim answer, if there is one since the last look at the head.
+    pub(super) fn told(&mut self) -> Option<Box<Response<()>>> {
+        match &mut self.receiving {
+            Receiving::Head(heads) => heads.told(),
+            Receiving::Body(_) => None,
         }
     }
 

@@ -22,6 +22,7 @@ use tower::{BoxError, Layer, Service};
 use super::{
     Error, client,
     context::{Asked, Context, Peer},
+    http1,
     http2::Flow,
     hygiene,
     live::{Live, Phase, Shared},
@@ -233,6 +234,15 @@ pin_project! {
     enum Step<F> {
         Serving { #[pin] future: F },
         Refused { error: Option<Error> },
+    }
+}
+
+impl<F> http1::Told for AnswerFuture<F> {
+    fn told(&self) -> Option<Box<Response<()>>> {
+        let context = &self.record.as_ref()?.context;
+        let mut interim = context.told()?;
+        hygiene::interim(&mut interim, &context.live);
+        Some(interim)
     }
 }
 

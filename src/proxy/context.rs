@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, Response};
 
 use super::{
     forwarded,
@@ -20,6 +20,7 @@ use crate::{
     admission::{Ask, Class},
     backend::Lines,
     clock, observe,
+    sync::{Mutex, lock},
 };
 
 /// Who is at the other end of a client's connection.
@@ -75,6 +76,8 @@ pub struct Context {
     queued_nanos: AtomicU64,
     backend_nanos: AtomicU64,
     attempts: AtomicU8,
+    /// What the backend has said on the way to its answer.
+    told: Mutex<Option<Box<Response<()>>>>,
 }
 
 impl Context {
@@ -101,7 +104,20 @@ impl Context {
             queued_nanos: AtomicU64::new(0),
             backend_nanos: AtomicU64::new(0),
             attempts: AtomicU8::new(0),
+            told: Mutex::default(),
         }
+    }
+
+    /// Keeps an interim answer for whoever passes it on. (Over HTTP/2 that is nobody.)
+    pub fn tell(&self, interim: Box<Response<()>>) {
+        if !self.http2 {
+            *lock(&self.told) = Some(interim);
+        }
+    }
+
+    /// An interim answer that has not been passed on.
+    pub fn told(&self) -> Option<Box<Response<()>>> {
+        lock(&self.told).take()
     }
 
     /// Its route.

@@ -187,6 +187,10 @@ struct Serving {
 }
 
 impl Lease for Serving {
+    fn told(&self, interim: Box<Response<()>>) {
+        self.context.tell(interim);
+    }
+
     fn complete(mut self, completion: Completion, status: Option<StatusCode>) {
         self.end(completion, status);
     }

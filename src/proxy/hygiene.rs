@@ -241,6 +241,18 @@ pub fn outbound<B>(
     *response.version_mut() = Version::HTTP_11;
 }
 
+/// Cleans an interim answer for the client. It has no body, and says nothing of one: RFC 9110 8.6.
+pub fn interim(response: &mut Response<()>, live: &Live) {
+    let version = response.version();
+    let fields = response.headers_mut();
+    remove(fields, |name| {
+        is_hop_by_hop(name) || matches!(*name, header::CONTENT_LENGTH | header::TRAILER)
+    });
+    if live.config.headers.via {
+        fields.append(header::VIA, HeaderValue::from_static(via(version)));
+    }
+}
+
 fn via(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0 tidegate",

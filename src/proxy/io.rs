@@ -222,6 +222,12 @@ impl ClientIo {
         departure.map_or(0, |departure| departure.write(answer))
     }
 
+    /// An interim answer is out, and another answer follows: a client that has left is asked anew.
+    pub fn is_between_answers(&mut self) {
+        self.answering = false;
+        self.departure = None;
+    }
+
     /// Writes what the client takes of these, in this order; never nothing.
     pub fn poll_write(
         &mut self,

@@ -58,7 +58,12 @@ use crate::admission::AdmissionLayer;
 pub fn stack(
     shared: &Arc<Shared>,
     peer: Peer,
-) -> impl Service<Request<Received>, Response = Response<ClientBody>, Error = Infallible, Future: Send>
+) -> impl Service<
+    Request<Received>,
+    Response = Response<ClientBody>,
+    Error = Infallible,
+    Future: Send + http1::Told,
+>
 + Clone
 + Send
 + 'static

@@ -169,6 +169,13 @@ def status():
     return Response(body, status=code)
 
 
+@app.route("/hints")
+def hints():
+    """What a browser may fetch meanwhile, in an interim answer."""
+    request.environ["wsgi.early_hints"]([("Link", "</style.css>; rel=preload")])
+    return "hinted\n"
+
+
 @app.route("/pid")
 def pid():
     return f"{os.getpid()}\n"

@@ -33,6 +33,8 @@ pub struct Response {
     /// In their order; names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// The heads of the interim answers before it, as they came.
+    pub interim: Vec<String>,
 }
 
 impl Response {
@@ -225,6 +227,7 @@ impl Client {
             status,
             headers,
             body: Vec::new(),
+            interim: Vec::new(),
             head,
         })
     }
@@ -232,9 +235,12 @@ impl Client {
     /// The next answer, whole. `to` is the method of its request: an answer to HEAD has no body.
     pub fn try_response(&mut self, to: &str) -> io::Result<Response> {
         let mut response = self.try_head()?;
+        let mut interim = Vec::new();
         while response.status < 200 {
+            interim.push(response.head);
             response = self.try_head()?;
         }
+        response.interim = interim;
         if to == "HEAD" || matches!(response.status, 204 | 304) {
             return Ok(response);
         }

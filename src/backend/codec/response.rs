@@ -17,6 +17,8 @@ use super::{
 /// The most that may come before a head is complete, bytes: the head itself, what is read with it, and
 /// the interim answers before it, of which a backend could send any number.
 const HEAD_MAX: usize = 512 * 1024;
+/// The most interim answers before it.
+const INTERIM_MAX: usize = 1000;
 /// The most fields of a head.
 const FIELDS_MAX: usize = 100;
 /// Room for what is added to the usual fields, bytes.
@@ -29,12 +31,15 @@ pub struct Heads {
     bodiless: bool,
     /// Whether the request asked for another protocol.
     upgrade: bool,
-    /// Bytes of interim answers so far.
+    /// Interim answers so far, and their bytes.
     interim: usize,
+    interim_bytes: usize,
     /// Bytes that were looked at already and hold no end of a head.
     searched: usize,
     /// A line ended with LF alone.
     bare: bool,
+    /// The last interim answer, until somebody takes it.
+    told: Option<Box<Response<()>>>,
 }
 
 /// A head, and how what follows is framed.
@@ -60,47 +65,64 @@ impl Heads {
             bodiless: *method == Method::HEAD,
             upgrade,
             interim: 0,
+            interim_bytes: 0,
             searched: 0,
             bare: false,
+            told: None,
         }
     }
 
-    /// Takes the head out of the bytes, if all of it is there. Interim answers are for this hop and
-    /// go no further.
+    /// Takes the head out of the bytes, if all of it is there, or an interim answer that comes before it:
+    /// see [`Heads::told`].
     ///
     /// # Errors
     /// The backend does not speak HTTP, or leaves doubt about where its answer ends.
     pub fn take(&mut self, bytes: &mut BytesMut) -> Result<Option<Head>, Malformed> {
-        loop {
-            let Some(end) = self.end(bytes)? else {
-                return Ok(None);
-            };
-            let head = bytes.split_to(end).freeze();
-            self.searched = 0;
-            if self.bare {
-                return Err(Malformed::Field);
-            }
-            let parsed = parse(&head, self.bodiless)?;
-            let response = &parsed.response;
-            let status = response.status();
-            if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
-                return Err(Malformed::Unasked);
-            }
-            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-                self.interim += end;
-                continue;
-            }
-            let body = self.framing(&parsed)?;
-            let keep_alive =
-                parsed.stays_open && body.has_an_end() && !self.may_have_more(response);
-            return Ok(Some(Head {
-                response: parsed.response,
-                usual: parsed.usual,
-                signs: parsed.signs,
-                body,
-                keep_alive,
-            }));
+        self.told = None;
+        let Some(end) = self.end(bytes)? else {
+            return Ok(None);
+        };
+        let head = bytes.split_to(end).freeze();
+        self.searched = 0;
+        if self.bare {
+            return Err(Malformed::Field);
         }
+        let mut parsed = parse(&head, self.bodiless)?;
+        let status = parsed.response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
+            return Err(Malformed::Unasked);
+        }
+        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+            self.interim += 1;
+            self.interim_bytes += end;
+            if self.interim > INTERIM_MAX {
+                return Err(Malformed::HeadTooLong);
+            }
+            parsed.usual.unfold(parsed.response.headers_mut());
+            self.told = Some(Box::new(parsed.response));
+            return Ok(None);
+        }
+        let body = self.framing(&parsed)?;
+        let keep_alive =
+            parsed.stays_open && body.has_an_end() && !self.may_have_more(&parsed.response);
+        Ok(Some(Head {
+            response: parsed.response,
+            usual: parsed.usual,
+            signs: parsed.signs,
+            body,
+            keep_alive,
+        }))
+    }
+
+    /// The interim answer that [`Heads::take`] has found in place of a head, for the first who asks. There may
+    /// be more where it was.
+    pub fn told(&mut self) -> Option<Box<Response<()>>> {
+        self.told.take()
+    }
+
+    /// Whether there is one.
+    pub fn has_told(&self) -> bool {
+        self.told.is_some()
     }
 
     /// Where the head ends.
@@ -124,13 +146,13 @@ impl Heads {
                 [b'\r', b'\n', ..] => at + 3,
                 _ => continue,
             };
-            return if self.interim + end <= HEAD_MAX {
+            return if self.interim_bytes + end <= HEAD_MAX {
                 Ok(Some(end))
             } else {
                 Err(Malformed::HeadTooLong)
             };
         }
-        if self.interim + bytes.len() > HEAD_MAX {
+        if self.interim_bytes + bytes.len() > HEAD_MAX {
             return Err(Malformed::HeadTooLong);
         }
         self.searched = bytes.len();

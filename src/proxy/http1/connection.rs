@@ -31,6 +31,8 @@ use crate::proxy::{
 const TURN: usize = 16;
 /// An unread body of which so much is at hand, and no more is to come, does not end the connection.
 const UNREAD_MAX: usize = 64 * 1024;
+/// What lies ready of interim answers for a client that does not take them, bytes; more is thrown away.
+const INTERIM_MAX: usize = 64 * 1024;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// See the module's documentation.
@@ -44,6 +46,8 @@ pub struct Connection<S: Service<Request<Received>>> {
     supply: Option<Supply>,
     /// Its client waits for a 100.
     expects: bool,
+    /// Its client has asked for a 100, which is ours to send.
+    asks: bool,
     asked: Asked,
     /// Whether another request may follow.
     keep_alive: bool,
@@ -57,6 +61,12 @@ pub struct Connection<S: Service<Request<Received>>> {
     spare: HeaderMap,
     /// What ends the connection once the answer is out.
     end: Option<End>,
+}
+
+/// Whoever serves a request may be told something on the way to the answer.
+pub trait Told {
+    /// An interim answer, clean, that is to be passed on now.
+    fn told(&self) -> Option<Box<Response<()>>>;
 }
 
 /// How a connection has come to its end.
@@ -97,6 +107,7 @@ enum Look {
 impl<S> Connection<S>
 where
     S: Service<Request<Received>, Response = Response<ClientBody>, Error = Infallible>,
+    S::Future: Told,
 {
     /// Serves what comes from `io` by `service`, which is always ready.
     pub fn new(io: ClientIo, service: S) -> Self {
@@ -107,6 +118,7 @@ where
             serving: Box::pin(None),
             supply: None,
             expects: false,
+            asks: false,
             asked: Asked::default(),
             keep_alive: true,
             answer: None,
@@ -208,6 +220,7 @@ where
             trailers,
         };
         self.keep_alive = keep_alive;
+        self.asks = expects;
         self.expects = expects && head.body != guard::Framing::None;
         let received = match head.body {
             guard::Framing::None => Received::None,
@@ -239,6 +252,7 @@ where
         loop {
             let serving = self.serving.as_mut().as_pin_mut();
             let Some(Poll::Ready(answer)) = serving.map(|future| future.poll(cx)) else {
+                self.pass_on();
                 match self.look(cx) {
                     Look::Part => continue,
                     Look::Left => return Poll::Ready(false),
@@ -256,10 +270,26 @@ where
         }
     }
 
+    /// Takes what the backend has said on the way to its answer, for a client that knows of such: RFC 9110
+    /// 15.2. A 100 of whose client has asked for one is not the backend's, which was not asked.
+    fn pass_on(&mut self) {
+        let serving = self.serving.as_ref().as_pin_ref();
+        if let Some(interim) = serving.and_then(|future| future.told())
+            && !self.asked.http10
+            && !(self.asks && interim.status() == StatusCode::CONTINUE)
+            && self.out.len() < INTERIM_MAX
+        {
+            self.out.push_interim(&interim);
+        }
+    }
+
     /// Reads what the client sends while it waits for its answer.
     fn look(&mut self, cx: &mut Context<'_>) -> Look {
+        if let Look::Left = self.write_interim(cx) {
+            return Look::Left;
+        }
         match self.supply.as_ref().map(|supply| supply.reader(cx)) {
-            Some(Reader::Busy) => return self.write_interim(cx),
+            Some(Reader::Busy) => return Look::Nothing,
             Some(Reader::Waits) => return self.feed(cx),
             Some(Reader::Gone) => {
                 self.supply = None;
@@ -304,10 +334,15 @@ where
         if self.stage != Stage::Serving || self.out.is_empty() {
             return Look::Nothing;
         }
-        match self.poll_write(cx) {
-            Poll::Ready(Err(_)) => Look::Left,
-            _ => Look::Nothing,
+        while !self.out.is_empty() {
+            match self.poll_write(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Look::Left,
+                Poll::Pending => return Look::Nothing,
+            }
         }
+        self.io.is_between_answers();
+        Look::Nothing
     }
 
     /// An answer is there: its head.
@@ -388,10 +423,7 @@ where
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut written = 0;
-        if self.stage == Stage::Answering {
-            written = self.io.answers(self.out.parts()[0]);
-        }
+        let mut written = self.io.answers(self.out.parts()[0]);
         if written == 0 {
             written = ready!(self.io.poll_write(cx, self.out.parts()))?;
         }

@@ -93,6 +93,20 @@ impl Outgoing {
         }
     }
 
+    /// How much is to be written, bytes.
+    pub fn len(&self) -> usize {
+        self.text.len() - self.at + self.data.len() + self.tail.len()
+    }
+
+    /// Adds an interim answer.
+    pub fn push_interim(&mut self, interim: &Response<()>) {
+        status_line(interim, Asked::default(), &mut self.text);
+        for (name, value) in interim.headers() {
+            line(name.as_str(), value.as_bytes(), &mut self.text);
+        }
+        self.text.extend_from_slice(b"\r\n");
+    }
+
     /// Adds bytes that are not a body's.
     pub fn push(&mut self, bytes: &[u8]) {
         self.text.extend_from_slice(bytes);

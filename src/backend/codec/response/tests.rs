@@ -1,8 +1,18 @@
 use super::*;
 
+/// The head, past all interim answers that are there.
+fn next(heads: &mut Heads, bytes: &mut BytesMut) -> Result<Option<Head>, Malformed> {
+    loop {
+        let head = heads.take(bytes)?;
+        if head.is_some() || heads.told().is_none() {
+            return Ok(head);
+        }
+    }
+}
+
 fn take(method: &Method, text: &[u8]) -> Result<Option<(Head, BytesMut)>, Malformed> {
     let mut bytes = BytesMut::from(text);
-    let head = Heads::new(method, false).take(&mut bytes)?;
+    let head = next(&mut Heads::new(method, false), &mut bytes)?;
     Ok(head.map(|head| (head, bytes)))
 }
 
@@ -28,14 +38,29 @@ fn a_head_is_taken_and_the_body_left() {
 }
 
 #[test]
-fn interim_answers_are_skipped_up_to_a_bound() {
-    let (head, _) = get(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n");
+fn interim_answers_come_one_by_one_up_to_a_bound() {
+    let mut bytes = BytesMut::from(&b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nServer: s\r\nLink: x\r\nConnection: close\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"[..]);
+    let mut heads = Heads::new(&Method::GET, false);
+    for (status, fields) in [(100, ""), (103, "server: s, link: x")] {
+        assert!(heads.take(&mut bytes).expect("HTTP").is_none() && heads.has_told());
+        let told = heads.told().expect("an interim answer");
+        assert_eq!(told.status(), status);
+        let text = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}", value.to_str().expect("ASCII"))
+        };
+        let all: Vec<_> = told.headers().iter().map(text).collect();
+        assert_eq!(all.join(", "), fields);
+    }
+    let head = heads.take(&mut bytes).expect("HTTP").expect("whole");
     assert_eq!(head.response.status(), 204);
-    let endless = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(HEAD_MAX / 20);
-    assert_eq!(
-        take(&Method::GET, &endless).unwrap_err(),
-        Malformed::HeadTooLong
-    );
+    assert!(heads.told().is_none());
+    let many = |text: &[u8], times| take(&Method::GET, &text.repeat(times));
+    let hint = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+    assert!(matches!(many(hint, INTERIM_MAX), Ok(None)));
+    let long = [&hint[..26], b"A: ", &[b'a'; 4096], b"\r\n\r\n"].concat();
+    for (text, times) in [(&hint[..], INTERIM_MAX + 1), (&long, HEAD_MAX / 4096)] {
+        assert_eq!(many(text, times).unwrap_err(), Malformed::HeadTooLong);
+    }
     let unended = [b"HTTP/1.1 200 OK\r\nA: ", vec![b'a'; HEAD_MAX].as_slice()].concat();
     assert_eq!(
         take(&Method::GET, &unended).unwrap_err(),
@@ -184,7 +209,7 @@ proptest::proptest! {
             bytes.extend_from_slice(&text[at..to]);
             at = to;
             if found.is_none() {
-                found = heads.take(&mut bytes).expect("HTTP");
+                found = next(&mut heads, &mut bytes).expect("HTTP");
             }
         }
         let head = found.expect("it is whole");
