@@ -19,7 +19,7 @@ use super::{
     connect,
     link::{Link, NoHead},
     profile,
-    pump::{LEAST_ROOM, Pipe, len, pump},
+    pump::{Hope, LEAST_ROOM, Pipe, len, pump},
     raised::Raised,
     upgraded::{Upgraded, switch},
     uwsgi,
@@ -538,9 +538,13 @@ fn receive<'a, L: Lease>(
             flight.finish(Completion::Answered);
             ResponseBody::whole(parts, trailers, held)
         } else {
-            let room = if large { LEAST_ROOM } else { buffers.response };
-            let fits = length.is_some_and(|length| length <= buffers.response);
-            let pipe = Pipe::new(parts.into(), held, room, fits);
+            let (room, hope) = match length {
+                _ if large => (LEAST_ROOM, Hope::None),
+                Some(length) if length <= buffers.response => (buffers.response, Hope::Fits),
+                Some(_) => (buffers.response, Hope::Long),
+                None => (buffers.response, Hope::Unknown),
+            };
+            let pipe = Pipe::new(parts.into(), held, room, hope);
             tokio::spawn(pump(
                 flight,
                 pipe.clone(),

@@ -24,7 +24,7 @@ const READ_FIRST: usize = 4 * 1024;
 /// The most one read takes, bytes.
 const READ_MOST: usize = 256 * 1024;
 /// The least that it may be.
-const READ_LITTLE: usize = 16 * 1024;
+const READ_LITTLE: usize = 4 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
 

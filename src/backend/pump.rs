@@ -32,18 +32,35 @@ const CLIENT_PACE: Duration = Duration::from_millis(20);
 
 /// The least that a pipe has room for, bytes.
 pub(super) const LEAST_ROOM: u64 = 16 * 1024;
+/// The same where nobody knows how long the answer is, and many of those are held.
+const LITTLE_ROOM: u64 = 8 * 1024;
 
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {
     state: Mutex<State>,
     capacity: u64,
-    /// All of the answer may fit, so that holding it frees the worker.
-    fits: bool,
+    hope: Hope,
+}
+
+/// Whether holding an answer may free its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hope {
+    /// All of it fits.
+    Fits,
+    /// It does not, but much of it does.
+    Long,
+    /// Nobody knows how long it is: it may be short, or endless.
+    Unknown,
+    /// It is far too long.
+    None,
 }
 
 struct State {
     parts: VecDeque<Bytes>,
     bytes: u64,
+    /// Of the part that is with the client's side, until that asks for the next.
+    in_hand: u64,
+    /// What both take of the budget.
     held: Reservation,
     end: Option<Result<Option<Box<HeaderMap>>, BoxError>>,
     /// The client has gone.
@@ -60,20 +77,21 @@ impl fmt::Debug for Pipe {
 
 impl Pipe {
     /// A pipe that holds about `capacity` bytes, with `parts` in it already, accounted for in `held`.
-    /// If it is not known that the whole answer `fits`, it holds less the more others do.
+    /// Unless it is known that the whole answer fits, it holds less the more others do.
     pub(super) fn new(
         parts: VecDeque<Bytes>,
         held: Reservation,
         capacity: u64,
-        fits: bool,
+        hope: Hope,
     ) -> Arc<Self> {
         let bytes = parts.iter().map(len).sum();
         Arc::new(Self {
             capacity: capacity.max(1),
-            fits,
+            hope,
             state: Mutex::new(State {
                 parts,
                 bytes,
+                in_hand: 0,
                 held,
                 end: None,
                 abandoned: false,
@@ -90,10 +108,11 @@ impl Pipe {
         most: usize,
     ) -> Poll<Option<Result<Bytes, BoxError>>> {
         let mut state = lock(&self.state);
+        let done = std::mem::take(&mut state.in_hand);
+        state.held.shrink(done);
         if let Some(part) = next(&mut state.parts, most) {
-            let size = len(&part);
-            state.bytes -= size;
-            state.held.shrink(size);
+            state.in_hand = len(&part);
+            state.bytes -= state.in_hand;
             let writer = state.writer.take();
             drop(state);
             if let Some(writer) = writer {
@@ -130,7 +149,7 @@ impl Pipe {
         let mut state = lock(&self.state);
         state.abandoned = true;
         state.parts.clear();
-        let bytes = std::mem::take(&mut state.bytes);
+        let bytes = std::mem::take(&mut state.bytes) + std::mem::take(&mut state.in_hand);
         state.held.shrink(bytes);
         let writer = state.writer.take();
         drop(state);
@@ -147,16 +166,21 @@ impl Pipe {
             return Poll::Ready(None);
         }
         state.writer = Some(cx.waker().clone());
-        let capacity = if self.fits {
-            self.capacity
-        } else {
-            state.held.room(LEAST_ROOM, self.capacity)
+        let capacity = match self.hope {
+            Hope::Fits => self.capacity,
+            Hope::Long | Hope::Unknown => state.held.room(LITTLE_ROOM, self.capacity),
+            Hope::None => state.held.room(LEAST_ROOM, self.capacity),
         };
         let room = capacity.saturating_sub(state.bytes);
-        // One part is with the client's side already, and does not count.
-        let at_once = if self.fits { room } else { room / 4 };
+        let at_once = match self.hope {
+            Hope::Fits => room,
+            Hope::Long => room / 4,
+            Hope::Unknown => (room / 4).min(LEAST_ROOM),
+            // Most bytes go this way: not in smaller pieces than need be.
+            Hope::None => LEAST_ROOM,
+        };
         // One part may always lie here, or a spent budget would stop everyone for good.
-        if state.bytes == 0 || (room > 0 && state.held.bytes() >= state.bytes) {
+        if state.bytes == 0 || (room > 0 && state.held.bytes() >= state.bytes + state.in_hand) {
             Poll::Ready(Some(at_once))
         } else {
             Poll::Pending

@@ -18,6 +18,8 @@ const HEAD: usize = 1024;
 const COPIED_MAX: usize = 4 * 1024;
 /// No more parts are taken when so many bytes are to be written.
 const ENOUGH: usize = 16 * 1024;
+/// Room for as much as there can be of small parts, with the lines around the last of them, bytes.
+const MOST: usize = ENOUGH + COPIED_MAX + 64;
 
 /// What a request says of its answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -130,8 +132,25 @@ impl Outgoing {
         if data.len() > COPIED_MAX {
             self.data = data;
         } else {
+            self.make_room(data.len());
             self.text.extend_from_slice(&data);
             self.text.extend_from_slice(std::mem::take(&mut self.tail));
+        }
+    }
+
+    /// Room for a small part, without as much again as a vector takes that grows by itself, and without what
+    /// has been written.
+    fn make_room(&mut self, part: usize) {
+        if self.text.capacity() - self.text.len() >= part + 64 {
+            return;
+        }
+        if self.at > 0 {
+            drop(self.text.drain(..self.at));
+            self.at = 0;
+        }
+        if self.text.len() + part > COPIED_MAX {
+            self.text
+                .reserve_exact(MOST.saturating_sub(self.text.len()));
         }
     }
 

@@ -208,6 +208,24 @@ fn bodies_go_out_as_they_are_framed() {
     }
 }
 
+/// Small parts take no more room than there is for them, however slowly they go.
+#[test]
+fn small_parts_are_held_in_a_bounded_buffer() {
+    for taken in [1, 100, 5000, 30_000] {
+        let mut out = Outgoing::default();
+        let mut framing = Framing::Chunked(Vec::new());
+        for _ in 0..3000 {
+            while out.has_room() {
+                out.push_data(Bytes::from_static(&[b'x'; 1000]), &mut framing);
+            }
+            let there = out.len();
+            out.advance(taken.min(there));
+            assert_eq!(out.len(), there - taken.min(there));
+            assert!(out.text.capacity() <= MOST, "{}", out.text.capacity());
+        }
+    }
+}
+
 #[test]
 fn trailers_are_those_that_were_announced() {
     let response = answer(
