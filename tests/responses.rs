@@ -44,6 +44,10 @@ struct Case {
     name: String,
     #[serde(default = "get")]
     method: String,
+    #[serde(default = "newest")]
+    version: String,
+    #[serde(default)]
+    fields: String,
     send: String,
     status: u16,
     body: Option<String>,
@@ -84,6 +88,10 @@ enum Then {
     Silent,
     /// A byte now and then.
     Drip,
+}
+
+fn newest() -> String {
+    "1.1".to_owned()
 }
 
 fn get() -> String {
@@ -251,7 +259,10 @@ impl Lane {
     fn check(&self, number: usize, case: &Case, segments: &str) -> Result<(), String> {
         let path = format!("/case/{number}/{segments}");
         let mut client = self.tidegate.client();
-        let mut request = format!("{} {path} HTTP/1.1\r\nHost: app\r\n", case.method);
+        let mut request = format!(
+            "{} {path} HTTP/{}\r\nHost: app\r\n{}",
+            case.method, case.version, case.fields
+        );
         if case.upload > 0 {
             request += &format!("Content-Length: {}\r\n", case.upload);
         }
@@ -268,7 +279,9 @@ impl Lane {
         } else {
             let answer = client.try_response(&case.method);
             stays = answer.as_ref().is_ok_and(|answer| {
-                !case.early && answer.header("connection").as_deref() != Some("close")
+                !case.early
+                    && case.version != "1.0"
+                    && answer.header("connection").as_deref() != Some("close")
             });
             judge(case, answer)?;
         }

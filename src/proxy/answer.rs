@@ -291,7 +291,11 @@ pub struct Record {
 
 impl Record {
     fn pass_on(mut self, mut response: Response<ResponseBody>) -> Response<ClientBody> {
+        let offered = upgrade::offered(&response).filter(|_| !self.context.http2);
         self.adopt(&mut response);
+        if let Some(protocols) = offered {
+            upgrade::offer(response.headers_mut(), protocols);
+        }
         response.map(|body| ClientBody::new(body, Some(self)))
     }
 

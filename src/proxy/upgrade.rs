@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes},
     time::Instant as TokioInstant,
@@ -51,6 +51,17 @@ pub fn asked<B>(request: &Request<B>) -> Option<HeaderValue> {
     if !tokens(headers, &header::CONNECTION).any(connection) {
         return None;
     }
+    protocols(headers)
+}
+
+/// What a 426 asks its client to switch to, in the same way: RFC 9110 15.5.22. `None` for another answer.
+pub fn offered<B>(response: &Response<B>) -> Option<HeaderValue> {
+    let asks = response.status() == StatusCode::UPGRADE_REQUIRED;
+    asks.then(|| protocols(response.headers())).flatten()
+}
+
+/// The protocols that `Upgrade` names, but those that are not for a gateway to pass on.
+fn protocols(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut protocols = Vec::new();
     for token in tokens(headers, &header::UPGRADE).filter(|token| !is_http(token)) {
         if !protocols.is_empty() {
@@ -65,6 +76,12 @@ pub fn asked<B>(request: &Request<B>) -> Option<HeaderValue> {
 /// Passes the question, or the answer, on.
 pub fn insert(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocols);
+}
+
+/// Passes on what is offered; the connection may end all the same.
+pub fn offer(headers: &mut HeaderMap, protocols: HeaderValue) {
+    headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocols);
 }
 
@@ -340,6 +357,23 @@ mod tests {
             ];
             assert_eq!(asked_by(&among).as_deref(), Some("websocket"), "{http}");
         }
+    }
+
+    #[test]
+    fn a_426_says_what_to() {
+        let offered_by = |status: u16, protocols: &str| {
+            let response = Response::builder()
+                .status(status)
+                .header("upgrade", protocols);
+            let offered = offered(&response.body(()).expect("an answer"))?;
+            offered.to_str().ok().map(str::to_owned)
+        };
+        assert_eq!(
+            offered_by(426, "h2c, websocket").as_deref(),
+            Some("websocket")
+        );
+        assert_eq!(offered_by(426, "HTTP/2.0"), None);
+        assert_eq!(offered_by(400, "websocket"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::Limits;
 use crate::{backend::length, proxy::hygiene::BadHead};
 
 /// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
-const METHOD_MAX: usize = 32;
+pub const METHOD_MAX: usize = 32;
 /// The longest target that the URI type behind us takes, bytes.
 const TARGET_MAX: usize = 65_534;
 

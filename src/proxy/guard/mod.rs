@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 pub use self::{
     chunked::BadBody,
-    head::{Field, Framing, Head},
+    head::{Field, Framing, Head, METHOD_MAX},
 };
 use self::{chunked::Chunked, head::HeadScanner};
 use super::hygiene::BadHead;

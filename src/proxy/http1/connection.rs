@@ -261,8 +261,10 @@ where
             };
             self.serving.set(None);
             if self.supply.is_some() {
-                // Whether its reader is gone decides what the head says of the connection.
+                // Whether its reader is gone decides what the head says of the connection. If not, nobody knows
+                // whether the rest will come, or be wanted when it does: this is the last then, RFC 9112 9.6.
                 let _ = self.look(cx);
+                self.keep_alive &= self.io.guard().is_done();
             }
             let Ok(answer) = answer;
             self.answer(answer);

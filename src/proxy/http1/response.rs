@@ -194,7 +194,7 @@ impl Outgoing {
         out.extend_from_slice(usual.lines.as_bytes());
         let has_body = can_have_body(status) && !asked.head;
         let mut declared = None;
-        let (mut dated, mut connection) = (usual.dated, false);
+        let (mut dated, mut closes) = (usual.dated, false);
         let mut announced = Vec::new();
         for (name, value) in response.headers() {
             match *name {
@@ -212,9 +212,9 @@ impl Outgoing {
                     announced.extend(names.filter_map(|name| HeaderName::from_bytes(name).ok()));
                 }
                 header::DATE => dated = true,
-                header::CONNECTION => {
-                    connection = true;
-                    keep_alive &= !value.as_bytes().eq_ignore_ascii_case(b"close");
+                header::CONNECTION if value == "close" => {
+                    closes = true;
+                    keep_alive = false;
                 }
                 _ => {}
             }
@@ -257,7 +257,7 @@ impl Outgoing {
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
             keep_alive = false;
-        } else if !connection && keep_alive == asked.http10 {
+        } else if !closes && keep_alive == asked.http10 {
             // What each version takes for granted goes without saying: RFC 9112 9.3.
             out.extend_from_slice(match keep_alive {
                 true => b"connection: keep-alive\r\n",

@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 
-use crate::proxy::hygiene::BadHead;
+use crate::proxy::{guard::METHOD_MAX, hygiene::BadHead};
 
 /// The most fields; gunicorn and the HTTP/1 parser take as many.
 const FIELDS_MAX: usize = 100;
@@ -27,6 +27,14 @@ pub fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHead> {
         if !host.eq_ignore_ascii_case(authority.as_str().as_bytes()) {
             return Err(BadHead::Host);
         }
+    }
+    if request.method().as_str().len() > METHOD_MAX {
+        return Err(BadHead::Method);
+    }
+    let target = request.uri().path_and_query();
+    if target.is_some_and(|target| !target.as_str().is_ascii()) {
+        // The URI type takes UTF-8, which is no URI, and in HTTP/1 no target.
+        return Err(BadHead::Target);
     }
     let path = request.uri().path();
     let asterisk = path == "*" && *request.method() == Method::OPTIONS;
@@ -111,6 +119,17 @@ mod tests {
         }
         let mut fine = request("http://app/", &[("x", "a b"), ("y", "")]);
         assert_eq!(normalise(&mut fine), Ok(()));
+    }
+
+    #[test]
+    fn targets_and_methods_are_those_of_http_1() {
+        for target in ["http://app/\u{e9}", "http://app/?q=\u{e9}"] {
+            let mut request = request(target, &[]);
+            assert_eq!(normalise(&mut request), Err(BadHead::Target), "{target}");
+        }
+        let mut long = request("http://app/", &[]);
+        *long.method_mut() = Method::from_bytes(&[b'A'; METHOD_MAX + 1]).expect("a method");
+        assert_eq!(normalise(&mut long), Err(BadHead::Method));
     }
 
     #[test]
