@@ -128,6 +128,14 @@ impl Client {
         };
     }
 
+    /// Leaves at once, whatever is under way: other handles find it closed.
+    pub fn leave(&self) {
+        let _ = match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+
     /// Another handle of the same connection, to write from another thread. What was read ahead
     /// stays here.
     pub fn writer(&self) -> Self {
