@@ -181,8 +181,12 @@ impl Curve {
             if i <= known {
                 bin.latency = scale * bin.cost;
                 bin.weight = bin.weight.min(KEPT);
-            } else if !fresh {
-                bin.latency *= factor;
+            } else {
+                if !fresh {
+                    bin.latency *= factor;
+                }
+                // More load is not answered sooner: a bin that says so was only inferred.
+                bin.latency = bin.latency.max(scale * bin.cost);
             }
         }
         self.remembered = Some(Baseline {
@@ -306,5 +310,23 @@ mod tests {
             "no gain past the knee"
         );
         assert!((points[1].stretch - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_rebase_leaves_no_bin_quicker_than_those_of_less_load() {
+        let now = crate::clock::now();
+        let mut curve = Curve::new();
+        for in_flight in [1, 2, 3, 6] {
+            for _ in 0..100 {
+                curve.add(in_flight, 0.050, 0.050, now);
+            }
+        }
+        // Inferred at six in flight, then measured at three.
+        curve.rebase(2.0, 2.0, 6.0, now);
+        curve.rebase(3.0, 1.5, 3.0, now);
+        for limit in [4, 8, 12] {
+            let scale = curve.baseline(limit).unwrap().scale;
+            assert!((scale - 3.0).abs() < 1e-9, "limit {limit}: {scale}");
+        }
     }
 }
