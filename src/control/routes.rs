@@ -12,6 +12,9 @@ const LOW_MEMORY: u32 = 50;
 const LOADED_GAIN: f64 = 0.005;
 /// Memory while nothing is known from low load, in samples.
 const LOADED_MEMORY: u32 = 100;
+/// What was learned under load counts for as many samples as it rests on, up to so many, beside the first
+/// ones measured at low load: of a route with a wide spread, one sample says little.
+const LOADED_PRIOR: u32 = 10;
 /// Low-load samples after which a cost counts as known.
 const KNOWN: u32 = 10;
 /// The least cost, in seconds: keeps every ratio finite.
@@ -61,7 +64,7 @@ impl Routes {
         }
         let gain = if low {
             self.low[index] = (self.low[index] + 1).min(LOW_MEMORY);
-            1.0 / f64::from(self.low[index])
+            1.0 / f64::from(self.low[index] + self.loaded[index].min(LOADED_PRIOR))
         } else {
             self.loaded[index] = (self.loaded[index] + 1).min(LOADED_MEMORY);
             if self.low[index] >= KNOWN {
@@ -112,5 +115,19 @@ mod tests {
             assert!((routes.cost(0) + routes.cost(1) - 0.42).abs() < 1e-6);
         }
         assert_eq!(Routes::index(9999), ROUTES - 1);
+    }
+
+    #[test]
+    fn one_sample_at_low_load_does_not_make_a_cost() {
+        let mut routes = Routes::new();
+        for _ in 0..50 {
+            routes.learn(0, 0.02, false);
+            routes.learn(1, 0.4, false);
+        }
+        routes.learn(0, 0.02, true);
+        routes.learn(1, 0.1, true);
+        routes.normalise();
+        let ratio = routes.cost(1) / routes.cost(0);
+        assert!(ratio > 15.0, "{ratio}");
     }
 }
