@@ -229,7 +229,9 @@ impl Controller {
                 .max(scale),
             (_, false) => 1.0,
         };
-        self.routes.learn(route, latency / expected, low);
+        // What began before the last change of the limit may have had more beside it than when it began.
+        let steady = low && sample.started >= self.epoch;
+        self.routes.learn(route, latency / expected, steady);
         let cost = self.routes.cost(route);
         self.curve
             .add(sample.in_flight, latency, cost, sample.finished);
