@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::curve::Curve;
-use super::elastic::{Decreases, Point, Steady, Verdict};
+use super::elastic::{Decreases, Point, Steady, Verdict, busy};
 use super::law::{LIMITED, Measured, overloaded};
 use super::trials::Trials;
 use super::window::Pace;
@@ -47,9 +47,6 @@ const IDLE_STRETCH: f64 = 1.06;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
-/// finds its next request waiting: the hand-over costs as much as a short request.
-const SPARE: f64 = 1.0;
 /// It grows while fewer than this seem to wait.
 const ROOM: f64 = 0.8;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
@@ -229,12 +226,10 @@ impl Aimd {
             let far = surprised || m.point.stretch > FAR * settings.tolerance;
             let deepest = if far { DEEPEST_FAR } else { DEEPEST };
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
-            // Little: of the requests in flight, this many were really worked on, the others
-            // waited. A lower limit would idle a worker.
-            let working = ((f64::from(m.point.limit) / m.point.stretch - 0.25).ceil() + SPARE)
-                .max(held.map_or(1.0, f64::from));
-            if working < f64::from(m.point.limit) {
-                self.decrease(m, factor, working, limited);
+            // A lower limit would idle a worker.
+            let least = busy(m.point.limit, m.point.stretch).max(held.map_or(1.0, f64::from));
+            if least < f64::from(m.point.limit) {
+                self.decrease(m, factor, least, limited);
                 self.testing = far;
                 return reason::LATENCY;
             }

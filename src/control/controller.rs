@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
 use super::curve::{Baseline, Curve};
-use super::elastic::Point;
+use super::elastic::{Point, busy};
 use super::law::{LIMITED, Law, Measured};
 use super::memory::Remembered;
 use super::pause::Pauses;
@@ -348,8 +348,11 @@ impl Controller {
             self.slow >= SLOW_WINDOWS && self.settling.is_none() && self.pace() == Pace::Usual;
         let cut = self.ceilings.cut(now, slow)?;
         let (min, _) = self.settings.bounds();
-        let to = f64::from(self.limit) * cut.factor;
-        self.law.shrink(to.max(f64::from(min)));
+        // A tenth of a small limit is a whole request, and maybe one that is worked on.
+        let stretch = self.evidence.map_or(1.0, |evidence| evidence.stretch);
+        let least = busy(self.limit, stretch).max(f64::from(min));
+        let to = (f64::from(self.limit) * cut.factor).max(least);
+        self.law.shrink(to.min(f64::from(self.limit)));
         self.cut = Some((cut.by, now));
         // What was seen belongs to the limit before: the next cut needs new windows.
         self.slow = 0;

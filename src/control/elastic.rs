@@ -34,6 +34,16 @@ const KEPT: usize = 4;
 /// References older than this compare with another day.
 const OLD: Duration = Duration::from_secs(30);
 
+/// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
+/// finds its next request waiting: the hand-over costs as much as a short request.
+const SPARE: f64 = 1.0;
+
+/// The least limit that idles nobody. By Little's law, of `limit` requests in flight, only a part was
+/// really worked on while latency was stretched; the others waited.
+pub(super) fn busy(limit: u32, stretch: f64) -> f64 {
+    (f64::from(limit) / stretch.max(1.0) - 0.25).ceil() + SPARE
+}
+
 /// A window as a point to compare with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Point {

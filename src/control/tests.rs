@@ -105,6 +105,31 @@ fn a_busy_cpu_stops_every_law_from_growing() {
 }
 
 #[test]
+fn a_short_cpu_takes_nothing_from_what_is_worked_on() {
+    let mut bench = Bench::new(Settings {
+        initial: 4,
+        max: 4,
+        ..settings()
+    });
+    for _ in 0..100 {
+        bench.controller.observe(&Sample {
+            started: bench.now,
+            finished: bench.now + Duration::from_millis(50),
+            in_flight: 1,
+            route: 0,
+            outcome: Outcome::Success,
+        });
+    }
+    // By Little's law two and a half of the four.
+    bench.latency = 0.08;
+    bench.readings.cpu = cpu(1.0, 0.5);
+    bench.run(4.0);
+    assert!(bench.said(reason::CPU));
+    let lowest = bench.decisions.iter().map(|d| d.limit).min();
+    assert_eq!(lowest, Some(4));
+}
+
+#[test]
 fn the_operator_can_tell_it_to_ignore_them() {
     let resources = Resources {
         cpu: false,
