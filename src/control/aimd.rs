@@ -199,8 +199,10 @@ impl Aimd {
             && !negligible
             && m.point.stretch > settings.tolerance.max(1.01) + m.sigma
             && !below(m.point.limit.saturating_sub(1));
+        // While latency is flat the limit grows whatever the baseline: a dip can wait until it is not.
+        let suspect = self.trials.suspects() && m.point.stretch > flat;
         if limited
-            && (self.trials.suspects() || !(m.known || self.slow_start))
+            && (suspect || !(m.known || self.slow_start))
             && let Some(reason) = self.look_around(m, curve)
         {
             return reason;
