@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, ErrorKind},
+    net::SocketAddr,
+    path::Path,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -9,7 +11,10 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, recv},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send,
+        socket_with,
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -58,6 +63,17 @@ impl Stream {
         self.peek() == Ok(0)
     }
 
+    /// Sends what the socket takes, without waiting for the reactor to say that it takes something, which
+    /// it does not know of a new one.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = match self {
+            Self::Tcp(stream) => send(stream, bytes, flags),
+            Self::Unix(stream) => send(stream, bytes, flags),
+        };
+        sent.map_err(io::Error::from)
+    }
+
     fn peek(&self) -> Result<usize, Errno> {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let mut byte = [0_u8];
@@ -98,11 +114,17 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
             // A literal address needs no resolver, whose lookups run on a thread pool.
             let stream = match host.parse::<std::net::IpAddr>() {
                 Ok(ip) if ip.is_loopback() => {
-                    let attempt = TcpStream::connect((ip, *port));
-                    match tokio::time::timeout(LOOPBACK_PATIENCE, attempt).await {
-                        Ok(connected) => connected?,
-                        Err(_) => return Err(ErrorKind::WouldBlock.into()),
+                    let (stream, connected) = begin_tcp((ip, *port).into())?;
+                    if !connected {
+                        match tokio::time::timeout(LOOPBACK_PATIENCE, stream.writable()).await {
+                            Ok(ready) => ready?,
+                            Err(_) => return Err(ErrorKind::WouldBlock.into()),
+                        }
+                        if let Some(error) = stream.take_error()? {
+                            return Err(error);
+                        }
                     }
+                    stream
                 }
                 Ok(ip) => TcpStream::connect((ip, *port)).await?,
                 Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
@@ -110,12 +132,43 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
             stream.set_nodelay(true)?;
             Ok(Stream::Tcp(stream))
         }
-        Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
+        Address::Unix(path) => Ok(Stream::Unix(connect_unix(path)?)),
         Address::Fd(name) => Err(io::Error::new(
             ErrorKind::InvalidInput,
             format!("fd:{name} is for listening only"),
         )),
     }
+}
+
+/// Begins to connect on the loopback interface, and whether that is all: there the handshake is over when
+/// the call returns, of which the kernel tells by the next one. The reactor, a timer and another turn of
+/// the task are for those that have to wait.
+fn begin_tcp(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let connect = || rustix::net::connect(&socket, &address);
+    let mut connected = connect();
+    if connected == Err(Errno::INPROGRESS) {
+        connected = connect();
+    }
+    let connected = match connected {
+        Ok(()) => true,
+        Err(Errno::ALREADY | Errno::INPROGRESS | Errno::INTR) => false,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((TcpStream::from_std(socket.into())?, connected))
+}
+
+/// A Unix socket connects at once, or its backlog is full: [`ErrorKind::WouldBlock`].
+fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    UnixStream::from_std(socket.into())
 }
 
 impl AsyncRead for Stream {

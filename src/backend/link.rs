@@ -68,6 +68,8 @@ struct Sending {
     begun: bool,
     /// The other side takes no more: what is left is never written.
     broken: bool,
+    /// The socket is new: the reactor has not looked at it.
+    unknown: bool,
 }
 
 /// A body that is still coming.
@@ -104,7 +106,10 @@ impl Link {
     pub(super) fn new(stream: Stream) -> Box<Self> {
         Box::new(Self {
             stream,
-            sending: Sending::default(),
+            sending: Sending {
+                unknown: true,
+                ..Sending::default()
+            },
             read: BytesMut::new(),
             room: READ_FIRST,
             most: READ_MOST,
@@ -374,6 +379,11 @@ fn cut() -> Error {
     Error::Reset(ErrorKind::UnexpectedEof.into())
 }
 
+fn would_wait(result: &io::Result<usize>) -> bool {
+    let kind = result.as_ref().err().map(io::Error::kind);
+    matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::Interrupted))
+}
+
 impl Sending {
     /// Whether nothing more will be written.
     fn is_over(&self) -> bool {
@@ -421,7 +431,10 @@ impl Sending {
     fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let head = &self.head[self.head_at..];
         let written = if self.data.is_empty() && self.tail.is_empty() {
-            ready!(Pin::new(stream).poll_write(cx, head))
+            match std::mem::take(&mut self.unknown).then(|| stream.send_now(head)) {
+                Some(result) if !would_wait(&result) => result,
+                _ => ready!(Pin::new(stream).poll_write(cx, head)),
+            }
         } else {
             let pieces = [head, &self.data, self.tail].map(IoSlice::new);
             let from = usize::from(head.is_empty());

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::Notify,
+    task::unconstrained,
     time::{Instant as TokioInstant, Sleep},
 };
 use tower::Service;
@@ -57,8 +58,14 @@ const MANY: usize = 100;
 pub struct Connections {
     open: AtomicUsize,
     /// To tell them that something has changed, a drain for example.
-    places: Mutex<Vec<Option<Place>>>,
+    places: Mutex<Places>,
     closed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    all: Vec<Option<Place>>,
+    free: Vec<usize>,
 }
 
 /// An open connection.
@@ -77,7 +84,7 @@ impl Connections {
     /// Makes every connection look at the phase again.
     pub fn wake_all(&self) {
         let places = lock(&self.places);
-        let wakers: Vec<Waker> = places.iter().flatten().map(|p| p.waker.clone()).collect();
+        let wakers: Vec<Waker> = places.iter().map(|p| p.waker.clone()).collect();
         drop(places);
         for waker in wakers {
             waker.wake();
@@ -93,7 +100,7 @@ impl Connections {
     /// that has taken the longest for a head.
     pub fn oldest(&self) -> Option<(bool, Instant)> {
         let places = lock(&self.places);
-        places.iter().flatten().filter_map(Place::rank).min()
+        places.iter().filter_map(Place::rank).min()
     }
 
     /// Closes the one that [`Connections::oldest`] speaks of.
@@ -101,7 +108,6 @@ impl Connections {
         let places = lock(&self.places);
         let oldest = places
             .iter()
-            .flatten()
             .filter_map(|place| Some((place.rank()?, place)))
             .min_by_key(|&(rank, _)| rank);
         let waker = oldest.map(|(_, place)| {
@@ -117,11 +123,11 @@ impl Connections {
     fn register(self: &Arc<Self>, waker: Waker, state: Arc<State>) -> Registered {
         let place = Place { waker, state };
         let mut places = lock(&self.places);
-        let at = places.iter().position(Option::is_none).unwrap_or_else(|| {
-            places.push(None);
-            places.len() - 1
+        let at = places.free.pop().unwrap_or_else(|| {
+            places.all.push(None);
+            places.all.len() - 1
         });
-        places[at] = Some(place);
+        places.all[at] = Some(place);
         Registered {
             connections: self.clone(),
             at,
@@ -154,8 +160,17 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let place = lock(&self.connections.places)[self.at].take();
+        let mut places = lock(&self.connections.places);
+        let place = places.all[self.at].take();
+        places.free.push(self.at);
+        drop(places);
         drop(place);
+    }
+}
+
+impl Places {
+    fn iter(&self) -> impl Iterator<Item = &Place> {
+        self.all.iter().flatten()
     }
 }
 
@@ -184,7 +199,7 @@ enum End {
 pub async fn serve(
     mut stream: Stream,
     peer: Option<SocketAddr>,
-    local: Option<SocketAddr>,
+    port: Option<u16>,
     shared: Arc<Shared>,
     counted: Counted,
 ) {
@@ -198,23 +213,26 @@ pub async fn serve(
     let preamble = protocol != ProxyProtocol::Off
         && (proxies.is_empty() || peer.is_none_or(|peer| is_trusted(peer.ip(), proxies)));
     drop(live);
-    let state = Arc::new(State::new(shared.metrics.clone(), clock::now()));
+    let now = clock::now();
+    let state = Arc::new(State::new(shared.metrics.clone(), now));
     let mut watch = Watch {
         counted: &counted,
         state: &state,
         timeouts,
-        timer: pin!(tokio::time::sleep(timeouts.header)),
+        timer: pin!(tokio::time::sleep_until((now + timeouts.header).into())),
+        armed: false,
+        heard: false,
         head_since: None,
         parked: true,
         _registered: None,
     };
     let mut first = BytesMut::new();
     let mut refused = None;
-    let mut ends = (peer, local);
+    let mut ends = (peer, port);
     if preamble {
         let reading = poll_fn(|cx| watch.poll_preamble(cx, &mut stream, &mut first, protocol));
         match reading.await {
-            Ok(Some((client, server))) => ends = (Some(client), Some(server)),
+            Ok(Some((client, server))) => ends = (Some(client), Some(server.port())),
             Ok(None) => {}
             Err(Some(error)) => refused = Some(error),
             Err(None) => return,
@@ -327,6 +345,10 @@ struct Watch<'a> {
     state: &'a Arc<State>,
     timeouts: ClientTimeouts,
     timer: Pin<&'a mut Sleep>,
+    /// The timer is set for what the connection is doing.
+    armed: bool,
+    /// The timer knows whom to wake.
+    heard: bool,
     head_since: Option<Instant>,
     parked: bool,
     _registered: Option<Registered>,
@@ -336,14 +358,14 @@ impl Watch<'_> {
     /// From now on it is parked, or it is not.
     fn start(&mut self, parked: bool) {
         self.parked = parked;
-        let now = clock::now();
-        let due = if parked {
-            self.due(now)
-        } else {
-            Some(now + self.park_after())
-        };
-        let due = TokioInstant::from_std(due.unwrap_or(now));
-        self.timer.as_mut().reset(due);
+        self.armed = false;
+    }
+
+    /// Sets the timer. Not before somebody waits for it: most connections that carry one request end
+    /// without.
+    fn arm(&mut self, due: Instant) {
+        self.timer.as_mut().reset(TokioInstant::from_std(due));
+        (self.armed, self.heard) = (true, false);
     }
 
     fn park_after(&self) -> Duration {
@@ -361,16 +383,15 @@ impl Watch<'_> {
         });
     }
 
-    /// When something is to be done about it, if nothing happens; `None` for at once.
-    fn due(&self, now: Instant) -> Option<Instant> {
+    /// When something is to be done about it, if nothing happens.
+    fn due(&self) -> Instant {
         let (activity, since) = self.state.activity();
-        let due = match activity {
-            Activity::Head => since + self.timeouts.header,
-            Activity::Idle if self.parked => since + self.timeouts.idle,
-            Activity::Idle => since + self.timeouts.idle.min(self.park_after()),
-            Activity::Served | Activity::Flushing | Activity::Tunnel => now + self.park_after(),
-        };
-        (due > now).then_some(due)
+        since
+            + match activity {
+                Activity::Head => self.timeouts.header,
+                _ if self.parked => self.timeouts.idle,
+                _ => self.timeouts.idle.min(self.park_after()),
+            }
     }
 
     /// Reads the PROXY protocol's header, and what comes with it. An error without words ends the
@@ -410,29 +431,46 @@ impl Watch<'_> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let (activity, since) = self.state.activity();
-        if self.state.is_evicted() && matches!(activity, Activity::Idle | Activity::Head) {
+        let head = self.state.is(Activity::Head);
+        if !head && !self.state.is(Activity::Idle) {
+            // Whoever serves it has timers of their own.
+            if self.armed && (self.head_since.take().is_some() || self.timer.is_elapsed()) {
+                self.armed = false;
+            }
+            return Poll::Pending;
+        }
+        if self.state.is_evicted() {
             return Poll::Ready(End::Idle);
         }
-        if activity == Activity::Head && self.head_since != Some(since) {
+        if head {
             // Only a head that did not arrive in one piece gets here.
-            self.head_since = Some(since);
-            let due = TokioInstant::from_std(since + self.timeouts.header);
-            self.timer.as_mut().reset(due);
-        } else if self.timeouts.idle < PARK_AFTER && activity == Activity::Idle {
-            // Not with the defaults: there the timer fires first, and is set again.
-            let due = TokioInstant::from_std(since + self.timeouts.idle);
-            if self.timer.deadline() > due {
-                self.timer.as_mut().reset(due);
+            let (_, since) = self.state.activity();
+            if self.head_since != Some(since) {
+                self.head_since = Some(since);
+                self.armed = false;
             }
         }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        if !self.armed {
+            self.arm(self.due());
+        }
+        // A look at the timer is cheap, to ask to be woken by it is not.
+        while !self.heard || self.timer.is_elapsed() {
+            // Unconstrained: it must be known whether it has heard.
+            if pin!(unconstrained(self.timer.as_mut()))
+                .poll(cx)
+                .is_pending()
+            {
+                self.heard = true;
+                break;
+            }
+            self.heard = false;
             if clock::overslept(self.timer.as_mut()) {
                 continue;
             }
             let now = clock::now();
-            if let Some(due) = self.due(now) {
-                self.timer.as_mut().reset(TokioInstant::from_std(due));
+            let due = self.due();
+            if due > now {
+                self.arm(due);
                 continue;
             }
             let (activity, since) = self.state.activity();

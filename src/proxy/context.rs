@@ -39,12 +39,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The client at `address`, connected to `local`; neither is known of a Unix socket's.
-    pub fn new(address: Option<SocketAddr>, local: Option<SocketAddr>, state: Arc<State>) -> Self {
+    /// The client at `address`, connected to our `port`; neither is known of a Unix socket's.
+    pub fn new(address: Option<SocketAddr>, port: Option<u16>, state: Arc<State>) -> Self {
         // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
         let ip = address.map(|address| address.ip().to_canonical());
         let forwarded_for = ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
-        let forwarded_port = HeaderValue::from(local.map_or(80, |local| local.port()));
+        let forwarded_port = HeaderValue::from(port.unwrap_or(80));
         Self {
             lines: forwarded::lines(forwarded_for.as_ref(), &forwarded_port),
             ip,

@@ -212,8 +212,7 @@ mod tests {
         let metrics = std::sync::Arc::new(crate::observe::Metrics::new());
         let state = super::super::state::State::new(metrics, clock::now());
         let address = std::net::SocketAddr::new(ip.parse().expect("an address"), 1);
-        let local = "127.0.0.1:8080".parse().expect("an address");
-        Peer::new(Some(address), Some(local), std::sync::Arc::new(state))
+        Peer::new(Some(address), Some(8080), std::sync::Arc::new(state))
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Heads {
         let state = Arc::new(State::new(metrics, now));
         Self {
             live: shared.live(),
-            peer: Peer::new(Some(peer), Some(peer), state),
+            peer: Peer::new(Some(peer), Some(peer.port()), state),
             id: super::answer::new_request_id(),
         }
     }

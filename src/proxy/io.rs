@@ -322,11 +322,16 @@ impl ClientIo {
         .await;
     }
 
+    /// Whether a client may still be sending when its connection is to end.
+    pub fn lingers(&self) -> bool {
+        let between = self.guard.is_done() || self.guard.in_head();
+        !(self.ended || (between && is_blank(&self.held)))
+    }
+
     /// Lets a client that is still sending read the answer before the socket is closed.
     pub async fn linger(mut self) {
         use tokio::io::AsyncReadExt;
-        let between = self.guard.is_done() || self.guard.in_head();
-        if self.ended || (between && is_blank(&self.held)) {
+        if !self.lingers() {
             return;
         }
         self.held.clear();

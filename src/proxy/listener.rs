@@ -110,6 +110,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     // A restart must not wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // Linux hands it on to what is accepted: a call less for each of them.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -183,8 +185,8 @@ pub fn descriptors() -> u64 {
 /// A connection on its way to another thread's runtime.
 #[derive(Debug)]
 pub enum Accepted {
-    /// TCP, with the client's address and ours.
-    Tcp(std::net::TcpStream, SocketAddr, Option<SocketAddr>),
+    /// TCP, with the client's address and our port.
+    Tcp(std::net::TcpStream, SocketAddr, Option<u16>),
     /// Unix.
     Unix(UnixStream),
 }
@@ -223,17 +225,25 @@ impl Acceptor {
     /// If the socket cannot be used with the runtime.
     pub async fn run(&self, listener: &Listener) -> io::Result<()> {
         match listener {
-            Listener::Tcp(listener) | Listener::InheritedTcp(listener) => {
-                let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+            Listener::Tcp(bound) | Listener::InheritedTcp(bound) => {
+                // A socket that we were given may take in what was sent to other ports, IP_TRANSPARENT, and
+                // who came before us has its options.
+                let own = match listener.is_inherited() {
+                    true => None,
+                    false => bound.local_addr().ok(),
+                };
+                let listener = tokio::net::TcpListener::from_std(bound.try_clone()?)?;
                 let mut pauses = Pauses::default();
                 loop {
                     match listener.accept().await {
                         Ok((stream, peer)) => {
                             pauses.reset();
                             self.make_room().await;
-                            let _ = stream.set_nodelay(true);
-                            let local = stream.local_addr().ok();
-                            self.hand_over_tcp(stream, peer, local);
+                            let local = own.or_else(|| {
+                                let _ = stream.set_nodelay(true);
+                                stream.local_addr().ok()
+                            });
+                            self.hand_over_tcp(stream, peer, local.map(|local| local.port()));
                         }
                         Err(error) => pauses.after(&error).await,
                     }
@@ -289,23 +299,18 @@ impl Acceptor {
             .unwrap_or(&self.workers[0])
     }
 
-    fn hand_over_tcp(
-        &self,
-        stream: tokio::net::TcpStream,
-        peer: SocketAddr,
-        local: Option<SocketAddr>,
-    ) {
+    fn hand_over_tcp(&self, stream: tokio::net::TcpStream, peer: SocketAddr, port: Option<u16>) {
         let worker = self.least_loaded();
         let counted = worker.connections.count();
         match &worker.sender {
             None => {
                 let stream = Stream::Tcp(stream);
                 let shared = self.shared.clone();
-                tokio::spawn(serve(stream, Some(peer), local, shared, counted));
+                tokio::spawn(serve(stream, Some(peer), port, shared, counted));
             }
             Some(sender) => {
                 if let Ok(stream) = stream.into_std() {
-                    let _ = sender.send((Accepted::Tcp(stream, peer, local), counted));
+                    let _ = sender.send((Accepted::Tcp(stream, peer, port), counted));
                 }
             }
         }
@@ -334,11 +339,11 @@ pub async fn serve_accepted(
     shared: Arc<Shared>,
 ) {
     while let Some((stream, counted)) = accepted.recv().await {
-        let (stream, peer, local) = match stream {
-            Accepted::Tcp(stream, peer, local) => (
+        let (stream, peer, port) = match stream {
+            Accepted::Tcp(stream, peer, port) => (
                 tokio::net::TcpStream::from_std(stream).map(Stream::Tcp),
                 Some(peer),
-                local,
+                port,
             ),
             Accepted::Unix(stream) => (
                 tokio::net::UnixStream::from_std(stream).map(Stream::Unix),
@@ -347,7 +352,7 @@ pub async fn serve_accepted(
             ),
         };
         if let Ok(stream) = stream {
-            tokio::spawn(serve(stream, peer, local, shared.clone(), counted));
+            tokio::spawn(serve(stream, peer, port, shared.clone(), counted));
         }
     }
 }
@@ -483,6 +488,21 @@ mod tests {
         assert_eq!(threads.counts(), [10, 8, 10], "all to the one with room");
         let _third = threads.connect(8).await;
         assert_eq!(threads.counts(), [12, 12, 12]);
+        threads.acceptor.abort();
+    }
+
+    /// Both go without saying for each connection, so nobody asks the kernel for them.
+    #[tokio::test]
+    async fn what_is_accepted_has_the_listeners_port_and_no_delay() {
+        let mut threads = Threads::start();
+        let _client = threads.connect(1).await;
+        let (accepted, _) = threads.accepted[0].try_recv().expect("it was handed over");
+        let Accepted::Tcp(stream, _, port) = accepted else {
+            unreachable!("it is TCP");
+        };
+        assert!(stream.nodelay().expect("it can be asked"));
+        let local = stream.local_addr().expect("it has an address");
+        assert_eq!(port, Some(local.port()));
         threads.acceptor.abort();
     }
 }

@@ -196,8 +196,10 @@ where
                     };
                 }
                 Stage::Closing => {
-                    // Whether or not it is heard: the socket goes next.
-                    let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                    // Whether or not it is heard: the socket goes next, and takes an end along.
+                    if self.io.lingers() {
+                        let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                    }
                     return Poll::Ready(End::Done);
                 }
             }
