@@ -63,13 +63,14 @@ impl Gate {
     /// A request arrives.
     pub fn enter(&self, ask: &Ask, now: Instant) -> Entered {
         let mut inner = lock(&self.inner);
-        let key = inner.claim();
+        let key = inner.next();
         let Inner {
             state, verdicts, ..
         } = &mut *inner;
         let entry = state.enter(ask, key, now, verdicts);
-        if !matches!(entry, Entry::Queued { .. }) {
-            inner.forget(key);
+        // Most do not wait, and need no place.
+        if matches!(entry, Entry::Queued { .. }) {
+            inner.claim(key);
         }
         let wakers = inner.deliver();
         drop(inner);
@@ -135,11 +136,18 @@ impl Gate {
 }
 
 impl Inner {
-    fn claim(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
+    /// The place that the next waiter gets.
+    fn next(&self) -> u32 {
+        let new = self.waiters.len() as u32;
+        self.free.last().copied().unwrap_or(new)
+    }
+
+    /// Takes it.
+    fn claim(&mut self, next: u32) {
+        if self.free.pop().is_none() {
             self.waiters.push(Waiter::default());
-            (self.waiters.len() - 1) as u32
-        })
+        }
+        debug_assert!((next as usize) < self.waiters.len());
     }
 
     /// Frees a waiter's place. The waker, if any, is for outside the lock: whatever goes with the
@@ -152,6 +160,9 @@ impl Inner {
     /// Hands the verdicts to their waiters; the wakers are for outside the lock.
     fn deliver(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
+        if self.verdicts.is_empty() {
+            return wakers;
+        }
         for (key, verdict) in self.verdicts.drain(..) {
             let waiter = &mut self.waiters[key as usize];
             debug_assert!(waiter.verdict.is_none(), "one verdict for each waiter");

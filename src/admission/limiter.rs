@@ -196,9 +196,14 @@ impl Limiter {
 
     /// Asks for a permit; the future waits in the queue if it must.
     pub fn acquire(self: &Arc<Self>, ask: Ask) -> Acquire {
+        self.acquire_at(ask, clock::now())
+    }
+
+    /// The same, for a caller that has read the clock already.
+    pub fn acquire_at(self: &Arc<Self>, ask: Ask, now: Instant) -> Acquire {
         Acquire {
             limiter: self.clone(),
-            step: Step::Ask(ask),
+            step: Step::Ask(ask, now),
         }
     }
 
@@ -296,6 +301,11 @@ impl Permit {
         self.permit.as_ref().map_or(0, gate::Permit::in_flight)
     }
 
+    /// When it was given.
+    pub fn started(&self) -> Option<Instant> {
+        self.permit.as_ref().map(gate::Permit::started)
+    }
+
     /// How long it waited in the queue; `None` if it did not have to.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
@@ -358,7 +368,7 @@ pub struct Acquire {
 
 #[derive(Debug)]
 enum Step {
-    Ask(Ask),
+    Ask(Ask, Instant),
     Wait {
         ticket: Ticket,
         since: Instant,
@@ -382,8 +392,7 @@ impl Future for Acquire {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Step::Ask(ask) = this.step {
-            let now = clock::now();
+        if let Step::Ask(ask, now) = this.step {
             this.step = Step::Done;
             match this.limiter.gate.enter(&ask, now) {
                 Entered::Admitted(permit) => {

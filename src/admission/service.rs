@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use http_body::{Body, Frame, SizeHint};
@@ -13,12 +14,17 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{Ask, Limiter, Permit, Refusal, limiter::Acquire};
-use crate::control::Outcome;
+use crate::{clock, control::Outcome};
 
 /// Reads from a request what it asks of the gate.
 pub trait AskFor<R> {
     /// Its class, deadline and route.
     fn ask(&self, request: &R) -> Ask;
+
+    /// The time at which it asks: now, or as the clock was read last if that was just now.
+    fn now(&self, _request: &R) -> Instant {
+        clock::now()
+    }
 }
 
 impl<R, F: Fn(&R) -> Ask> AskFor<R> for F {
@@ -99,7 +105,9 @@ where
         let clone = self.inner.clone();
         // The one that was polled ready is the one that is called.
         let inner = std::mem::replace(&mut self.inner, clone);
-        let acquire = self.limiter.acquire(self.ask.ask(&request));
+        let acquire = self
+            .limiter
+            .acquire_at(self.ask.ask(&request), self.ask.now(&request));
         AdmissionFuture::Waiting {
             acquire,
             request: Some((inner, request)),

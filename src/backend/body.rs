@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
@@ -80,6 +80,9 @@ impl Body for RequestBody {
     }
 }
 
+/// A response as the backend's side hands it over. In a box: it changes hands often.
+pub type Answered = Box<Response<ResponseBody>>;
+
 /// A response's body on its way to the client, as fast as the client takes it. By the time somebody
 /// reads it the backend may long be done.
 #[derive(Debug)]
@@ -93,6 +96,8 @@ pub struct ResponseBody {
     remaining: Option<u64>,
     /// The most that is delivered at once.
     piece: usize,
+    /// What is left of its request: memory for the next.
+    spent: Option<Box<Request<()>>>,
     /// Returned as the bytes are delivered.
     _held: Option<Reservation>,
 }
@@ -160,21 +165,32 @@ impl ResponseBody {
         self
     }
 
-    pub(super) fn with(mut self, usual: Usual) -> Self {
+    pub(super) fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
         self.usual = usual;
+        self.spent = spent;
         self
     }
 
     /// The fields of its head that are not in the response's map.
-    pub fn usual(&mut self) -> &mut Usual {
+    pub fn usual(&self) -> &Usual {
+        &self.usual
+    }
+
+    /// The same, to add to them.
+    pub fn usual_mut(&mut self) -> &mut Usual {
         &mut self.usual
     }
 
+    /// An empty request with the memory of the one that this answers.
+    pub fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+        self.spent.take()
+    }
+
     /// Puts all fields of a response into its map.
-    pub fn unfold(mut response: Response<Self>) -> Response<Self> {
-        let mut usual = std::mem::take(response.body_mut().usual());
+    pub fn unfold(mut response: Answered) -> Response<Self> {
+        let mut usual = std::mem::take(response.body_mut().usual_mut());
         usual.unfold(response.headers_mut());
-        response
+        *response
     }
 
     fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
@@ -197,6 +213,7 @@ impl ResponseBody {
             usual: Usual::default(),
             trailers: None,
             piece: usize::MAX,
+            spent: None,
             _held: None,
         }
     }
@@ -213,6 +230,7 @@ impl ResponseBody {
             usual: Usual::default(),
             trailers,
             piece: usize::MAX,
+            spent: None,
             _held: Some(held),
         }
     }
@@ -224,6 +242,7 @@ impl ResponseBody {
             usual: Usual::default(),
             trailers: None,
             piece: usize::MAX,
+            spent: None,
             _held: None,
         }
     }

@@ -17,7 +17,7 @@ use rustix::{
     },
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 
@@ -35,7 +35,7 @@ const LOOPBACK_PATIENCE: Duration = Duration::from_millis(25);
 /// A byte stream of either family.
 #[derive(Debug)]
 pub enum Stream {
-    /// TCP, with Nagle's algorithm off.
+    /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
@@ -53,9 +53,26 @@ impl Stream {
         }
     }
 
+    /// Sends small parts at once, without waiting until the other side has confirmed those before.
+    pub(super) fn hurry(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = stream.set_nodelay(true);
+        }
+    }
+
     /// Whether there is a byte to be read, or the end, without waiting for the reactor to say so.
     pub(super) fn has_something(&self) -> bool {
         !matches!(self.peek(), Err(Errno::AGAIN | Errno::INTR))
+    }
+
+    /// Whether nothing is to be read, as far as the reactor has heard.
+    pub(super) fn is_quiet(&self) -> bool {
+        let peek = || self.peek().map_err(io::Error::from);
+        let looked = match self {
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, peek),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, peek),
+        };
+        looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Whether the other side has closed, and nothing is left to be read.
@@ -90,6 +107,13 @@ impl Stream {
 /// # Errors
 /// [`Error::Connect`] at once when nothing listens, [`Error::ConnectTimeout`] otherwise.
 pub async fn connect(address: &Address, timeout: Duration) -> Result<Stream, Error> {
+    let stream = dial(address, timeout).await?;
+    stream.hurry();
+    Ok(stream)
+}
+
+/// The same, for who calls [`Stream::hurry`] himself when it is time.
+pub(super) async fn dial(address: &Address, timeout: Duration) -> Result<Stream, Error> {
     let attempt = async {
         let mut pause = BACKLOG_PAUSE;
         loop {
@@ -129,7 +153,6 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
                 Ok(ip) => TcpStream::connect((ip, *port)).await?,
                 Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
             };
-            stream.set_nodelay(true)?;
             Ok(Stream::Tcp(stream))
         }
         Address::Unix(path) => Ok(Stream::Unix(connect_unix(path)?)),

@@ -2,25 +2,21 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use tokio::task::unconstrained;
-
 use super::{
-    Endpoint, Error, RequestBody, ResponseBody,
+    Answered, Endpoint, Error, RequestBody, ResponseBody,
     body::Parts,
     codec::{Head, Lines},
-    connect,
+    connect::dial,
     link::{Link, NoHead},
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, pump},
     raised::Raised,
+    timers::Timers,
     upgraded::{Upgraded, switch},
     uwsgi,
 };
@@ -30,6 +26,8 @@ use crate::{
     config::{Config, Protocol},
     observe::Metrics,
 };
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
@@ -50,8 +48,8 @@ pub trait Lease: Send + 'static {
     /// The backend has said something on the way to its answer: RFC 9110 15.2.
     fn told(&self, interim: Box<Response<()>>);
 
-    /// The backend is done.
-    fn complete(self, completion: Completion, status: Option<StatusCode>);
+    /// The backend is done, at this time.
+    fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant);
 }
 
 impl<L: Lease> Lease for Box<L> {
@@ -59,8 +57,8 @@ impl<L: Lease> Lease for Box<L> {
         (**self).told(interim);
     }
 
-    fn complete(self, completion: Completion, status: Option<StatusCode>) {
-        (*self).complete(completion, status);
+    fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant) {
+        (*self).complete(completion, status, now);
     }
 }
 
@@ -96,6 +94,10 @@ pub struct Delivery<'a> {
     pub metrics: Arc<Metrics>,
     /// Whether the route says that the response is a stream.
     pub stream: bool,
+    /// The time.
+    pub now: Instant,
+    /// Those of the runtime.
+    pub timers: &'a Timers,
     /// Fields beside those in the request's map. HTTP alone knows them: with uwsgi there are none.
     pub added: &'a Lines,
 }
@@ -106,7 +108,18 @@ pub struct Failed<L> {
     /// Why.
     pub error: Error,
     /// The request and its lease, if not a byte of it was sent: it may go elsewhere.
-    pub unsent: Option<(Box<Request<RequestBody>>, L)>,
+    pub unsent: Option<Box<Unsent<L>>>,
+}
+
+/// A request that has not been sent.
+#[derive(Debug)]
+pub struct Unsent<L> {
+    /// Its head.
+    pub head: Box<Request<()>>,
+    /// Its body.
+    pub body: RequestBody,
+    /// Its lease.
+    pub lease: L,
 }
 
 impl<L> From<Error> for Failed<L> {
@@ -129,9 +142,10 @@ impl<L> From<Error> for Failed<L> {
 #[allow(clippy::manual_async_fn)]
 pub fn exchange<L: Lease>(
     delivery: Delivery<'_>,
-    mut request: Box<Request<RequestBody>>,
+    mut request: Box<Request<()>>,
+    mut body: RequestBody,
     mut lease: L,
-) -> impl Future<Output = Result<Response<ResponseBody>, Failed<L>>> + Send {
+) -> impl Future<Output = Result<Answered, Failed<L>>> + Send {
     async move {
         let backend = &delivery.config.backend;
         let endpoint = &delivery.endpoint;
@@ -139,24 +153,43 @@ pub fn exchange<L: Lease>(
         let suspect = endpoint.suspect(&request, delivery.added);
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let (mut flight, head) = loop {
-            let replayable = is_replayable(&request);
+            let replayable = is_replayable(&request, &body);
             let packet = match backend.protocol {
                 Protocol::Http => None,
-                Protocol::Uwsgi => Some(uwsgi::encode(&request).map_err(Error::from)?),
+                Protocol::Uwsgi => Some(uwsgi::encode(&request, &body).map_err(Error::from)?),
             };
             let link = match open(&delivery, replayable, may_reuse).await {
                 Ok(link) => link,
                 Err(error) => {
                     return Err(Failed {
                         error,
-                        unsent: Some((request, lease)),
+                        unsent: Some(Box::new(Unsent {
+                            head: request,
+                            body,
+                            lease,
+                        })),
                     });
                 }
             };
             let reused = link.reused;
             endpoint.metrics.connection(reused);
-            let mut flight = Flight::launch(link, request, packet, lease, &delivery);
-            let error = match flight.head(backend.response_timeout).await {
+            let mut flight = Flight::launch(
+                link,
+                (request, body),
+                upgrade.is_some(),
+                packet,
+                lease,
+                &delivery,
+            );
+            // A kept connection has cost no time.
+            let since = match reused {
+                true => delivery.now,
+                false => clock::now(),
+            };
+            let error = match flight
+                .head(delivery.timers, since, backend.response_timeout)
+                .await
+            {
                 Ok(head) if head.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     return Ok(switch(flight, head.response, upgrade.as_ref())?);
                 }
@@ -168,7 +201,7 @@ pub fn exchange<L: Lease>(
                     request: Some(unanswered),
                     begun,
                 }) if reused && (replayable || !begun) => {
-                    request = unanswered;
+                    (request, body) = unanswered;
                     match flight.into_lease() {
                         Some(returned) => lease = returned,
                         None => return Err(Error::Timeout.into()),
@@ -228,23 +261,25 @@ async fn open(
         } else {
             backend.keepalive_idle.min(FRESH_IDLE)
         };
-        let now = clock::now();
-        if let Some(link) = delivery.endpoint.take_link(max_idle, replayable, now) {
+        let link = delivery
+            .endpoint
+            .take_link(max_idle, replayable, delivery.now);
+        if let Some(link) = link {
             return Ok(link);
         }
     }
     // Boxed: it would be the largest part of every request's future, and most are past it at once.
-    let stream = Box::pin(connect(&delivery.endpoint.address, backend.connect_timeout));
+    let stream = Box::pin(dial(&delivery.endpoint.address, backend.connect_timeout));
     Ok(Link::new(stream.await?))
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
 /// wrong, and without a body, which is gone once sent.
-fn is_replayable(request: &Request<RequestBody>) -> bool {
+fn is_replayable(request: &Request<()>, body: &RequestBody) -> bool {
     matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
-    ) && request.body().is_empty()
+    ) && body.is_empty()
 }
 
 /// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
@@ -269,12 +304,13 @@ struct InFlight<L> {
 impl<L: Lease> Flight<L> {
     fn launch(
         mut link: Box<Link>,
-        request: Box<Request<RequestBody>>,
+        request: (Box<Request<()>>, RequestBody),
+        upgrade: bool,
         packet: Option<Bytes>,
         lease: L,
         delivery: &Delivery<'_>,
     ) -> Self {
-        link.send(request, delivery.added, packet);
+        link.send(request, upgrade, delivery.added, packet);
         Self {
             inner: Some(Box::new(InFlight {
                 link,
@@ -290,8 +326,13 @@ impl<L: Lease> Flight<L> {
     }
 
     /// Waits for the head. While an upload moves, the time does not count.
-    async fn head(&mut self, timeout: Duration) -> Result<Head, NoHead> {
-        let mut timer = pin!(tokio::time::sleep(timeout));
+    async fn head(
+        &mut self,
+        timers: &Timers,
+        since: Instant,
+        timeout: Duration,
+    ) -> Result<Box<Head>, NoHead> {
+        let mut patience = timers.until(since + timeout);
         let mut seen = 0;
         let mut looked = false;
         poll_fn(|cx| {
@@ -309,10 +350,8 @@ impl<L: Lease> Flight<L> {
             if let Some(interim) = inner.link.told() {
                 inner.lease.told(interim);
             }
-            // Unconstrained, or a backend that sends interim answers without end spends the task's
-            // whole budget each time, and the timer never gets its turn.
-            while pin!(unconstrained(timer.as_mut())).poll(cx).is_ready() {
-                if clock::overslept(timer.as_mut()) {
+            while patience.poll(cx).is_ready() {
+                if patience.overslept() {
                     continue;
                 }
                 let moved = inner.link.moved();
@@ -325,9 +364,7 @@ impl<L: Lease> Flight<L> {
                 };
                 looked = moved == seen;
                 seen = moved;
-                timer
-                    .as_mut()
-                    .reset(tokio::time::Instant::from_std(clock::now() + more));
+                patience.extend(clock::now() + more);
             }
             Poll::Pending
         })
@@ -371,15 +408,16 @@ impl<L: Lease> Flight<L> {
             ..
         } = *inner;
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
+        let now = clock::now();
         if look && whole && link.ended_silently() {
             endpoint.ended_silently();
         }
         if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
-            endpoint.put_link(link, config.backend.keepalive_idle, clock::now());
+            endpoint.put_link(link, config.backend.keepalive_idle, now);
         } else {
             drop(link);
         }
-        lease.complete(completion, status);
+        lease.complete(completion, status, now);
     }
 
     /// Nobody waits any more: the rest happens in the background.
@@ -400,7 +438,7 @@ impl<L: Lease> Flight<L> {
         match link.into_raw() {
             Some((stream, first)) => Some(Upgraded::new(stream, first, lease, &metrics)),
             None => {
-                lease.complete(Completion::Reset, None);
+                lease.complete(Completion::Reset, None, clock::now());
                 None
             }
         }
@@ -419,7 +457,10 @@ impl<L: Lease> Drop for Flight<L> {
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(orphan(inner))),
-            Err(_) => inner.lease.complete(inner.verdict, inner.status),
+            Err(_) => {
+                let (verdict, status) = (inner.verdict, inner.status);
+                inner.lease.complete(verdict, status, clock::now());
+            }
         }
     }
 }
@@ -459,13 +500,14 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
         ..
     } = *inner;
     drop(link);
+    let now = clock::now();
     match (verdict, ended) {
         // It was answered, only to nobody: how long that took is as true as any other. When a slow
         // backend drives all its clients away, nothing else tells of it.
         (Completion::Abandoned, Ok(Some(status))) => {
-            lease.complete(Completion::Answered, Some(status));
+            lease.complete(Completion::Answered, Some(status), now);
         }
-        _ => lease.complete(verdict, status),
+        _ => lease.complete(verdict, status, now),
     }
 }
 
@@ -473,26 +515,29 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
 #[allow(clippy::manual_async_fn)]
 fn receive<'a, L: Lease>(
     mut flight: Flight<L>,
-    head: Head,
+    head: Box<Head>,
     delivery: &'a Delivery<'_>,
-) -> impl Future<Output = Result<Response<ResponseBody>, Failed<L>>> + Send + 'a {
+) -> impl Future<Output = Result<Answered, Failed<L>>> + Send + 'a {
     let Head {
         response,
         usual,
         signs,
         body,
         ..
-    } = head;
+    } = *head;
     let stream = delivery.stream || signs.events;
     let length = body.remaining();
+    let mut spent = None;
     if let Some(inner) = &mut flight.inner {
         inner.status = Some(response.status());
         inner.link.expect(body);
+        spent = inner.link.take_spent();
     }
     async move {
         if length == Some(0) {
             flight.finish(Completion::Answered);
-            return Ok(response.map(|()| ResponseBody::empty().with(usual)));
+            let body = ResponseBody::empty().with(usual, spent);
+            return Ok(Box::new(response.map(|()| body)));
         }
         let buffers = &delivery.config.buffers;
         let read_timeout = delivery.config.backend.read_timeout;
@@ -554,7 +599,7 @@ fn receive<'a, L: Lease>(
             ));
             ResponseBody::piped(pipe, length)
         };
-        Ok(response.map(|()| body.with(usual)))
+        Ok(Box::new(response.map(|()| body.with(usual, spent))))
     }
 }
 

@@ -76,7 +76,7 @@ pub fn uwsgi(data: &[u8]) {
             request.headers_mut().append(name, value);
         }
     }
-    let Ok(packet) = uwsgi::encode(&request) else {
+    let Ok(packet) = uwsgi::encode(&request, request.body()) else {
         return;
     };
     let length = usize::from(u16::from_le_bytes([packet[1], packet[2]]));

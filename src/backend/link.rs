@@ -5,12 +5,12 @@ use std::{
     future::Future as _,
     io::{self, ErrorKind, IoSlice},
     pin::{Pin, pin},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, Uri, header};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use super::{
@@ -27,6 +27,9 @@ const READ_MOST: usize = 256 * 1024;
 const READ_LITTLE: usize = 4 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
+
+/// So much goes out in one segment of TCP whatever the network, bytes: RFC 8200 5, without two headers.
+const ONE_SEGMENT: usize = 1200;
 
 /// Under load a connection changes hands within this time. The look at all sockets that brought the request
 /// is younger, and the kernel knows little more than it did: not worth a system call for each request.
@@ -48,6 +51,8 @@ pub(super) struct Link {
     ended: bool,
     /// Whether it has carried a request before this one.
     pub(super) reused: bool,
+    /// Small parts go out at once.
+    hurried: bool,
     idle_since: Option<Instant>,
 }
 
@@ -55,7 +60,9 @@ pub(super) struct Link {
 #[derive(Default)]
 struct Sending {
     /// The request, until its response begins: it may have to be sent again.
-    request: Option<Box<Request<RequestBody>>>,
+    request: Option<(Box<Request<()>>, RequestBody)>,
+    /// What is left of the request, empty.
+    spent: Option<Box<Request<()>>>,
     /// Head, or a chunk's size; then `data`; then `tail`.
     head: Vec<u8>,
     head_at: usize,
@@ -88,7 +95,7 @@ enum Receiving {
 pub(super) struct NoHead {
     pub(super) error: Error,
     /// The request, if it is whole: whether it may be sent again is another question.
-    pub(super) request: Option<Box<Request<RequestBody>>>,
+    pub(super) request: Option<(Box<Request<()>>, RequestBody)>,
     /// Whether a byte of it was written.
     pub(super) begun: bool,
 }
@@ -117,14 +124,16 @@ impl Link {
             keep_alive: false,
             ended: false,
             reused: false,
+            hurried: false,
             idle_since: None,
         })
     }
 
-    /// Takes a request; [`Link::poll_head`] writes it. A `packet` goes in the place of its head.
+    /// Takes a request, which may ask for an `upgrade`; [`Link::poll_head`] writes it. A `packet` goes in the place of its head.
     pub(super) fn send(
         &mut self,
-        mut request: Box<Request<RequestBody>>,
+        (request, mut body): (Box<Request<()>>, RequestBody),
+        upgrade: bool,
         added: &Lines,
         packet: Option<Bytes>,
     ) {
@@ -132,12 +141,14 @@ impl Link {
         sending.begun = false;
         sending.head.clear();
         sending.head_at = 0;
-        let chunked = packet.is_none() && request.headers().contains_key(header::TRANSFER_ENCODING);
+        let chunked = packet.is_none()
+            && !body.is_empty()
+            && request.headers().contains_key(header::TRANSFER_ENCODING);
         match packet {
             Some(packet) => sending.head.extend_from_slice(&packet),
             None => codec::head(&request, added, &mut sending.head),
         }
-        match request.body_mut() {
+        match &mut body {
             RequestBody::Empty => {}
             RequestBody::Full(bytes, _) => {
                 // A clone of a reference: the request stays whole.
@@ -166,15 +177,21 @@ impl Link {
                 }
             }
         }
-        let upgrade = request.headers().contains_key(header::UPGRADE);
+        let one_segment = sending.upload.is_none() && sending.pieces_left() <= ONE_SEGMENT;
+        if !self.hurried && (self.reused || upgrade || !one_segment) {
+            // What goes out in one segment, with nothing before it, waits for nothing: mostly that is all
+            // that a connection carries.
+            self.stream.hurry();
+            self.hurried = true;
+        }
         self.receiving = Receiving::Head(Heads::new(request.method(), upgrade));
-        sending.request = Some(request);
+        sending.request = Some((request, body));
         self.room = READ_FIRST;
         self.most = READ_MOST;
     }
 
     /// The response's head. Writes and reads what it can.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, NoHead>> {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Head>, NoHead>> {
         let polled = self.poll_for_head(cx);
         polled.map_err(|error| NoHead {
             error,
@@ -183,7 +200,7 @@ impl Link {
         })
     }
 
-    fn poll_for_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Error>> {
+    fn poll_for_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Head>, Error>> {
         if let Poll::Ready(Err(error)) = self.sending.poll(&mut self.stream, cx) {
             return Poll::Ready(Err(error));
         }
@@ -196,16 +213,17 @@ impl Link {
                     // An answer to nobody's question.
                     return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
                 }
-                self.sending.request = None;
+                self.sending.forget();
                 self.keep_alive = head.keep_alive;
-                return Poll::Ready(Ok(head));
+                // Boxed: it would be a large part of every request's future.
+                return Poll::Ready(Ok(Box::new(head)));
             }
             if heads.has_told() {
                 if !self.sending.begun {
                     return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
                 }
                 // Whoever says something on the way has the request, and is not to be asked again.
-                self.sending.request = None;
+                self.sending.forget();
                 // One at a time: there may be any number of them.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -222,6 +240,11 @@ impl Link {
             Receiving::Head(heads) => heads.told(),
             Receiving::Body(_) => None,
         }
+    }
+
+    /// What is left of the request once its response has begun: an empty one with its memory.
+    pub(super) fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+        self.sending.spent.take()
     }
 
     /// Whether the response has not begun.
@@ -263,8 +286,9 @@ impl Link {
                 Err(malformed) => return Poll::Ready(Some(Err(Error::Protocol(malformed)))),
             }
             if let Some(left) = body.remaining() {
+                // One more: a read that leaves room is known to be the last.
                 let left = usize::try_from(left).unwrap_or(usize::MAX);
-                self.room = self.room.max(left).min(self.most);
+                self.room = self.room.max(left.saturating_add(1)).min(self.most);
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(true) => {}
@@ -327,14 +351,9 @@ impl Link {
         {
             return false;
         }
-        // Makes no room for it: what comes now is not wanted.
-        let mut byte = [0];
-        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
-        let mut cx = Context::from_waker(Waker::noop());
-        let quiet =
-            tokio::io::AsyncRead::poll_read(Pin::new(&mut self.stream), &mut cx, &mut buffer);
-        self.ended = quiet.is_ready();
-        quiet.is_pending()
+        // Whatever comes now is not wanted.
+        self.ended = !self.stream.is_quiet();
+        !self.ended
     }
 
     /// After a complete response that said the connection stays open: whether it has ended.
@@ -472,25 +491,31 @@ impl Sending {
     }
 
     /// The request, unless a part of its body is gone.
-    fn take_back(&mut self) -> Option<Box<Request<RequestBody>>> {
-        let mut request = self.request.take()?;
+    fn take_back(&mut self) -> Option<(Box<Request<()>>, RequestBody)> {
+        let (request, body) = self.request.take()?;
         match self.upload.take() {
-            None => Some(request),
+            None => Some((request, body)),
             // Not polled before the head is written.
-            Some(upload) if !self.begun => {
-                *request.body_mut() = RequestBody::Stream(upload.body);
-                Some(request)
-            }
+            Some(upload) if !self.begun => Some((request, RequestBody::Stream(upload.body))),
             Some(_) => None,
+        }
+    }
+
+    /// It will not be sent again. Nothing stays of what it holds of its client's buffers.
+    fn forget(&mut self) {
+        if let Some((mut request, _)) = self.request.take() {
+            request.headers_mut().clear();
+            request.extensions_mut().clear();
+            *request.uri_mut() = Uri::default();
+            *request.method_mut() = Method::GET;
+            self.spent = Some(request);
         }
     }
 
     /// All of it is written: what its body holds of the budget goes back.
     fn forget_body(&mut self) {
-        if let Some(request) = &mut self.request
-            && matches!(request.body(), RequestBody::Full(..))
-        {
-            self.request = None;
+        if let Some((_, RequestBody::Full(..))) = &self.request {
+            self.forget();
         }
     }
 }

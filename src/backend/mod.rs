@@ -17,15 +17,17 @@ mod pool;
 pub mod profile;
 mod pump;
 mod raised;
+mod timers;
 mod upgraded;
 pub mod uwsgi;
 
 pub use self::{
-    body::{RequestBody, ResponseBody},
+    body::{Answered, RequestBody, ResponseBody},
     codec::{Lines, Malformed, Usual, can_have_body, has_member, length, members},
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,
-    exchange::{Completion, Delivery, Failed, Lease, exchange},
+    exchange::{Completion, Delivery, Failed, Lease, Unsent, exchange},
+    timers::Timers,
     upgraded::Upgraded,
 };

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 
 use super::{
-    Error, ResponseBody, Stream,
+    Answered, Error, ResponseBody, Stream,
     exchange::{Completion, Flight, Lease},
     raised::Raised,
 };
 use crate::{
+    clock,
     observe::Metrics,
     sync::{Mutex, lock},
 };
@@ -56,7 +57,7 @@ impl Upgraded {
     ) -> Self {
         let complete = move || {
             let status = http::StatusCode::SWITCHING_PROTOCOLS;
-            lease.complete(Completion::Streamed, Some(status));
+            lease.complete(Completion::Streamed, Some(status), clock::now());
         };
         Self {
             stream,
@@ -90,7 +91,7 @@ pub(super) fn switch<L: Lease>(
     flight: Flight<L>,
     response: Response<()>,
     asked: Option<&HeaderValue>,
-) -> Result<Response<ResponseBody>, Error> {
+) -> Result<Answered, Error> {
     if !switches_to(asked, response.headers()) {
         flight.finish(Completion::Reset);
         return Err(Error::Switched);
@@ -100,7 +101,7 @@ pub(super) fn switch<L: Lease>(
         Some(upgraded) => upgraded.attach(&mut response),
         None => return Err(Error::Switched),
     }
-    Ok(response)
+    Ok(Box::new(response))
 }
 
 /// Whether a 101 with these fields switches to nothing but what was asked for.

@@ -242,7 +242,7 @@ impl Question {
                 let packet = request
                     .body(http_body_util::Empty::<bytes::Bytes>::new())
                     .ok()
-                    .and_then(|request| uwsgi::encode(&request).ok());
+                    .and_then(|request| uwsgi::encode(&request, request.body()).ok());
                 debug_assert!(packet.is_some(), "{self:?}");
                 packet.map(Vec::from).unwrap_or_default()
             }

@@ -12,9 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
@@ -27,19 +25,19 @@ use super::{
     hygiene,
     live::{Live, Phase, Shared},
     probes::Recalled,
-    received::Received,
-    reject, trace,
+    received::{Arrived, Received},
+    reject,
+    request_id::RequestId,
+    trace,
     upgrade::{self, Tunnel},
 };
 use crate::{
     admission::Ask,
-    backend::{self, Lines, ResponseBody, Upgraded, Usual},
+    backend::{self, Answered, Lines, ResponseBody, Upgraded, Usual},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
 
-/// The longest request id that is taken over from a client, bytes.
-const REQUEST_ID_MAX: usize = 128;
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Makes [`Answer`]s for one client's connection.
@@ -78,12 +76,12 @@ pub struct Answer<S> {
     peer: Arc<Peer>,
 }
 
-impl<S> Service<Request<Received>> for Answer<S>
+impl<S> Service<Arrived> for Answer<S>
 where
-    S: Service<Asked<Received>, Response = Response<ResponseBody>>,
+    S: Service<Asked<Received>, Response = Answered>,
     S::Error: Into<Error>,
 {
-    type Response = Response<ClientBody>;
+    type Response = ClientBody;
     type Error = Infallible;
     type Future = AnswerFuture<S::Future>;
 
@@ -92,7 +90,11 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Received>) -> Self::Future {
+    fn call(&mut self, arrived: Arrived) -> Self::Future {
+        let Arrived {
+            head: mut request,
+            body,
+        } = arrived;
         let arrived = clock::now();
         self.peer.state.serve();
         let live = self.shared.live();
@@ -100,7 +102,7 @@ where
         // Looking for each of the fields that few requests have would cost more than this.
         let plain = !live.reads_usual && hygiene::is_plain(request.headers());
         let rare = (!plain).then(|| request.headers());
-        let id = request_id(rare, &live);
+        let id = RequestId::of(rare, &live);
         let deadline = rare.and_then(|fields| deadline(fields, &live));
         let deadline = deadline.map(|left| arrived + left);
         let upgrade = if plain {
@@ -131,12 +133,19 @@ where
         if !plain {
             ask.class = client::class(ask.class, request.headers());
         }
-        let context = Arc::new(Context::new(live, arrived, route, ask, id, http2, added));
+        let context = Arc::new(Context::new(
+            live,
+            arrived,
+            self.peer.clone(),
+            &request,
+            route,
+            ask,
+            id,
+            http2,
+            added,
+        ));
         let record = Record {
             shared: self.shared.clone(),
-            peer: self.peer.clone(),
-            method: request.method().clone(),
-            path: request.uri().path_and_query().cloned(),
             status: 0,
             source: Source::Tidegate,
             reason: None,
@@ -146,7 +155,11 @@ where
         };
         let step = match checked {
             Ok(()) => {
-                let asked = Asked { request, context };
+                let asked = Asked {
+                    head: request,
+                    body,
+                    context,
+                };
                 match caught(|| self.inner.call(asked)) {
                     Ok(future) => Step::Serving { future },
                     Err(error) => Step::Refused { error: Some(error) },
@@ -159,33 +172,6 @@ where
             record: Some(record),
         }
     }
-}
-
-/// The client's id for the request if it is a sane one, else a new one.
-fn request_id(fields: Option<&HeaderMap>, live: &Live) -> HeaderValue {
-    let sent = fields
-        .zip(live.request_id.as_ref())
-        .and_then(|(fields, name)| fields.get(name))
-        .filter(|value| {
-            (1..=REQUEST_ID_MAX).contains(&value.len())
-                && value.as_bytes().iter().all(u8::is_ascii_graphic)
-        });
-    match sent {
-        Some(sent) => sent.clone(),
-        None => new_request_id(),
-    }
-}
-
-/// 128 random bits in hexadecimal.
-pub fn new_request_id() -> HeaderValue {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let bits = fastrand::u128(..).to_le_bytes();
-    let mut text = [0; 32];
-    for (two, byte) in text.chunks_exact_mut(2).zip(bits) {
-        two[0] = DIGITS[usize::from(byte & 15)];
-        two[1] = DIGITS[usize::from(byte >> 4)];
-    }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// What a request asks of the gate, by its cleaned head, if it is no retry.
@@ -248,10 +234,10 @@ impl<F> http1::Told for AnswerFuture<F> {
 
 impl<F, E> Future for AnswerFuture<F>
 where
-    F: Future<Output = Result<Response<ResponseBody>, E>>,
+    F: Future<Output = Result<Answered, E>>,
     E: Into<Error>,
 {
-    type Output = Result<Response<ClientBody>, Infallible>;
+    type Output = Result<ClientBody, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -278,10 +264,7 @@ where
 /// What is known of a request when it is over. Dropped unfinished, its client has left.
 pub struct Record {
     shared: Arc<Shared>,
-    peer: Arc<Peer>,
     context: Arc<Context>,
-    method: Method,
-    path: Option<http::uri::PathAndQuery>,
     status: u16,
     source: Source,
     reason: Option<Reason>,
@@ -290,17 +273,17 @@ pub struct Record {
 }
 
 impl Record {
-    fn pass_on(mut self, mut response: Response<ResponseBody>) -> Response<ClientBody> {
+    fn pass_on(mut self, mut response: Answered) -> ClientBody {
         let offered = upgrade::offered(&response).filter(|_| !self.context.http2);
         self.adopt(&mut response);
         if let Some(protocols) = offered {
             upgrade::offer(response.headers_mut(), protocols);
         }
-        response.map(|body| ClientBody::new(body, Some(self)))
+        ClientBody::new(response, Some(self))
     }
 
     /// The backend's 101: the connection becomes a tunnel when it is out.
-    fn switch(mut self, mut response: Response<ResponseBody>) -> Response<ClientBody> {
+    fn switch(mut self, mut response: Answered) -> ClientBody {
         let Some(upgraded) = Upgraded::of(&response) else {
             return self.refuse(&backend::Error::Switched.into());
         };
@@ -312,18 +295,20 @@ impl Record {
         if let Some(protocols) = protocols {
             upgrade::insert(headers, protocols);
         }
-        self.peer.clone().state.switch(Tunnel::new(upgraded, self));
-        response.map(|_| ClientBody::new(ResponseBody::empty(), None))
+        let peer = self.context.peer.clone();
+        peer.state.switch(Tunnel::new(upgraded, self));
+        *response.body_mut() = ResponseBody::empty();
+        ClientBody::new(response, None)
     }
 
     /// Makes the backend's head fit for the client.
     fn adopt(&mut self, response: &mut Response<ResponseBody>) {
         let live = self.context.live.clone();
         let id = &self.context.request_id;
-        let mut usual = std::mem::take(response.body_mut().usual());
+        let mut usual = std::mem::take(response.body_mut().usual_mut());
         let lines = !self.context.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
         hygiene::outbound(response, lines.then_some(&mut usual), &live, id);
-        *response.body_mut().usual() = usual;
+        *response.body_mut().usual_mut() = usual;
         self.source = match response.extensions().get::<Recalled>() {
             Some(Recalled) => Source::Tidegate,
             None => Source::Backend,
@@ -338,23 +323,31 @@ impl Record {
     /// A tunnel has ended, after so many bytes for the client.
     pub fn end(&mut self, bytes: u64) {
         self.bytes = bytes;
-        self.finish(true);
+        self.finish(true, clock::now());
     }
 
-    fn refuse(mut self, error: &Error) -> Response<ClientBody> {
+    fn refuse(mut self, error: &Error) -> ClientBody {
         let live = self.context.live.clone();
         let settings = &live.config.reject;
         let rejection = reject::rejection(error, settings);
-        let request_id = self.context.request_id.to_str().unwrap_or_default();
-        let mut response = reject::response(error, &rejection, settings, request_id);
-        if let Some(name) = &live.request_id {
-            let id = self.context.request_id.clone();
-            response.headers_mut().insert(name, id);
-        }
+        let mut usual = (!self.context.http2).then(Usual::default);
+        let mut response = reject::response(
+            error,
+            &rejection,
+            settings,
+            &self.context.request_id,
+            live.request_id.as_ref(),
+            usual.as_mut(),
+        );
+        let whole = |response: Response<Bytes>| {
+            let mut response = Box::new(response.map(ResponseBody::full));
+            *response.body_mut().usual_mut() = usual.unwrap_or_default();
+            response
+        };
         if matches!(error, Error::BodyCut) {
             // Its client has left; what is written now is for one that only closed its side.
-            self.finish(false);
-            return response.map(|bytes| ClientBody::new(ResponseBody::full(bytes), Some(self)));
+            self.finish(false, clock::now());
+            return ClientBody::new(whole(response), Some(self));
         }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
@@ -368,7 +361,7 @@ impl Record {
             }
         }
         self.finish_head(response.headers_mut());
-        response.map(|bytes| ClientBody::new(ResponseBody::full(bytes), Some(self)))
+        ClientBody::new(whole(response), Some(self))
     }
 
     fn finish_head(&self, headers: &mut HeaderMap) {
@@ -415,13 +408,12 @@ impl Record {
     }
 
     /// The last byte is out, or nobody is there to take it.
-    fn finish(&mut self, complete: bool) {
+    fn finish(&mut self, complete: bool, now: Instant) {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        self.peer.state.answered();
         let context = &self.context;
-        let now = clock::now();
+        context.peer.state.answered();
         let total = now.saturating_duration_since(context.arrived);
         if complete {
             context.route().metrics.request_seconds(total);
@@ -435,14 +427,14 @@ impl Record {
         observe::log::access(
             mode,
             &observe::log::AccessRecord {
-                method: self.method.as_str(),
-                path: self.path.as_ref().map_or("*", |path| path.path()),
+                method: context.method.as_str(),
+                path: context.path.as_ref().map_or("*", |path| path.path()),
                 status: self.status,
                 source: self.source,
                 reason: self.reason,
                 route: &context.route().name,
-                request_id: context.request_id.to_str().unwrap_or_default(),
-                client: self.peer.ip,
+                request_id: context.request_id.as_str(),
+                client: context.peer.ip,
                 queue_ms: observe::log::millis(context.queue_time()),
                 backend_ms: context.backend_time().map(observe::log::millis),
                 total_ms: observe::log::millis(total),
@@ -456,14 +448,16 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.finish(false);
+        if !self.finished {
+            self.finish(false, clock::now());
+        }
     }
 }
 
-/// An answer's body; tells its record when the client has it all: over HTTP/1 when whoever writes it says
-/// so, over HTTP/2 when its last part is taken.
+/// An answer on its way to its client, and its body; tells its record when the client has it all: over
+/// HTTP/1 when whoever writes it says so, over HTTP/2 when its last part is taken.
 pub struct ClientBody {
-    inner: ResponseBody,
+    inner: Answered,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
     /// Its stream's, over HTTP/2.
@@ -471,7 +465,7 @@ pub struct ClientBody {
 }
 
 impl ClientBody {
-    fn new(inner: ResponseBody, record: Option<Record>) -> Self {
+    fn new(inner: Answered, record: Option<Record>) -> Self {
         Self {
             inner,
             record,
@@ -479,16 +473,30 @@ impl ClientBody {
         }
     }
 
-    /// The fields of its head that are not in the response's map.
-    pub fn usual(&mut self) -> &mut Usual {
-        self.inner.usual()
+    /// The answer's head, and the fields of it that are not in its map.
+    pub fn head(&self) -> (&Response<ResponseBody>, &Usual) {
+        (&self.inner, self.inner.body().usual())
+    }
+
+    /// The answer as a response whose body this is.
+    pub fn into_response(mut self) -> Response<Self> {
+        let mut response = Response::new(());
+        *response.status_mut() = self.inner.status();
+        std::mem::swap(response.headers_mut(), self.inner.headers_mut());
+        std::mem::swap(response.extensions_mut(), self.inner.extensions_mut());
+        response.map(|()| self)
     }
 
     /// All that there is to be written is out.
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self, now: Instant) {
         if let Some(record) = &mut self.record {
-            record.finish(true);
+            record.finish(true, now);
         }
+    }
+
+    /// What is left of its request: memory for the next.
+    pub fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+        self.inner.body_mut().take_spent()
     }
 }
 
@@ -514,32 +522,33 @@ impl Body for ClientBody {
         if let Some(flow) = &this.flow {
             flow.asks();
         }
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let body = this.inner.body_mut();
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         if let Some(flow) = &this.flow {
             flow.offers();
         }
         if let Some(record) = &mut this.record {
-            match &frame {
+            let ends = match &frame {
                 Some(Ok(frame)) => {
                     record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                    if this.inner.is_end_stream() && this.flow.is_some() {
-                        record.finish(true);
-                    }
+                    body.is_end_stream()
                 }
-                Some(Err(_)) => {}
-                None if this.flow.is_some() => record.finish(true),
-                None => {}
+                Some(Err(_)) => false,
+                None => true,
+            };
+            if ends && this.flow.is_some() {
+                record.finish(true, clock::now());
             }
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.body().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.body().size_hint()
     }
 }
 
@@ -547,10 +556,10 @@ impl Drop for ClientBody {
     fn drop(&mut self) {
         // Over HTTP/2 nobody says when it is out, nor asks an empty body for its end.
         if self.flow.is_some()
-            && self.inner.is_end_stream()
+            && self.inner.body().is_end_stream()
             && let Some(record) = &mut self.record
         {
-            record.finish(true);
+            record.finish(true, clock::now());
         }
     }
 }

@@ -74,9 +74,9 @@ where
     }
 
     fn call(&mut self, asked: Asked<Received>) -> Self::Future {
-        if asked.request.body().is_none() {
+        if asked.body.is_none() {
             return ReadBodyFuture::None {
-                future: self.inner.call(asked.with(|_| RequestBody::Empty)),
+                future: self.inner.call(asked.with(RequestBody::Empty)),
             };
         }
         let mut inner = self.inner.clone();
@@ -117,14 +117,18 @@ where
 }
 
 async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBody>, Error> {
-    let Asked { request, context } = asked;
+    let Asked {
+        mut head,
+        body: received,
+        context,
+    } = asked;
     let config = context.live.config.clone();
-    let declared = request.body().declared();
+    let declared = received.declared();
     let max = config.server.max_body_bytes;
     if max > 0 && declared.is_some_and(|length| length > max) {
         return Err(Error::BodyTooLarge(max));
     }
-    if request.extensions().get::<ExpectsContinue>().is_some() {
+    if head.extensions().get::<ExpectsContinue>().is_some() {
         // The client waits for our 100, which the first read sends: an upload that would be shed
         // costs nobody anything.
         let ask = context.ask();
@@ -132,24 +136,27 @@ async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBo
             return Err(refusal.into());
         }
     }
-    let (head, received) = request.into_parts();
     let needs_length = shared.needs_length(&config.backend);
     let upload = Upload::new(received, &config, needs_length);
     let held = shared.budget.reservation(Direction::Request);
     let body = upload.read_ahead(held, &config, declared).await?;
-    let mut request = Request::from_parts(head, body);
-    set_framing(&mut request, config.backend.dechunk, needs_length)?;
-    Ok(Asked { request, context })
+    set_framing(&mut head, &body, config.backend.dechunk, needs_length)?;
+    Ok(Asked {
+        head,
+        body,
+        context,
+    })
 }
 
 /// Says how long the body is, if that is known; WSGI servers lose chunked bodies.
 fn set_framing(
-    request: &mut Request<RequestBody>,
+    head: &mut Request<()>,
+    body: &RequestBody,
     dechunk: bool,
     needs_length: bool,
 ) -> Result<(), backend::Error> {
-    let exact = request.body().size_hint().exact();
-    let headers = request.headers_mut();
+    let exact = body.size_hint().exact();
+    let headers = head.headers_mut();
     let was_declared = headers.contains_key(header::CONTENT_LENGTH);
     match exact {
         Some(length) if was_declared || dechunk || needs_length => {

@@ -139,7 +139,7 @@ mod tests {
     fn peer(address: Option<&str>) -> Peer {
         let address = address.map(|ip| SocketAddr::new(ip.parse().expect("an address"), 1));
         let state = State::new(Arc::new(Metrics::new()), clock::now());
-        Peer::new(address, None, Arc::new(state))
+        Peer::new(address, None, Arc::new(state), Arc::default())
     }
 
     #[test]

@@ -13,8 +13,9 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::Notify,
@@ -24,7 +25,7 @@ use tokio::{
 use tower::Service;
 
 use super::{
-    Error, answer,
+    ClientBody, Error,
     context::Peer,
     date,
     forwarded::is_trusted,
@@ -33,12 +34,14 @@ use super::{
     io::ClientIo,
     live::{ClientTimeouts, Phase, Shared},
     preamble::{self, Told},
-    received::Received,
-    reject, stack,
+    received::{Arrived, Received},
+    reject,
+    request_id::RequestId,
+    stack,
     state::{Activity, State},
 };
 use crate::{
-    backend::Stream,
+    backend::{Stream, Timers},
     buffer::Direction,
     clock,
     config::ProxyProtocol,
@@ -60,6 +63,7 @@ pub struct Connections {
     /// To tell them that something has changed, a drain for example.
     places: Mutex<Places>,
     closed: Notify,
+    timers: Arc<Timers>,
 }
 
 #[derive(Debug, Default)]
@@ -238,7 +242,8 @@ pub async fn serve(
             Err(None) => return,
         }
     }
-    let peer = Peer::new(ends.0, ends.1, state.clone());
+    let timers = counted.0.timers.clone();
+    let peer = Peer::new(ends.0, ends.1, state.clone(), timers);
     let refuse_head = {
         let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
         Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
@@ -488,15 +493,37 @@ impl Watch<'_> {
 /// that asking whether it is ready would be a future for nothing.
 struct OverHttp2<S>(S);
 
-impl<S: Service<Request<Received>> + Clone> hyper::service::Service<Request<Incoming>>
+impl<S: Service<Arrived, Response = ClientBody> + Clone> hyper::service::Service<Request<Incoming>>
     for OverHttp2<S>
 {
-    type Response = S::Response;
+    type Response = Response<ClientBody>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = ResponseFuture<S::Future>;
 
-    fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.0.clone().call(request.map(Received::Http2))
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (head, incoming) = request.into_parts();
+        let future = self.0.clone().call(Arrived {
+            head: Box::new(Request::from_parts(head, ())),
+            body: Received::Http2(incoming),
+        });
+        ResponseFuture { future }
+    }
+}
+
+pin_project! {
+    /// The future of [`OverHttp2`].
+    struct ResponseFuture<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future<Output = Result<ClientBody, E>>, E> Future for ResponseFuture<F> {
+    type Output = Result<Response<ClientBody>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = self.project().future.poll(cx);
+        answer.map_ok(ClientBody::into_response)
     }
 }
 
@@ -511,17 +538,14 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
         route.metrics.rejected(reason);
     }
     route.metrics.request(status, Source::Tidegate);
-    let id = answer::new_request_id();
-    let request_id = id.to_str().unwrap_or_default();
-    let mut response = reject::response(error, &rejection, settings, request_id);
+    let id = RequestId::new();
+    let name = live.request_id.as_ref();
+    let mut response = reject::response(error, &rejection, settings, &id, name, None);
     // Where the next message would begin, nobody knows.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
     if let Ok(date) = HeaderValue::from_bytes(&date::now()) {
         response.headers_mut().insert(header::DATE, date);
-    }
-    if let Some(name) = &live.request_id {
-        response.headers_mut().insert(name, id.clone());
     }
     let mode = live.config.log.access;
     if observe::log::wants_access(mode, status, rejection.reason) {
@@ -536,7 +560,7 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
                 source: Source::Tidegate,
                 reason: rejection.reason,
                 route: &route.name,
-                request_id,
+                request_id: id.as_str(),
                 client,
                 queue_ms: 0.0,
                 backend_ms: None,

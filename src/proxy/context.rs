@@ -9,16 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response, uri::PathAndQuery};
 
 use super::{
     forwarded,
     live::{Live, LiveRoute},
+    request_id::RequestId,
     state::State,
 };
 use crate::{
-    admission::{Ask, Class},
-    backend::Lines,
+    admission::{Ask, AskFor, Class},
+    backend::{Lines, RequestBody, Timers},
     clock, observe,
     sync::{Mutex, lock},
 };
@@ -36,11 +37,18 @@ pub struct Peer {
     pub lines: Lines,
     /// What its connection is doing.
     pub state: Arc<State>,
+    /// Those of the thread that serves it.
+    pub timers: Arc<Timers>,
 }
 
 impl Peer {
     /// The client at `address`, connected to our `port`; neither is known of a Unix socket's.
-    pub fn new(address: Option<SocketAddr>, port: Option<u16>, state: Arc<State>) -> Self {
+    pub fn new(
+        address: Option<SocketAddr>,
+        port: Option<u16>,
+        state: Arc<State>,
+        timers: Arc<Timers>,
+    ) -> Self {
         // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
         let ip = address.map(|address| address.ip().to_canonical());
         let forwarded_for = ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
@@ -51,6 +59,7 @@ impl Peer {
             forwarded_for,
             forwarded_port,
             state,
+            timers,
         }
     }
 }
@@ -62,11 +71,17 @@ pub struct Context {
     pub live: Arc<Live>,
     /// When its head was there.
     pub arrived: Instant,
+    /// Its client.
+    pub peer: Arc<Peer>,
+    /// For the access log.
+    pub method: Method,
+    /// The same; `None` for OPTIONS of the server as a whole.
+    pub path: Option<PathAndQuery>,
     /// Its route's place in `live.routes`.
     pub route: usize,
     ask: Ask,
     /// The id it carries, or was given.
-    pub request_id: HeaderValue,
+    pub request_id: RequestId,
     /// Whether its client speaks HTTP/2.
     pub http2: bool,
     /// Fields for the backend beside those in the request's map.
@@ -82,22 +97,28 @@ pub struct Context {
 
 impl Context {
     /// At its arrival, with what it will ask of the gate.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         live: Arc<Live>,
         arrived: Instant,
+        peer: Arc<Peer>,
+        head: &Request<()>,
         route: usize,
         ask: Ask,
-        request_id: HeaderValue,
+        request_id: RequestId,
         http2: bool,
         added: Lines,
     ) -> Self {
         Self {
             live,
             arrived,
+            peer,
+            method: head.method().clone(),
+            path: head.uri().path_and_query().cloned(),
+            http2,
             route,
             ask,
             request_id,
-            http2,
             added,
             phase: AtomicU8::new(observe::Phase::Reading as u8),
             asked_nanos: AtomicU64::new(0),
@@ -206,23 +227,40 @@ fn nanos(duration: Duration) -> u64 {
 #[derive(Debug)]
 pub struct Asked<B> {
     /// What the client sent, cleaned.
-    pub request: Request<B>,
+    pub head: Box<Request<()>>,
+    /// Its body.
+    pub body: B,
     /// What is known of it.
     pub context: Arc<Context>,
 }
 
 impl<B> Asked<B> {
     /// The same with another body.
-    pub fn with<C>(self, body: impl FnOnce(B) -> C) -> Asked<C> {
+    pub fn with<C>(self, body: C) -> Asked<C> {
         Asked {
-            request: self.request.map(body),
+            head: self.head,
+            body,
             context: self.context,
         }
     }
 }
 
 /// What a request asks of the gate.
-pub fn ask<B>(asked: &Asked<B>) -> Ask {
-    asked.context.asks(clock::now());
-    asked.context.ask()
+#[derive(Clone, Copy, Debug)]
+pub struct AtGate;
+
+impl AskFor<Asked<RequestBody>> for AtGate {
+    fn ask(&self, asked: &Asked<RequestBody>) -> Ask {
+        asked.context.ask()
+    }
+
+    fn now(&self, asked: &Asked<RequestBody>) -> Instant {
+        // One without a body has come just now.
+        let now = match asked.body.is_empty() {
+            true => asked.context.arrived,
+            false => clock::now(),
+        };
+        asked.context.asks(now);
+        now
+    }
 }

@@ -20,7 +20,9 @@ use super::{
 };
 use crate::{
     admission::{Admitted, Permit, outcome_of},
-    backend::{self, Completion, Delivery, Endpoint, Failed, Lease, RequestBody, ResponseBody},
+    backend::{
+        self, Answered, Completion, Delivery, Endpoint, Failed, Lease, RequestBody, ResponseBody,
+    },
     clock,
     config::Class,
     control::Outcome,
@@ -45,7 +47,7 @@ impl Forward {
 }
 
 impl Service<Admitted<Asked<RequestBody>>> for Forward {
-    type Response = Response<ResponseBody>;
+    type Response = Answered;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
 
@@ -55,11 +57,15 @@ impl Service<Admitted<Asked<RequestBody>>> for Forward {
 
     fn call(&mut self, admitted: Admitted<Asked<RequestBody>>) -> Self::Future {
         let Admitted {
-            request: Asked { request, context },
+            request:
+                Asked {
+                    head,
+                    body,
+                    context,
+                },
             permit,
         } = admitted;
-        let request = Box::new(request);
-        Box::pin(forward(self.shared.clone(), context, request, permit))
+        Box::pin(forward(self.shared.clone(), context, (head, body), permit))
     }
 }
 
@@ -70,9 +76,9 @@ impl Service<Admitted<Asked<RequestBody>>> for Forward {
 fn forward(
     shared: Arc<Shared>,
     context: Arc<Context>,
-    mut request: Box<Request<RequestBody>>,
+    (mut head, mut body): (Box<Request<()>>, RequestBody),
     mut permit: Permit,
-) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
+) -> impl Future<Output = Result<Answered, Error>> + Send {
     async move {
         note_admission(&shared, &context, &permit);
         let mut tried = 0;
@@ -92,6 +98,11 @@ fn forward(
                 budget: shared.budget.clone(),
                 metrics: shared.metrics.clone(),
                 stream: context.class() == Class::Stream,
+                now: permit
+                    .started()
+                    .filter(|_| !reconnects)
+                    .unwrap_or_else(clock::now),
+                timers: &context.peer.timers,
                 added: &context.added,
             };
             let lease = Box::new(Serving {
@@ -100,10 +111,10 @@ fn forward(
                 shared: shared.clone(),
                 endpoint: endpoint.clone(),
             });
-            let failed = match backend::exchange(delivery, request, lease).await {
+            let failed = match backend::exchange(delivery, head, body, lease).await {
                 Ok(response) if context.http2 => {
                     let response = ResponseBody::unfold(response);
-                    return Ok(response.map(|body| body.in_pieces(http2::PIECE)));
+                    return Ok(Box::new(response.map(|body| body.in_pieces(http2::PIECE))));
                 }
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
@@ -114,9 +125,11 @@ fn forward(
                 endpoint.metrics.error(kind);
             }
             let Failed { error, unsent } = failed;
-            let Some((unsent, mut lease)) = unsent else {
+            let Some(unsent) = unsent else {
                 return Err(Error::of_exchange(error));
             };
+            let mut lease = unsent.lease;
+            (head, body) = (unsent.head, unsent.body);
             if matches!(error, backend::Error::Connect(_))
                 && let Some(pause) = restart_pause(&shared, &context, endpoint)
             {
@@ -126,7 +139,7 @@ fn forward(
                 // In a box: it is rare, and would make every request larger.
                 Box::pin(tokio::time::sleep(pause)).await;
                 if let Some(kept) = kept {
-                    (request, permit, tried, reconnects) = (unsent, kept, 0, true);
+                    (permit, tried, reconnects) = (kept, 0, true);
                     continue;
                 }
                 return Err(error.into());
@@ -137,11 +150,11 @@ fn forward(
                     _ => Completion::Unreachable,
                 },
                 None,
+                clock::now(),
             );
             if tried >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
                 return Err(error.into());
             }
-            request = unsent;
             permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
         }
     }
@@ -191,13 +204,13 @@ impl Lease for Serving {
         self.context.tell(interim);
     }
 
-    fn complete(mut self, completion: Completion, status: Option<StatusCode>) {
-        self.end(completion, status);
+    fn complete(mut self, completion: Completion, status: Option<StatusCode>, now: Instant) {
+        self.end(completion, status, now);
     }
 }
 
 impl Serving {
-    fn end(&mut self, completion: Completion, status: Option<StatusCode>) {
+    fn end(&mut self, completion: Completion, status: Option<StatusCode>, now: Instant) {
         let Some(permit) = self.permit.take() else {
             return;
         };
@@ -208,7 +221,6 @@ impl Serving {
             Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,
         };
         let begun = trace::begun(&self.shared, &self.context, &permit);
-        let now = clock::now();
         let took = permit.complete_at(outcome, now);
         trace::served(&self.shared, &self.context, begun, outcome, took);
         match completion {
@@ -229,5 +241,21 @@ impl Drop for Serving {
         if let Some(permit) = self.permit.take() {
             permit.complete(Outcome::Neutral);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// There is one for each request in flight, and an allocator's fast path ends at 1 KiB: glibc's tcache.
+    #[test]
+    fn the_future_of_a_request_is_small() {
+        let size = size(forward);
+        assert!(size <= 1024, "{size} bytes");
     }
 }

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
-use super::context::Peer;
+use super::{
+    context::Peer,
+    decimal::{DIGITS, decimal},
+};
 use crate::{backend::Lines, clock};
 
 /// The addresses that a request came by, the nearest last.
@@ -184,24 +187,17 @@ pub fn set_request_start(headers: &mut HeaderMap) {
 }
 
 /// Room for `t=` and the longest number.
-const START_MAX: usize = 22;
+const START_MAX: usize = 2 + DIGITS;
 
 /// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
 fn request_start(text: &mut [u8; START_MAX]) -> &[u8] {
     let since_epoch = clock::since_epoch();
-    let mut micros = since_epoch.as_secs() * 1_000_000 + u64::from(since_epoch.subsec_micros());
-    // By hand: formatting would cost as much as everything else that is done to the head.
-    let mut start = text.len();
-    loop {
-        start -= 1;
-        text[start] = b'0' + (micros % 10) as u8;
-        micros /= 10;
-        if micros == 0 {
-            break;
-        }
-    }
-    text[start - 2..start].copy_from_slice(b"t=");
-    &text[start - 2..]
+    let micros = since_epoch.as_secs() * 1_000_000 + u64::from(since_epoch.subsec_micros());
+    let mut digits = [0; DIGITS];
+    let digits = decimal(micros, &mut digits);
+    text[..2].copy_from_slice(b"t=");
+    text[2..2 + digits.len()].copy_from_slice(digits);
+    &text[..2 + digits.len()]
 }
 
 #[cfg(test)]
@@ -212,7 +208,12 @@ mod tests {
         let metrics = std::sync::Arc::new(crate::observe::Metrics::new());
         let state = super::super::state::State::new(metrics, clock::now());
         let address = std::net::SocketAddr::new(ip.parse().expect("an address"), 1);
-        Peer::new(Some(address), Some(8080), std::sync::Arc::new(state))
+        Peer::new(
+            Some(address),
+            Some(8080),
+            std::sync::Arc::new(state),
+            std::sync::Arc::default(),
+        )
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What must hold of the parsers of a client's bytes, whatever they are.
 
 use bytes::BytesMut;
-use http::HeaderMap;
 
 use super::{
     guard::{Guard, Limits},
@@ -33,7 +32,7 @@ fn follow(bytes: &[u8], size: usize) -> (Vec<Message>, bool) {
                 Ok(None) => {}
                 Ok(Some(head)) => {
                     let bytes = held.split_to(head.length).freeze();
-                    let Ok(parsed) = http1::parse(&bytes, &head, guard.fields(), HeaderMap::new())
+                    let Ok(parsed) = http1::parse(&bytes, &head, guard.fields(), Box::default())
                     else {
                         return (messages, true);
                     };

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 
 use super::{
     context::Peer,
     guard::{Guard, Limits},
     hygiene,
     live::{Live, Shared, queue_settings},
+    request_id::RequestId,
     state::State,
 };
 use crate::{admission::Limiter, backend::Lines, clock, config::Config, observe::Metrics};
@@ -18,7 +19,7 @@ use crate::{admission::Limiter, backend::Lines, clock, config::Config, observe::
 pub struct Heads {
     live: Arc<Live>,
     peer: Peer,
-    id: HeaderValue,
+    id: RequestId,
 }
 
 impl Heads {
@@ -30,8 +31,8 @@ impl Heads {
         let state = Arc::new(State::new(metrics, now));
         Self {
             live: shared.live(),
-            peer: Peer::new(Some(peer), Some(peer.port()), state),
-            id: super::answer::new_request_id(),
+            peer: Peer::new(Some(peer), Some(peer.port()), state, Arc::default()),
+            id: RequestId::new(),
         }
     }
 

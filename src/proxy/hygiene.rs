@@ -9,7 +9,7 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::{context::Peer, forwarded, http2, live::Live};
+use super::{context::Peer, forwarded, http2, live::Live, request_id::RequestId};
 use crate::backend::{Lines, Usual, members};
 
 /// What is wrong with a request's head.
@@ -115,7 +115,7 @@ pub fn inbound<B>(
     request: &mut Request<B>,
     peer: &Peer,
     live: &Live,
-    request_id: &HeaderValue,
+    request_id: &RequestId,
     added: Option<&mut Lines>,
     most: usize,
 ) -> Result<(), BadHead> {
@@ -183,7 +183,7 @@ pub fn inbound<B>(
         fields.append(header::VIA, HeaderValue::from_static(via(version)));
     }
     if let Some(name) = live.request_id.as_ref().filter(|_| room >= 2) {
-        fields.insert(name, request_id.clone());
+        fields.insert(name, request_id.to_value());
     }
     if headers.request_start && room >= OPTIONAL {
         forwarded::set_request_start(fields);
@@ -197,7 +197,7 @@ pub fn outbound<B>(
     response: &mut Response<B>,
     usual: Option<&mut Usual>,
     live: &Live,
-    request_id: &HeaderValue,
+    request_id: &RequestId,
 ) {
     let version = response.version();
     let (mut connection, mut unclean) = (false, false);
@@ -235,7 +235,7 @@ pub fn outbound<B>(
     if let Some(name) = &live.request_id {
         match &mut usual {
             Some(usual) if !id_there => usual.lines.push(name.as_str(), request_id.as_bytes()),
-            _ => drop(fields.insert(name, request_id.clone())),
+            _ => drop(fields.insert(name, request_id.to_value())),
         }
     }
     *response.version_mut() = Version::HTTP_11;
@@ -444,6 +444,19 @@ fn other_host<B>(
     Ok(host)
 }
 
+/// Whether a byte may be in a host that is no IPv6 address. A table, since every request has one.
+const IN_HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut at = 0;
+    while at < table.len() {
+        let byte = at as u8;
+        table[at] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~' | b'%');
+        at += 1;
+    }
+    table
+};
+
 /// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
 /// address, and a comma is two Hosts that somebody has merged.
 fn is_authority(host: &HeaderValue) -> bool {
@@ -458,11 +471,12 @@ fn is_authority(host: &HeaderValue) -> bool {
         }
         &bracketed[end + 1..]
     } else {
-        let plain = |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'-' | b'_' | b'~' | b'%');
-        let end = bytes.iter().position(|byte| !plain(byte));
+        let end = bytes.iter().position(|&byte| !IN_HOST[usize::from(byte)]);
         let (name, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
         let encoded = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
-        if name.is_empty() || !name.split(|&byte| byte == b'%').skip(1).all(encoded) {
+        if name.is_empty()
+            || (name.contains(&b'%') && !name.split(|&byte| byte == b'%').skip(1).all(encoded))
+        {
             return false;
         }
         rest

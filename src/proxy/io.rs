@@ -8,7 +8,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -23,7 +23,7 @@ use super::{
     hygiene::BadHead,
     state::{Activity, Stall, State},
 };
-use crate::{backend::Stream, buffer::Reservation};
+use crate::{backend::Stream, buffer::Reservation, clock};
 
 /// The first bytes of a connection, or of a parked one.
 const FIRST_READ: usize = 2048;
@@ -144,7 +144,7 @@ impl ClientIo {
                     Err(bad) => Some(bad),
                 };
                 if self.state.is(Activity::Idle) && !is_blank(&self.held) {
-                    self.state.start(Activity::Head);
+                    self.state.start(Activity::Head, clock::now());
                 }
                 if let Some(bad) = bad {
                     return Poll::Ready(Came::Bad(bad));
@@ -248,8 +248,8 @@ impl ClientIo {
     }
 
     /// Everything that was written is out.
-    pub fn flushed(&self) {
-        self.state.flushed();
+    pub fn flushed(&self, now: Instant) {
+        self.state.flushed(now);
     }
 
     /// Reads what comes, with room for at least so many bytes. False at the end.

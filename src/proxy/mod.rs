@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod context;
 mod date;
+mod decimal;
 mod departure;
 mod error;
 mod forward;
@@ -30,6 +31,7 @@ mod preamble;
 mod probes;
 mod received;
 mod reject;
+mod request_id;
 mod spool;
 mod state;
 mod trace;
@@ -37,12 +39,11 @@ mod upgrade;
 
 use std::{convert::Infallible, sync::Arc};
 
-use http::{Request, Response};
 use tower::{Service, ServiceBuilder};
 
 use self::{
     answer::AnswerLayer, body::ReadBodyLayer, forward::Forward, probes::ProbesLayer,
-    received::Received,
+    received::Arrived,
 };
 pub use self::{
     answer::ClientBody,
@@ -58,12 +59,7 @@ use crate::admission::AdmissionLayer;
 pub fn stack(
     shared: &Arc<Shared>,
     peer: Peer,
-) -> impl Service<
-    Request<Received>,
-    Response = Response<ClientBody>,
-    Error = Infallible,
-    Future: Send + http1::Told,
->
+) -> impl Service<Arrived, Response = ClientBody, Error = Infallible, Future: Send + http1::Told>
 + Clone
 + Send
 + 'static
@@ -74,7 +70,7 @@ pub fn stack(
         .layer(ReadBodyLayer::new(shared.clone()))
         .layer(
             AdmissionLayer::new(shared.limiter.clone())
-                .ask(context::ask)
+                .ask(context::AtGate)
                 .hand_over(),
         )
         .service(Forward::new(shared.clone()))

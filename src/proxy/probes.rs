@@ -26,7 +26,7 @@ use tower::{Layer, Service};
 use super::{Error, context::Asked, live::Shared, received::Received};
 use crate::{
     admission::{Class, Reason, Refusal},
-    backend::ResponseBody,
+    backend::{Answered, ResponseBody},
     clock,
     sync::{Mutex, lock},
 };
@@ -91,7 +91,7 @@ impl Check {
     }
 
     /// Keeps a real answer, and gives it back whole.
-    async fn keep(&self, answer: Response<ResponseBody>) -> Response<ResponseBody> {
+    async fn keep(&self, answer: Answered) -> Answered {
         if answer
             .body()
             .size_hint()
@@ -103,7 +103,7 @@ impl Check {
         let (parts, body) = ResponseBody::unfold(answer).into_parts();
         let Ok(body) = body.collect().await else {
             // It broke off: the prober sees a body shorter than declared.
-            return Response::from_parts(parts, ResponseBody::empty());
+            return Box::new(Response::from_parts(parts, ResponseBody::empty()));
         };
         let body = body.to_bytes();
         let mut kept = Response::new(body.clone());
@@ -113,15 +113,11 @@ impl Check {
         known.last = Some((kept, clock::now()));
         known.misses = 0;
         drop(known);
-        Response::from_parts(parts, ResponseBody::full(body))
+        Box::new(Response::from_parts(parts, ResponseBody::full(body)))
     }
 
     /// The last real answer in place of one to a check that arrived at `since`.
-    fn recall(
-        &self,
-        since: Instant,
-        drain_time: Duration,
-    ) -> Result<Response<ResponseBody>, Error> {
+    fn recall(&self, since: Instant, drain_time: Duration) -> Result<Answered, Error> {
         let mut known = lock(&self.known);
         let misses = known.misses;
         let Some((answer, at)) = known.last.as_ref().filter(|_| misses < MISSES) else {
@@ -138,7 +134,7 @@ impl Check {
             .insert(header::AGE, HeaderValue::from(age));
         answer.extensions_mut().insert(Recalled);
         known.misses += u32::from(!is_news);
-        Ok(answer)
+        Ok(Box::new(answer))
     }
 }
 
@@ -184,10 +180,10 @@ pub struct ProbesService<S> {
 
 impl<S> Service<Asked<Received>> for ProbesService<S>
 where
-    S: Service<Asked<Received>, Response = Response<ResponseBody>, Error = Error>,
+    S: Service<Asked<Received>, Response = Answered, Error = Error>,
     S::Future: Send + 'static,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Answered;
     type Error = Error;
     type Future = ProbesFuture<S::Future>;
 
@@ -209,11 +205,11 @@ where
 
 /// The check that this request is, if it is one.
 fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
-    let request = &asked.request;
+    let request = &asked.head;
     let protected = asked.context.class() == Class::Protected;
     if !protected
         || !matches!(*request.method(), Method::GET | Method::HEAD)
-        || !request.body().is_none()
+        || !asked.body.is_none()
     {
         return None;
     }
@@ -221,13 +217,9 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     shared.probes.check(request.method(), target)
 }
 
-async fn answer<F>(
-    check: Arc<Check>,
-    real: F,
-    shared: Arc<Shared>,
-) -> Result<Response<ResponseBody>, Error>
+async fn answer<F>(check: Arc<Check>, real: F, shared: Arc<Shared>) -> Result<Answered, Error>
 where
-    F: Future<Output = Result<Response<ResponseBody>, Error>> + Send + 'static,
+    F: Future<Output = Result<Answered, Error>> + Send + 'static,
 {
     let since = clock::now();
     let drain_time = |gate: &crate::admission::Gate| gate.change(|state, _| state.drain_time());
@@ -269,13 +261,13 @@ pin_project! {
         /// Any other request.
         Other { #[pin] future: F },
         /// A health check.
-        Check { future: Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Error>> + Send>> },
+        Check { future: Pin<Box<dyn Future<Output = Result<Answered, Error>> + Send>> },
     }
 }
 
 impl<F> Future for ProbesFuture<F>
 where
-    F: Future<Output = Result<Response<ResponseBody>, Error>>,
+    F: Future<Output = Result<Answered, Error>>,
 {
     type Output = F::Output;
 

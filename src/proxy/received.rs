@@ -6,10 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Request;
 use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::{Error, http1::Coming};
+
+/// A request as it has come. Its head is in a box from the beginning: it changes hands often.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Its head.
+    pub head: Box<Request<()>>,
+    /// Its body.
+    pub body: Received,
+}
 
 /// See the module's documentation.
 #[derive(Debug)]

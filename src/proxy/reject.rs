@@ -1,14 +1,19 @@
 //! The one place where an error becomes a response.
 
-use std::{any::Any, borrow::Cow, time::Duration};
+use std::{any::Any, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Error, hygiene::BadHead};
+use super::{
+    Error,
+    decimal::{DIGITS, decimal},
+    hygiene::BadHead,
+    request_id::RequestId,
+};
 use crate::{
     admission,
-    backend::{self, profile::Excess},
+    backend::{self, Lines, Usual, profile::Excess},
     config::{Reject, RejectBody, RetryAfter},
     observe::Reason,
 };
@@ -187,90 +192,108 @@ fn retry_after(drain: Duration, reject: &Reject) -> Option<Duration> {
     Some(Duration::from_secs(fastrand::u64(least..=least + spread)))
 }
 
-/// The response that tells the client.
+/// The response that tells the client, and the request's id if `id_name` says in which field. Its fields go
+/// into `usual` where there is a place for them: a map of them costs more than the rest of the response.
 pub fn response(
     error: &Error,
     rejection: &Rejection,
     reject: &Reject,
-    request_id: &str,
+    id: &RequestId,
+    id_name: Option<&HeaderName>,
+    mut usual: Option<&mut Usual>,
 ) -> Response<Bytes> {
-    if rejection.status.is_success() {
-        return Response::new(Bytes::new());
+    if let Some(usual) = &mut usual {
+        usual.lines = Lines::from(&Lines::default(), FIELDS);
     }
-    let (body, media_type) = match &reject.body {
-        RejectBody::ProblemJson => problem(error, rejection, request_id),
-        RejectBody::Text => (
-            Bytes::from(format!("{error}\n")),
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        ),
-        RejectBody::File {
-            content,
-            media_type,
-            ..
-        } => (
-            Bytes::copy_from_slice(content),
-            HeaderValue::from_static(media_type),
-        ),
+    let mut headers = HeaderMap::new();
+    let mut put = |name: &HeaderName, value: &[u8]| {
+        if let Some(usual) = &mut usual {
+            usual.lines.push(name.as_str(), value);
+        } else if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.insert(name, value);
+        }
     };
-    let mut response = Response::new(body);
-    *response.status_mut() = rejection.status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, media_type);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(reason) = rejection.reason {
-        headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    let mut body = Bytes::new();
+    if !rejection.status.is_success() {
+        let media_type;
+        (body, media_type) = match &reject.body {
+            RejectBody::ProblemJson => (
+                problem(error, rejection, id.as_bytes()),
+                "application/problem+json",
+            ),
+            RejectBody::Text => (
+                Bytes::from(format!("{error}\n")),
+                "text/plain; charset=utf-8",
+            ),
+            RejectBody::File {
+                content,
+                media_type,
+                ..
+            } => (Bytes::copy_from_slice(content), *media_type),
+        };
+        put(&header::CONTENT_TYPE, media_type.as_bytes());
+        put(&header::CACHE_CONTROL, b"no-store");
+        if let Some(reason) = rejection.reason {
+            put(&REASON_HEADER, reason.as_str().as_bytes());
+        }
+        if let Some(after) = rejection.retry_after {
+            put(
+                &header::RETRY_AFTER,
+                decimal(after.as_secs(), &mut [0; DIGITS]),
+            );
+        }
     }
-    if let Some(after) = rejection.retry_after {
-        headers.insert(header::RETRY_AFTER, after.as_secs().into());
+    if let Some(name) = id_name {
+        put(name, id.as_bytes());
     }
     if rejection.close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    let mut response = Response::new(body);
+    *response.status_mut() = rejection.status;
+    *response.headers_mut() = headers;
     response
 }
 
 /// RFC 9457, with two members of our own. By hand: under an overload most answers are this one, and a
 /// serializer makes up a good part of what they cost.
-fn problem(error: &Error, rejection: &Rejection, request_id: &str) -> (Bytes, HeaderValue) {
+fn problem(error: &Error, rejection: &Rejection, id: &[u8]) -> Bytes {
     let reason = rejection.reason.map_or("internal_error", Reason::as_str);
-    let detail = match error {
-        Error::Refused(refusal) => Cow::Borrowed(refusal.text()),
-        other => Cow::Owned(other.to_string()),
-    };
     let title = rejection.status.canonical_reason().unwrap_or("Error");
     let mut text = Vec::with_capacity(PROBLEM);
     text.extend_from_slice(b"{\"type\":\"urn:tidegate:reason:");
     text.extend_from_slice(reason.as_bytes());
-    text.extend_from_slice(b"\",\"title\":");
-    quote(title, &mut text);
-    text.extend_from_slice(b",\"status\":");
+    text.extend_from_slice(b"\",\"title\":\"");
+    text.extend_from_slice(title.as_bytes());
+    text.extend_from_slice(b"\",\"status\":");
     text.extend_from_slice(rejection.status.as_str().as_bytes());
     text.extend_from_slice(b",\"detail\":");
-    quote(&detail, &mut text);
+    match error {
+        Error::Refused(refusal) => quote(refusal.text().as_bytes(), &mut text),
+        other => quote(other.to_string().as_bytes(), &mut text),
+    }
     text.extend_from_slice(b",\"reason\":\"");
     text.extend_from_slice(reason.as_bytes());
     text.extend_from_slice(b"\",\"request_id\":");
-    quote(request_id, &mut text);
+    quote(id, &mut text);
     text.push(b'}');
-    (
-        Bytes::from(text),
-        HeaderValue::from_static("application/problem+json"),
-    )
+    Bytes::from(text)
 }
 
-/// Room for an ordinary problem document, bytes.
+/// Room for an ordinary problem document, and for its fields, bytes.
 const PROBLEM: usize = 320;
+const FIELDS: usize = 224;
 
 /// A string of JSON. Few have anything that must be escaped, and those are left to the serializer.
-fn quote(string: &str, text: &mut Vec<u8>) {
-    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-    if string.bytes().fold(true, |all, byte| all & plain(byte)) {
+fn quote(string: &[u8], text: &mut Vec<u8>) {
+    let plain = |byte: u8| (b' '..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if string.iter().all(|&byte| plain(byte)) {
         text.push(b'"');
-        text.extend_from_slice(string.as_bytes());
+        text.extend_from_slice(string);
         text.push(b'"');
     } else {
         // A Vec takes everything.
-        let _ = serde_json::to_writer(text, string);
+        let _ = serde_json::to_writer(text, &String::from_utf8_lossy(string));
     }
 }
 
@@ -334,7 +357,10 @@ mod tests {
             drain_time: Duration::from_secs(2),
         });
         let rejection = rejection(&error, &reject(0.0));
-        let response = response(&error, &rejection, &reject(0.0), "id-1");
+        let id = RequestId::Sent(HeaderValue::from_static("id-1"));
+        let name = HeaderName::from_static("x-request-id");
+        let tell = |usual| response(&error, &rejection, &reject(0.0), &id, Some(&name), usual);
+        let response = tell(None);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["x-tidegate-reason"], "queue_full");
@@ -344,6 +370,17 @@ mod tests {
         assert_eq!(document["reason"], "queue_full");
         assert_eq!(document["request_id"], "id-1");
         assert_eq!(document["status"], 503);
+        let mut usual = Usual::default();
+        let lean = tell(Some(&mut usual));
+        assert!(lean.headers().is_empty());
+        assert_eq!(lean.body(), response.body());
+        let mut fields = HeaderMap::new();
+        usual.unfold(&mut fields);
+        assert_eq!(
+            &fields,
+            response.headers(),
+            "the same fields in another place"
+        );
     }
 
     #[test]
@@ -351,7 +388,7 @@ mod tests {
         let error = Error::BodyTooLarge(7);
         let rejection = rejection(&error, &reject(0.0));
         for id in ["", "a", "\"", "\\", "a\"b\\c\u{1}\u{7f}ü"] {
-            let (text, _) = problem(&error, &rejection, id);
+            let text = problem(&error, &rejection, id.as_bytes());
             let document: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
             assert_eq!(document["request_id"], id);
             assert_eq!(document["type"], "urn:tidegate:reason:body_too_large");

@@ -126,9 +126,9 @@ impl State {
     }
 
     /// Everything that was written is out.
-    pub fn flushed(&self) {
+    pub fn flushed(&self, now: Instant) {
         if self.is(Activity::Flushing) {
-            self.start(Activity::Idle);
+            self.start(Activity::Idle, now);
             self.metrics.connections_active.decrement();
             self.metrics.connections_idle.increment();
         }
@@ -139,7 +139,7 @@ impl State {
         if !owes {
             self.owing.store(0, Relaxed);
         } else if anew || self.owing.load(Relaxed) == 0 {
-            self.owing.store(self.age() + 1, Relaxed);
+            self.owing.store(self.age(clock::now()) + 1, Relaxed);
         }
     }
 
@@ -150,8 +150,8 @@ impl State {
     }
 
     /// Milliseconds since it was opened.
-    fn age(&self) -> u64 {
-        let age = clock::now().saturating_duration_since(self.opened);
+    fn age(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.opened);
         age.as_millis() as u64
     }
 
@@ -165,8 +165,8 @@ impl State {
     }
 
     /// It is doing that from now on.
-    pub fn start(&self, activity: Activity) {
-        self.since.store(self.age(), Relaxed);
+    pub fn start(&self, activity: Activity, now: Instant) {
+        self.since.store(self.age(now), Relaxed);
         self.swap(activity);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 use tower::Service;
@@ -19,12 +19,15 @@ use super::{
     request::{Parsed, parse},
     response::{Asked, Framing, Length, Outgoing},
 };
-use crate::proxy::{
-    ClientBody,
-    guard::{self, Head},
-    hygiene::BadHead,
-    io::{Came, ClientIo},
-    received::Received,
+use crate::{
+    clock,
+    proxy::{
+        ClientBody,
+        guard::{self, Head},
+        hygiene::BadHead,
+        io::{Came, ClientIo},
+        received::{Arrived, Received},
+    },
 };
 
 /// Requests of one client in a row, before others have their turn.
@@ -36,7 +39,7 @@ const INTERIM_MAX: usize = 64 * 1024;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// See the module's documentation.
-pub struct Connection<S: Service<Request<Received>>> {
+pub struct Connection<S: Service<Arrived>> {
     io: ClientIo,
     service: S,
     stage: Stage,
@@ -57,8 +60,8 @@ pub struct Connection<S: Service<Request<Received>>> {
     more: bool,
     framing: Framing,
     out: Outgoing,
-    /// The fields of the last answer: an empty map with its memory.
-    spare: HeaderMap,
+    /// What is left of the last request: an empty one with its memory.
+    spare: Option<Box<Request<()>>>,
     /// What ends the connection once the answer is out.
     end: Option<End>,
 }
@@ -106,7 +109,7 @@ enum Look {
 
 impl<S> Connection<S>
 where
-    S: Service<Request<Received>, Response = Response<ClientBody>, Error = Infallible>,
+    S: Service<Arrived, Response = ClientBody, Error = Infallible>,
     S::Future: Told,
 {
     /// Serves what comes from `io` by `service`, which is always ready.
@@ -125,7 +128,7 @@ where
             more: false,
             framing: Framing::Length(0),
             out: Outgoing::default(),
-            spare: HeaderMap::new(),
+            spare: None,
             end: None,
         }
     }
@@ -146,6 +149,7 @@ where
     /// Ready at the end.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut served = 0;
+        let mut out_at = None;
         loop {
             match self.stage {
                 Stage::Head => {
@@ -175,13 +179,15 @@ where
                     if ready!(self.poll_answering(cx)).is_err() {
                         return Poll::Ready(End::Done);
                     }
+                    let now = clock::now();
+                    out_at = Some(now);
                     if let Some(mut answer) = self.answer.take()
                         && self.end != Some(End::Done)
                     {
-                        answer.finish();
+                        answer.finish(now);
                     }
                     if let Some(end) = self.end {
-                        self.io.flushed();
+                        self.io.flushed(now);
                         return Poll::Ready(end);
                     }
                     self.stage = Stage::Answered;
@@ -189,7 +195,7 @@ where
                 Stage::Answered => {
                     let next = ready!(self.poll_rest(cx)) && self.keep_alive;
                     // Not before: what is idle may be put away.
-                    self.io.flushed();
+                    self.io.flushed(out_at.take().unwrap_or_else(clock::now));
                     self.stage = match next {
                         true => Stage::Head,
                         false => Stage::Closing,
@@ -208,7 +214,7 @@ where
 
     /// A head has come.
     fn begin(&mut self, bytes: &Bytes, head: &Head, cx: &Context<'_>) -> Result<(), BadHead> {
-        let spare = std::mem::take(&mut self.spare);
+        let spare = self.spare.take().unwrap_or_default();
         let parsed = parse(bytes, head, self.io.guard().fields(), spare)?;
         let Parsed {
             request,
@@ -235,7 +241,10 @@ where
             }
             guard::Framing::Chunked => self.supplied(None, cx),
         };
-        let future = self.service.call(request.map(|()| received));
+        let future = self.service.call(Arrived {
+            head: request,
+            body: received,
+        });
         self.serving.set(Some(future));
         self.stage = Stage::Serving;
         Ok(())
@@ -350,29 +359,25 @@ where
     }
 
     /// An answer is there: its head.
-    fn answer(&mut self, mut response: Response<ClientBody>) {
-        let body = response.body();
-        let length = match body.is_end_stream() {
+    fn answer(&mut self, mut answer: ClientBody) {
+        let length = match answer.is_end_stream() {
             true => Length::None,
-            false => match body.size_hint().exact() {
+            false => match answer.size_hint().exact() {
                 Some(length) => Length::Known(length),
                 None => Length::Unknown,
             },
         };
-        let usual = std::mem::take(response.body_mut().usual());
-        let head = self
-            .out
-            .push_head(&response, &usual, length, self.asked, self.keep_alive);
-        (self.framing, self.keep_alive) = head;
+        let (response, usual) = answer.head();
+        (self.framing, self.keep_alive) =
+            self.out
+                .push_head(response, usual, length, self.asked, self.keep_alive);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.end = Some(End::Switched);
         }
-        let (parts, body) = response.into_parts();
-        self.spare = parts.headers;
-        self.spare.clear();
+        self.spare = answer.take_spent();
         // Else its head says all that there is to say.
         self.more = self.framing != Framing::Length(0);
-        self.answer = Some(body);
+        self.answer = Some(answer);
     }
 
     /// Writes the answer, and reads what the client sends meanwhile.

@@ -1,9 +1,7 @@
 //! From a head whose bytes the guard has judged to a request.
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri::PathAndQuery,
-};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri::PathAndQuery};
 use memchr::memmem;
 
 use crate::{
@@ -18,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Parsed {
     /// The head.
-    pub request: Request<()>,
+    pub request: Box<Request<()>>,
     /// Whether its client wants to keep the connection: RFC 9112 9.3.
     pub keep_alive: bool,
     /// Whether its client waits for a 100 before it sends the body.
@@ -27,8 +25,8 @@ pub struct Parsed {
     pub trailers: bool,
 }
 
-/// Makes a request of a head and its fields. `map` is an empty one that has been used before, with its
-/// memory.
+/// Makes a request of a head and its fields. `request` is an empty one that has been used before, with
+/// its memory.
 ///
 /// # Errors
 /// If its target is none, in a way that the guard does not look at.
@@ -36,7 +34,7 @@ pub fn parse(
     bytes: &Bytes,
     head: &Head,
     fields: &[Field],
-    mut map: HeaderMap,
+    mut request: Box<Request<()>>,
 ) -> Result<Parsed, BadHead> {
     let method = Method::from_bytes(&bytes[head.method.clone()]).map_err(|_| BadHead::Method)?;
     let target = bytes.slice(head.target.clone());
@@ -47,6 +45,7 @@ pub fn parse(
         uri = Uri::from_parts(parts).map_err(|_| BadHead::Target)?;
     }
     let (mut closes, mut keeps, mut expects, mut trailers) = (false, false, false, false);
+    let map = request.headers_mut();
     map.reserve(fields.len());
     for field in fields {
         let name = HeaderName::from_bytes(&bytes[field.name.clone()])
@@ -64,13 +63,12 @@ pub fn parse(
         }
         map.append(name, value);
     }
-    let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
-    *request.headers_mut() = map;
-    if head.http10 {
-        *request.version_mut() = Version::HTTP_10;
-    }
+    *request.version_mut() = match head.http10 {
+        true => Version::HTTP_10,
+        false => Version::HTTP_11,
+    };
     Ok(Parsed {
         request,
         keep_alive: !closes && (keeps || !head.http10),
@@ -95,7 +93,7 @@ mod tests {
         let mut guard = Guard::new(Limits::new(4096));
         let bytes = Bytes::copy_from_slice(text.as_bytes());
         let head = guard.head(&bytes)?.expect("it is complete");
-        parse(&bytes, &head, guard.fields(), HeaderMap::new())
+        parse(&bytes, &head, guard.fields(), Box::default())
     }
 
     #[test]

@@ -9,7 +9,10 @@ use hyper::ext::ReasonPhrase;
 
 use crate::{
     backend::{self, Usual, can_have_body, members},
-    proxy::date,
+    proxy::{
+        date,
+        decimal::{self, DIGITS},
+    },
 };
 
 /// Room for an ordinary head: one allocation.
@@ -323,7 +326,7 @@ fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
 fn content_length(length: u64, out: &mut Vec<u8>) {
     line(
         "content-length",
-        http::HeaderValue::from(length).as_bytes(),
+        decimal::decimal(length, &mut [0; DIGITS]),
         out,
     );
 }

@@ -90,7 +90,7 @@ impl AsyncWrite for Http2Io {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_flush(cx);
         if result.is_ready() {
-            this.state.flushed();
+            this.state.flushed(crate::clock::now());
         }
         result
     }
