@@ -19,6 +19,8 @@ const SHARE: u64 = 16;
 /// and each of those who hold it this part of what is left of that. With the defaults the first gets
 /// 256 KiB, and three hundred of them have some 27 KiB each.
 const SPREAD: u64 = 16;
+/// What is in the hands of all who share, on its way from one buffer to another, is this part of the budget.
+const IN_HAND: u64 = 64;
 
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Budget {
     total: AtomicU64,
     request: AtomicU64,
     response: AtomicU64,
+    /// How many share: see [`Reservation::share`].
+    sharers: AtomicU64,
 }
 
 impl Budget {
@@ -35,6 +39,7 @@ impl Budget {
             total: AtomicU64::new(total),
             request: AtomicU64::new(0),
             response: AtomicU64::new(0),
+            sharers: AtomicU64::new(0),
         })
     }
 
@@ -62,6 +67,7 @@ impl Budget {
             budget: self.clone(),
             direction,
             bytes: 0,
+            shares: false,
         }
     }
 
@@ -79,9 +85,25 @@ pub struct Reservation {
     budget: Arc<Budget>,
     direction: Direction,
     bytes: u64,
+    shares: bool,
 }
 
 impl Reservation {
+    /// From now on it is one of those of whom nobody knows how much they will be.
+    pub fn share(&mut self) {
+        if !std::mem::replace(&mut self.shares, true) {
+            self.budget.sharers.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// How much one of those may take at once: `most` while they are few, and the less the more they are.
+    /// Never less than `least`. In bytes.
+    pub fn piece(&self, least: u64, most: u64) -> u64 {
+        let sharers = self.budget.sharers.load(Relaxed).max(1);
+        let all = self.budget.total.load(Relaxed) / IN_HAND;
+        (all / sharers).clamp(least.min(most), most)
+    }
+
     /// Takes `bytes` more; false, and nothing taken, if the budget does not have them.
     pub fn grow(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
@@ -118,6 +140,9 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.shrink(self.bytes);
+        if self.shares {
+            self.budget.sharers.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -138,6 +163,27 @@ mod tests {
         drop(other);
         assert_eq!(budget.used(Direction::Request), 0);
         assert_eq!(budget.used(Direction::Response), 0);
+    }
+
+    #[test]
+    fn the_more_share_the_less_each_takes_at_once() {
+        const KIB: u64 = 1024;
+        let budget = Budget::new(64 * KIB * KIB);
+        let sharer = || {
+            let mut one = budget.reservation(Direction::Response);
+            one.share();
+            one.share();
+            one
+        };
+        let first = sharer();
+        let piece = || first.piece(16 * KIB, 64 * KIB);
+        assert_eq!(piece(), 64 * KIB);
+        let others: Vec<_> = (0..31).map(|_| sharer()).collect();
+        assert_eq!(piece(), 32 * KIB);
+        let many: Vec<_> = (0..300).map(|_| sharer()).collect();
+        assert_eq!(piece(), 16 * KIB);
+        drop((others, many));
+        assert_eq!(piece(), 64 * KIB);
     }
 
     #[test]

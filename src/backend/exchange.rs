@@ -14,7 +14,7 @@ use super::{
     connect::dial,
     link::{Link, NoHead},
     profile,
-    pump::{Hope, LEAST_ROOM, Pipe, len, pump},
+    pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
     raised::Raised,
     timers::Timers,
     upgraded::{Upgraded, switch},
@@ -549,10 +549,11 @@ fn receive<'a, L: Lease>(
             });
         // The worker is not free before the client has read most of it, however much of it lies here.
         let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
-        // Nor may it be before the end of one of which nobody knows where that is; and many of those at once leave
-        // a heap behind them in which buffers of all sizes were.
-        if large || length.is_none() {
+        if large {
             flight.read_at_most(LEAST_ROOM);
+        } else if length.is_none() {
+            held.share();
+            flight.read_at_most(piece(&held));
         }
         let arrived = if whole {
             collect(&mut flight, &mut parts, read_timeout)

@@ -34,6 +34,8 @@ const CLIENT_PACE: Duration = Duration::from_millis(20);
 pub(super) const LEAST_ROOM: u64 = 16 * 1024;
 /// The same where nobody knows how long the answer is, and many of those are held.
 const LITTLE_ROOM: u64 = 8 * 1024;
+/// The most that is read at once of such an answer, bytes.
+const PIECE_MOST: u64 = 64 * 1024;
 
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {
@@ -175,7 +177,7 @@ impl Pipe {
         let at_once = match self.hope {
             Hope::Fits => room,
             Hope::Long => room / 4,
-            Hope::Unknown => (room / 4).min(LEAST_ROOM),
+            Hope::Unknown => (room / 4).min(piece(&state.held)),
             // Most bytes go this way: not in smaller pieces than need be.
             Hope::None => LEAST_ROOM,
         };
@@ -213,6 +215,12 @@ impl Pipe {
             reader.wake();
         }
     }
+}
+
+/// How much of an answer of which nobody knows the length is read at once. Many of those at the same time leave
+/// a heap behind them in which buffers of all sizes were.
+pub(super) fn piece(held: &Reservation) -> u64 {
+    held.piece(LEAST_ROOM, PIECE_MOST)
 }
 
 pub(super) fn len(part: &Bytes) -> u64 {
