@@ -103,8 +103,10 @@ impl Heads {
             return Ok(None);
         }
         let body = self.framing(&parsed)?;
-        let keep_alive =
-            parsed.stays_open && body.has_an_end() && !self.may_have_more(&parsed.response);
+        let keep_alive = parsed.stays_open
+            && body.has_an_end()
+            && !self.may_have_more(&parsed.response)
+            && !self.ends_with_it(&parsed);
         Ok(Some(Head {
             response: parsed.response,
             usual: parsed.usual,
@@ -168,6 +170,14 @@ impl Heads {
             && !self.bodiless
             && (headers.contains_key(header::TRANSFER_ENCODING)
                 || length.is_some_and(|length| length.as_bytes().iter().any(|&b| b != b'0')))
+    }
+
+    /// Whether it says nothing of the body that GET would have got, so that only the connection's end could
+    /// have been that body's: a server that has it end so for HEAD too would close it under the next request.
+    fn ends_with_it(&self, parsed: &Parsed<'_>) -> bool {
+        self.bodiless
+            && parsed.lengths + parsed.codings == 0
+            && can_have_body(parsed.response.status())
     }
 
     /// How the body is framed: RFC 9112 6.3, without the repairs it allows.
