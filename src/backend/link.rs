@@ -129,7 +129,8 @@ impl Link {
         })
     }
 
-    /// Takes a request, which may ask for an `upgrade`; [`Link::poll_head`] writes it. A `packet` goes in the place of its head.
+    /// Takes a request, which may ask for an `upgrade`; [`Link::poll_head`] writes it. A `packet` goes in the
+    /// place of its head.
     pub(super) fn send(
         &mut self,
         (request, mut body): (Box<Request<()>>, RequestBody),
