@@ -3,7 +3,7 @@
 //! in flight are the permits alive; a waiter that nobody wakes is a deadlock, which loom reports.
 //!
 //! ```sh
-//! RUSTFLAGS="--cfg tidegate_loom" CARGO_TARGET_DIR=target/loom cargo test --profile quick --test loom
+//! RUSTFLAGS="--cfg tidegate_loom" CARGO_TARGET_DIR=target/loom cargo test --test loom
 //! ```
 #![cfg(tidegate_loom)]
 
