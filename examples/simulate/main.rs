@@ -50,6 +50,8 @@
 //! memory_limit = "0B"       # 0 = none; crossing it kills the backend for restart_seconds
 //! memory_base = "0B"        # in use with nothing in flight
 //! memory_leak = "0B"        # a second, until the next restart
+//! memory_arenas = 0         # parts of its heap, each used by some of the requests; each keeps the memory of
+//! memory_kept = 1           # the last so many for the next ones; 0 arenas = what is freed is given back
 //! restart_seconds = 3.0
 //!
 //! [[class]]                 # at least one

@@ -6,7 +6,10 @@ use std::{
     collections::{BinaryHeap, VecDeque},
 };
 
-use super::scenario::{self, Kind, Phase};
+use super::{
+    arenas::Arenas,
+    scenario::{self, Kind, Phase},
+};
 
 /// Names a request in the backend.
 pub type JobId = usize;
@@ -93,6 +96,7 @@ pub struct Backend {
     waiting: Stage,
     backlog: VecDeque<Job>,
     leaked: f64,
+    arenas: Arenas,
     /// Its use of the machine.
     pub cpu: Cpu,
     /// How often it ran out of memory.
@@ -144,6 +148,7 @@ impl Backend {
             waiting: Stage::default(),
             backlog: VecDeque::new(),
             leaked: 0.0,
+            arenas: Arenas::new(settings),
             cpu: Cpu::default(),
             killed: 0,
         }
@@ -212,7 +217,7 @@ impl Backend {
     pub fn memory(&self) -> u64 {
         self.settings.memory_base
             + self.leaked as u64
-            + self.running() as u64 * self.settings.memory_per_request
+            + self.arenas.used() * self.settings.memory_per_request
     }
 
     /// When something happens next, unless something else does before.
@@ -275,6 +280,7 @@ impl Backend {
             let compute = std::mem::take(&mut job.compute);
             self.computing.enter(job, compute, self.order);
         } else {
+            self.arenas.end(job.id);
             ended.done.push(job.id);
         }
     }
@@ -289,6 +295,7 @@ impl Backend {
                 break;
             };
             self.order += 1;
+            self.arenas.begin(job.id);
             if job.compute > 0.0 {
                 job.compute /= 2.0;
                 self.computing.enter(job, job.compute, self.order);
@@ -309,6 +316,7 @@ impl Backend {
         ended.lost.extend(staged.map(|leaving| leaving.job.id));
         ended.lost.extend(self.backlog.drain(..).map(|job| job.id));
         self.leaked = 0.0;
+        self.arenas.clear();
         // Heaps drain in no order of their own.
         ended.lost.sort_unstable();
     }

@@ -4,6 +4,7 @@
 //! to the [`backend`], and [`outcome`] holds what came of them. [`oracle`] runs a scenario over its
 //! seeds and finds the best fixed limits; [`report`] says it. [`compare`] does the same with the [`peers`].
 
+pub mod arenas;
 pub mod backend;
 pub mod compare;
 pub mod engine;

@@ -69,6 +69,10 @@ pub struct Backend {
     /// Bytes a second by which the base grows until the next restart.
     #[serde(deserialize_with = "size")]
     pub memory_leak: u64,
+    /// Parts of its heap, each used by some of the requests; 0 = what is freed is given back.
+    pub memory_arenas: u32,
+    /// Requests whose memory each of them keeps when they are done.
+    pub memory_kept: u32,
     pub restart_seconds: f64,
 }
 
@@ -86,6 +90,8 @@ impl Default for Backend {
             memory_limit: 0,
             memory_base: 0,
             memory_leak: 0,
+            memory_arenas: 0,
+            memory_kept: 1,
             restart_seconds: 3.0,
         }
     }

@@ -15,26 +15,23 @@ const EVERY: Duration = Duration::from_millis(40);
 const WAY: f64 = 0.5;
 /// So much further it may go at once...
 const STEP: f64 = 1.25;
-/// ... where that needs no more than what is left, each of them taking so many times what requests seem to.
-const CAUTION: f64 = 2.0;
+/// ... or by one request, where that needs no more than what is left, each of them taking so many times what requests
+/// seem to.
+const CAUTION: f64 = 1.5;
 /// What is in use counts as this share of the room at the least: a backend that has done nothing yet is small.
 const USED: f64 = 1.0 / 16.0;
-/// By one request it may go where memory has not grown for so long...
+/// By one request it may go, too, where memory has not grown for so long...
 const QUIET: Duration = Duration::from_secs(2);
 /// ... by more than this share.
 const GREW: f64 = 0.01;
 /// So many requests are let in whatever they need: fewer could never be learned from.
 const LEAST: f64 = 2.0;
-/// What has been learned from so many requests in flight is believed for so many times as many.
-const BELIEVED: f64 = 2.0;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frontier {
     /// Looks of the last moments: when, requests in flight, bytes in use.
     looks: VecDeque<(Instant, f64, f64)>,
-    /// The most requests that were in flight for long enough, with room left.
-    seen: f64,
     /// The least that was in use, bytes.
     base: f64,
     reach: Option<f64>,
@@ -75,9 +72,6 @@ impl Frontier {
         if most >= room {
             return;
         }
-        if known {
-            self.seen = self.seen.max(throughout);
-        }
         let part_way = |from: f64| from + WAY * (room / most.max(USED * room) - 1.0) * from;
         self.reach = Some(match self.reach {
             None => part_way(throughout.max(1.0)).max(LEAST),
@@ -85,10 +79,11 @@ impl Frontier {
             Some(reach) => {
                 let each = (most - self.base) / throughout.max(1.0);
                 let beyond = ((STEP - 1.0) * throughout).max(1.0);
-                let step = match CAUTION * each * beyond <= room - most {
-                    true => beyond,
-                    false if quiet => 1.0,
-                    false => 0.0,
+                let left = (room - most) / (CAUTION * each);
+                let step = match left {
+                    _ if left >= beyond => beyond,
+                    _ if left >= 1.0 || quiet => 1.0,
+                    _ => 0.0,
                 };
                 reach.max(part_way(throughout)).max(throughout + step)
             }
@@ -99,11 +94,6 @@ impl Frontier {
     /// never been room: then it is not the requests that use it.
     pub(super) fn reach(&self) -> Option<f64> {
         self.reach
-    }
-
-    /// The same, where a figure of what a request needs has been learned: it may be believed so far.
-    pub(super) fn reach_of_a_figure(&self) -> Option<f64> {
-        self.reach.map(|reach| reach.max(BELIEVED * self.seen))
     }
 
     /// The least that was in use, bytes.

@@ -7,9 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-/// A step down, a factor. CONTROL §4.4.
+/// A step down, a factor, and the deepest where it is known how many are too many. CONTROL §4.4.
 const CUT: f64 = 0.7;
-/// From this share of the memory on, the next allocation may be the last: down to 1. CONTROL §4.4.
+/// From this share of the memory on, the next allocation may be the last: down to 1 (CONTROL §4.4), but for a first
+/// step where it is known what a request needs and all of them still fit.
 const BRINK: f64 = 0.97;
 /// Between two steps: what the first brought has to be seen.
 const STEP_EVERY: Duration = Duration::from_secs(1);
@@ -40,8 +41,10 @@ pub(super) struct Look {
     pub(super) limit: f64,
     /// What is in use without a request, as far as it is known.
     pub(super) base: f64,
-    /// Whether there is room to grow into.
-    pub(super) roomy: bool,
+    /// What may be in use as long as it shall grow.
+    pub(super) room: f64,
+    /// What a request needs, if that is known.
+    pub(super) each: Option<f64>,
     /// Whether something has to be done.
     pub(super) alarming: bool,
 }
@@ -77,20 +80,25 @@ impl Hold {
         self.step.is_some_and(|step| step.then.is_some())
     }
 
-    /// Takes a look. Says whether memory has just come to the brink: what a request needs was not known.
+    /// Takes a look. Says whether memory has just come to the brink, and what a request needs is not known, or not
+    /// what it was taken for.
     pub(super) fn note(&mut self, now: Instant, look: &Look) -> bool {
         let mean = self.in_flight.get_or_insert(look.in_flight);
         *mean += NEWEST * (look.in_flight - *mean);
         let in_flight = *mean;
-        if look.roomy {
+        if look.used < look.room {
             self.kept = None;
             self.let_go(look);
             return false;
         }
-        if self
-            .step
-            .is_some_and(|step| now.saturating_duration_since(step.at) < STEP_EVERY)
+        let brink = look.used >= BRINK * look.most;
+        if let Some(step) = &mut self.step
+            && now.saturating_duration_since(step.at) < STEP_EVERY
         {
+            let grew = step.then.is_some_and(|(_, then)| look.used > then);
+            if brink && grew {
+                step.to = 1.0;
+            }
             return false;
         }
         self.judge(in_flight, look);
@@ -104,7 +112,7 @@ impl Hold {
             return false;
         }
         self.kept = None;
-        let brink = look.used >= BRINK * look.most;
+        let lost = brink && (look.each.is_none() || look.used >= look.most);
         let limit = self.step.map_or(look.limit, |step| step.to.min(look.limit));
         let from = match self.step {
             Some(Step {
@@ -114,13 +122,19 @@ impl Hold {
             }) => from,
             _ => limit,
         };
+        let too_many = look.each.map(|each| (look.used - look.room) / each);
+        let to = match too_many {
+            _ if lost => 1.0,
+            Some(many) => (limit - many.max(1.0)).max(CUT * limit),
+            None => CUT * limit,
+        };
         self.step = Some(Step {
             at: now,
             from,
-            to: if brink { 1.0 } else { (CUT * limit).max(1.0) },
+            to: to.max(1.0),
             then: Some((in_flight, look.used)),
         });
-        brink
+        lost
     }
 
     fn let_go(&mut self, look: &Look) {
@@ -167,6 +181,7 @@ mod tests {
     struct Bench {
         hold: Hold,
         now: Instant,
+        each: Option<f64>,
     }
 
     impl Bench {
@@ -174,26 +189,31 @@ mod tests {
             Self {
                 hold: Hold::default(),
                 now: crate::clock::now(),
+                each: None,
             }
         }
 
-        /// A second with this in flight and in use, of 600 MB; the limit is 10. What it is held at.
-        fn second(&mut self, in_flight: f64, used: f64) -> Option<f64> {
-            for _ in 0..4 {
-                self.now += Duration::from_millis(250);
-                let used = used * MB;
-                let look = Look {
-                    in_flight,
-                    used,
-                    most: 600.0 * MB,
-                    limit: self.hold.ceiling().unwrap_or(10.0).min(10.0),
-                    base: 60.0 * MB,
-                    roomy: used < 510.0 * MB,
-                    alarming: used >= 552.0 * MB,
-                };
-                self.hold.note(self.now, &look);
-            }
+        /// A look at this in flight and in use, of 600 MB; the limit is 10. What it is held at.
+        fn look(&mut self, in_flight: f64, used: f64) -> Option<f64> {
+            self.now += Duration::from_millis(250);
+            let used = used * MB;
+            let look = Look {
+                in_flight,
+                used,
+                most: 600.0 * MB,
+                limit: self.hold.ceiling().unwrap_or(10.0).min(10.0),
+                base: 60.0 * MB,
+                room: 510.0 * MB,
+                each: self.each,
+                alarming: used >= 552.0 * MB,
+            };
+            self.hold.note(self.now, &look);
             self.hold.ceiling()
+        }
+
+        /// The same for a second.
+        fn second(&mut self, in_flight: f64, used: f64) -> Option<f64> {
+            (0..4).map(|_| self.look(in_flight, used)).last()?
         }
     }
 
@@ -213,6 +233,22 @@ mod tests {
             bench.second(8.0, 400.0);
         }
         assert_eq!(bench.hold.ceiling(), None);
+    }
+
+    #[test]
+    fn goes_down_by_as_many_as_are_too_many_where_that_is_known() {
+        let mut bench = Bench::new();
+        bench.each = Some(30.0 * MB);
+        assert_eq!(bench.second(10.0, 570.0), Some(8.0));
+        let mut bench = Bench::new();
+        bench.each = Some(30.0 * MB);
+        let held = bench.look(10.0, 588.0);
+        assert!(held > Some(7.3), "near the brink: {held:?}");
+        assert_eq!(bench.look(9.0, 588.0), held);
+        assert_eq!(bench.look(8.0, 590.0), Some(1.0), "it grows still");
+        let mut bench = Bench::new();
+        bench.each = Some(2.0 * MB);
+        assert_eq!(bench.second(10.0, 570.0), Some(7.0), "no deeper");
     }
 
     #[test]

@@ -20,10 +20,14 @@ const LEAST: f64 = 8.0;
 const CORRELATION: f64 = 0.7;
 /// ... and a request needs at least this share of the limit: less is noise.
 const WORTH_IT: f64 = 1e-4;
-/// How far the ceiling goes towards what a look suggests, up and down. When many come at once they are in flight
-/// before they have allocated anything: for that moment requests seem to need less.
-const RISE: f64 = 0.03;
-const FALL: f64 = 0.3;
+/// Weight of the newest look in what is in flight and in use of late.
+const NEWEST: f64 = 0.3;
+/// How far the ceiling goes towards what a look suggests.
+const TOWARDS: f64 = 0.3;
+/// So many more than now are believed to fit on the word of the regression alone.
+const STEP: f64 = 2.0;
+/// From the brink it comes back to this share of the limit at first.
+const AFTER_BRINK: f64 = 0.7;
 /// Share of the time in which everything waits for memory (PSI `full`) that is alarming. CONTROL §4.4.
 const PRESSED: f64 = 0.05;
 /// Between two points of the long view.
@@ -41,7 +45,11 @@ pub(super) struct Memory {
     frontier: Frontier,
     hold: Hold,
     veto: bool,
+    /// What a request needs, bytes, once it has been seen.
+    each: Option<f64>,
     ceiling: Option<f64>,
+    /// So many were in flight with room left.
+    proven: f64,
     view: Vec<f64>,
     viewed: Option<Instant>,
     leaking: bool,
@@ -80,43 +88,65 @@ impl Memory {
         }
         self.look_back(now, most);
         self.veto = used >= room;
+        let each = self.fit.slope().filter(|each| *each >= WORTH_IT * most);
+        self.each = each.or(self.each);
         let look = Look {
             in_flight,
             used,
             most,
+            room,
             limit: f64::from(limit),
             base: self.frontier.base(),
-            roomy: used < room,
+            each: self.each,
             // A limit is hit, too, by a page cache that fills what is free: that costs nobody anything.
             alarming: used >= resources.memory_max * most
                 || used >= room && (hit || reading.pressure >= PRESSED),
         };
         if self.leaking {
             self.hold = Hold::default();
-        } else if self.hold.note(now, &look) {
+            return;
+        }
+        if self.hold.note(now, &look) {
             self.fit = Fit::default();
+            self.each = None;
+            let most = AFTER_BRINK * f64::from(limit);
+            self.ceiling = self.ceiling.map(|ceiling| ceiling.min(most));
         }
-        // While nothing is known any more, what was known still holds.
-        if let Some((base, each)) = self.fit.of_a_request(most) {
-            let fits = ((room - base) / each).clamp(1.0, 1e6);
-            let towards = match self.ceiling {
-                Some(known) if fits > known => known + RISE * (fits - known),
-                Some(known) => known + FALL * (fits - known),
-                None => fits,
-            };
-            self.ceiling = (!self.leaking).then_some(towards);
+        self.learn(room);
+    }
+
+    /// Moves the ceiling towards what fits: from what is in flight and in use of late as far as there is room. While
+    /// nothing is known any more, what was known still holds, and so does what has been seen to fit: an allocator keeps
+    /// what is freed, and a quiet backend that uses as much as a busy one has no less room for requests.
+    fn learn(&mut self, room: f64) {
+        if self.hold.is_lowering() {
+            let held = self.hold.ceiling().unwrap_or(f64::INFINITY);
+            self.proven = self.proven.min(held);
+            return;
         }
+        let (in_flight, used) = self.fit.recent;
+        if used < room {
+            self.proven = self.proven.max((in_flight + 0.5).floor());
+        }
+        let Some(each) = self.each.filter(|_| in_flight >= 1.0) else {
+            return;
+        };
+        let by_slope = in_flight + (room - used) / each;
+        // What is kept of what was freed hides what more of them need, until it is used up; so all that is in use
+        // beyond the start counts as theirs. The more there are, the less that is too much.
+        let all = (used - self.frontier.base()) / in_flight;
+        let sure = in_flight + (room - used) / each.max(all);
+        let fits = sure.max(by_slope.min(in_flight + STEP));
+        let known = self.ceiling.unwrap_or(fits);
+        let ceiling = known + TOWARDS * (fits - known);
+        self.ceiling = Some(ceiling.max(self.proven).clamp(1.0, 1e6));
     }
 
     /// The most that fits below `memory_high`, by what a request needs once that is known, and by what is sure
     /// until then; less, while there is too little.
     pub(super) fn ceiling(&self) -> Option<u32> {
-        let sure = match self.ceiling {
-            Some(_) => self.frontier.reach_of_a_figure(),
-            None => self.frontier.reach(),
-        };
-        let sure = sure.filter(|_| !self.leaking);
-        let ceilings = [self.ceiling, self.hold.ceiling(), sure];
+        let sure = self.frontier.reach().filter(|_| !self.leaking);
+        let ceilings = [self.ceiling.or(sure), self.hold.ceiling()];
         let lowest = ceilings.into_iter().flatten().reduce(f64::min);
         lowest.map(|ceiling| ceiling as u32)
     }
@@ -172,7 +202,7 @@ impl Fit {
             return;
         }
         let kept = 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64());
-        let gain = if self.weight == 0.0 { 1.0 } else { 0.2 };
+        let gain = if self.weight == 0.0 { 1.0 } else { NEWEST };
         self.recent.0 += gain * (in_flight - self.recent.0);
         self.recent.1 += gain * (used - self.recent.1);
         self.weight = self.weight * kept + 1.0;
@@ -192,12 +222,6 @@ impl Fit {
             // The reduced major axis: both figures are off now and then (a request that has not allocated yet, one
             // that has just freed), and least squares would take that for less memory a request.
             .then(|| (self.mm / self.nn).sqrt())
-    }
-
-    /// What is in use without a request, and what each one adds, bytes.
-    fn of_a_request(&self, limit: f64) -> Option<(f64, f64)> {
-        let each = self.slope().filter(|each| *each >= WORTH_IT * limit)?;
-        Some(((self.m - each * self.n).max(0.0), each))
     }
 
     /// What is in use now beyond what the requests in flight account for.
@@ -270,7 +294,34 @@ mod tests {
             bench.look(1.0, 90.0 * MB);
         }
         let ceiling = bench.memory.ceiling().expect("it is still known");
-        assert!((12..=16).contains(&ceiling), "{ceiling}");
+        assert!((12..=14).contains(&ceiling), "{ceiling}");
+    }
+
+    #[test]
+    fn what_an_allocator_keeps_does_not_make_requests_cheap() {
+        let mut bench = Bench::new();
+        bench.look(0.0, 60.0 * MB);
+        let mut kept = 0.0_f64;
+        for i in 0..80 {
+            // Calm traffic: one to five in flight, with a part of what four others have left behind.
+            let n = f64::from(1 + i % 5);
+            kept = kept.max(n + 2.0);
+            bench.look(n, 60.0 * MB + 30.0 * MB * kept.max(n + 4.0));
+        }
+        let calm = bench.memory.ceiling().expect("it is learned");
+        assert!((5..=9).contains(&calm), "{calm}");
+        // More come, and what is kept is used: the rest is seen as it is approached.
+        for _ in 0..100 {
+            let n = f64::from(bench.memory.ceiling().expect("it is known"));
+            bench.look(n, 60.0 * MB + 30.0 * MB * (n + 4.0));
+        }
+        let busy = bench.memory.ceiling().expect("it is known");
+        assert!((10..=11).contains(&busy), "{busy}");
+        // It is quiet, and nothing is given back.
+        for _ in 0..400 {
+            bench.look(1.0, 480.0 * MB);
+        }
+        assert!(bench.memory.ceiling() >= Some(busy - 1));
     }
 
     #[test]
