@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,12 @@ use super::{
     body::Parts,
     codec::{Head, Lines},
     connect::dial,
+    flight::Flight,
     link::{Link, NoHead},
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
-    raised::Raised,
     timers::Timers,
-    upgraded::{Upgraded, switch},
+    upgraded::switch,
     uwsgi,
 };
 use crate::{
@@ -26,8 +26,7 @@ use crate::{
     config::{Config, Protocol},
     observe::Metrics,
 };
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
@@ -35,9 +34,6 @@ const WHOLE_MAX: u64 = 64 * 1024;
 /// An answer is large when it is longer than this many times `buffers.response`: what buffer and
 /// sockets hold together does not free the worker.
 const LARGE: u64 = 4;
-/// Whoever wakes up late, stopped or starved, finds all time-outs over before it has looked at what has
-/// come meanwhile: so much longer for an answer that is there.
-const SECOND_LOOK: Duration = Duration::from_millis(20);
 /// A request that must not be sent twice goes only over a connection that was in use just now: it is
 /// the idle ones that a server closes under a request.
 const FRESH_IDLE: Duration = Duration::from_millis(250);
@@ -231,9 +227,7 @@ pub fn exchange<L: Lease>(
         };
         let response = &head.response;
         let look = endpoint.recognise(&head.signs);
-        if let Some(inner) = &mut flight.inner {
-            inner.look = look;
-        }
+        flight.look_at_its_end(look);
         let excess = profile::says_excess(response.status());
         if suspect.is_some() {
             endpoint.tried(excess.is_some());
@@ -282,235 +276,6 @@ fn is_replayable(request: &Request<()>, body: &RequestBody) -> bool {
     ) && body.is_empty()
 }
 
-/// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
-/// lease tells the truth.
-pub(super) struct Flight<L: Lease> {
-    inner: Option<Box<InFlight<L>>>,
-}
-
-struct InFlight<L> {
-    link: Box<Link>,
-    lease: L,
-    status: Option<StatusCode>,
-    /// Whether how the connection ends tells who the server is.
-    look: bool,
-    /// What to complete with if it is given up.
-    verdict: Completion,
-    endpoint: Arc<Endpoint>,
-    config: Arc<Config>,
-    metrics: Arc<Metrics>,
-}
-
-impl<L: Lease> Flight<L> {
-    fn launch(
-        mut link: Box<Link>,
-        request: (Box<Request<()>>, RequestBody),
-        upgrade: bool,
-        packet: Option<Bytes>,
-        lease: L,
-        delivery: &Delivery<'_>,
-    ) -> Self {
-        link.send(request, upgrade, delivery.added, packet);
-        Self {
-            inner: Some(Box::new(InFlight {
-                link,
-                lease,
-                status: None,
-                look: false,
-                verdict: Completion::Abandoned,
-                endpoint: delivery.endpoint.clone(),
-                config: delivery.config.clone(),
-                metrics: delivery.metrics.clone(),
-            })),
-        }
-    }
-
-    /// Waits for the head. While an upload moves, the time does not count.
-    async fn head(
-        &mut self,
-        timers: &Timers,
-        since: Instant,
-        timeout: Duration,
-    ) -> Result<Box<Head>, NoHead> {
-        let mut patience = timers.until(since + timeout);
-        let mut seen = 0;
-        let mut looked = false;
-        poll_fn(|cx| {
-            let late = NoHead {
-                error: Error::Timeout,
-                request: None,
-                begun: true,
-            };
-            let Some(inner) = &mut self.inner else {
-                return Poll::Ready(Err(late));
-            };
-            if let Poll::Ready(result) = inner.link.poll_head(cx) {
-                return Poll::Ready(result);
-            }
-            if let Some(interim) = inner.link.told() {
-                inner.lease.told(interim);
-            }
-            while patience.poll(cx).is_ready() {
-                if patience.overslept() {
-                    continue;
-                }
-                let moved = inner.link.moved();
-                let more = if moved != seen {
-                    timeout
-                } else if !looked {
-                    SECOND_LOOK
-                } else {
-                    return Poll::Ready(Err(late));
-                };
-                looked = moved == seen;
-                seen = moved;
-                patience.extend(clock::now() + more);
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// The next part of the response's body.
-    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        match &mut self.inner {
-            Some(inner) => inner.link.poll_data(cx),
-            None => Poll::Ready(None),
-        }
-    }
-
-    /// From here on at most about so many bytes are read at once.
-    pub(super) fn read_at_most(&mut self, most: u64) {
-        if let Some(inner) = &mut self.inner {
-            inner.link.read_at_most(most);
-        }
-    }
-
-    /// What came after the body, once all of it was read.
-    pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
-        self.inner
-            .as_mut()
-            .and_then(|inner| inner.link.take_trailers())
-    }
-
-    /// The backend is done: closes or keeps the connection, then gives the lease back.
-    pub(super) fn finish(mut self, completion: Completion) {
-        let Some(inner) = self.inner.take() else {
-            return;
-        };
-        let InFlight {
-            mut link,
-            lease,
-            status,
-            look,
-            endpoint,
-            config,
-            ..
-        } = *inner;
-        let whole = matches!(completion, Completion::Answered | Completion::Streamed);
-        let now = clock::now();
-        if look && whole && link.ended_silently() {
-            endpoint.ended_silently();
-        }
-        if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
-            endpoint.put_link(link, config.backend.keepalive_idle, now);
-        } else {
-            drop(link);
-        }
-        lease.complete(completion, status, now);
-    }
-
-    /// Nobody waits any more: the rest happens in the background.
-    pub(super) fn give_up(mut self, verdict: Completion) {
-        if let Some(inner) = &mut self.inner {
-            inner.verdict = verdict;
-        }
-    }
-
-    /// The backend has switched protocols.
-    pub(super) fn into_upgraded(mut self) -> Option<Upgraded> {
-        let InFlight {
-            link,
-            lease,
-            metrics,
-            ..
-        } = *self.inner.take()?;
-        match link.into_raw() {
-            Some((stream, first)) => Some(Upgraded::new(stream, first, lease, &metrics)),
-            None => {
-                lease.complete(Completion::Reset, None, clock::now());
-                None
-            }
-        }
-    }
-
-    /// Closes the connection and takes the lease back, to send the request again.
-    fn into_lease(mut self) -> Option<L> {
-        self.inner.take().map(|inner| inner.lease)
-    }
-}
-
-impl<L: Lease> Drop for Flight<L> {
-    fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else {
-            return;
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(orphan(inner))),
-            Err(_) => {
-                let (verdict, status) = (inner.verdict, inner.status);
-                inner.lease.complete(verdict, status, clock::now());
-            }
-        }
-    }
-}
-
-impl<L> InFlight<L> {
-    /// Reads and discards until the backend is done. The status, if the response was whole and its
-    /// pace the backend's own.
-    async fn discard(&mut self) -> Option<StatusCode> {
-        if self.link.is_before_head() {
-            let head = poll_fn(|cx| self.link.poll_head(cx)).await.ok()?;
-            if head.signs.events {
-                return None;
-            }
-            self.status = Some(head.response.status());
-            self.link.expect(head.body);
-        }
-        loop {
-            match poll_fn(|cx| self.link.poll_data(cx)).await {
-                Some(Ok(_)) => {}
-                Some(Err(_)) => return None,
-                None => return self.status,
-            }
-        }
-    }
-}
-
-/// The backend does not notice that the client has left, and works on: so does the lease.
-async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
-    let _counted = Raised::new(&inner.metrics, |metrics| &metrics.orphaned);
-    let orphan_max = inner.config.backend.orphan_max;
-    let ended = tokio::time::timeout(orphan_max, inner.discard()).await;
-    let InFlight {
-        link,
-        lease,
-        verdict,
-        status,
-        ..
-    } = *inner;
-    drop(link);
-    let now = clock::now();
-    match (verdict, ended) {
-        // It was answered, only to nobody: how long that took is as true as any other. When a slow
-        // backend drives all its clients away, nothing else tells of it.
-        (Completion::Abandoned, Ok(Some(status))) => {
-            lease.complete(Completion::Answered, Some(status), now);
-        }
-        _ => lease.complete(verdict, status, now),
-    }
-}
-
 /// Takes the response over: whole if it is small or already there, else through a pipe.
 #[allow(clippy::manual_async_fn)]
 fn receive<'a, L: Lease>(
@@ -527,12 +292,7 @@ fn receive<'a, L: Lease>(
     } = *head;
     let stream = delivery.stream || signs.events;
     let length = body.remaining();
-    let mut spent = None;
-    if let Some(inner) = &mut flight.inner {
-        inner.status = Some(response.status());
-        inner.link.expect(body);
-        spent = inner.link.take_spent();
-    }
+    let spent = flight.begin(response.status(), body);
     async move {
         if length == Some(0) {
             flight.finish(Completion::Answered);

@@ -10,6 +10,7 @@ pub(crate) mod connect;
 mod endpoint;
 mod error;
 mod exchange;
+mod flight;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod link;

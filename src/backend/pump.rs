@@ -17,7 +17,8 @@ use tower::BoxError;
 use super::{
     Error,
     body::next,
-    exchange::{Completion, Flight, Lease},
+    exchange::{Completion, Lease},
+    flight::Flight,
     raised::Raised,
 };
 use crate::{

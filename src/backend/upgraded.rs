@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderValue, Response, header};
 
 use super::{
     Answered, Error, ResponseBody, Stream,
-    exchange::{Completion, Flight, Lease},
+    exchange::{Completion, Lease},
+    flight::Flight,
     raised::Raised,
 };
 use crate::{
