@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     task::Poll,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::time::Sleep;
@@ -62,7 +62,9 @@ pub fn thread_cpu() -> Duration {
 
 /// The wall clock, since the Unix epoch. For log lines, headers and metrics that name a date;
 /// never for a duration.
+#[allow(clippy::disallowed_methods)]
 pub fn since_epoch() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    Duration::try_from(time).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
