@@ -306,29 +306,18 @@ fn at_line_ends(bytes: &[u8]) -> Vec<&[u8]> {
 
 /// Runs `work` on several lanes at once, and then looks at what they leave behind.
 fn on_lanes(work: impl Fn(usize, &Lane) -> Vec<String> + Sync) -> Vec<String> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let lanes: Vec<_> = (0..LANES)
-            .map(|number| {
-                scope.spawn(move || {
-                    let lane = Lane::start();
-                    let mut failures = work(number, &lane);
-                    lane.tidegate.until_idle();
-                    lane.tidegate
-                        .until_metric("tidegate_client_connections", &[], 0.0);
-                    lane.tidegate
-                        .until_metric("tidegate_buffered_bytes", &[], 0.0);
-                    if lane.tidegate.log().contains("panicked") {
-                        failures.push(lane.tidegate.log());
-                    }
-                    failures
-                })
-            })
-            .collect();
-        lanes
-            .into_iter()
-            .flat_map(|lane| lane.join().expect("a lane does not fail"))
-            .collect()
+    common::on_lanes(LANES, |number| {
+        let lane = Lane::start();
+        let mut failures = work(number, &lane);
+        lane.tidegate.until_idle();
+        lane.tidegate
+            .until_metric("tidegate_client_connections", &[], 0.0);
+        lane.tidegate
+            .until_metric("tidegate_buffered_bytes", &[], 0.0);
+        if lane.tidegate.log().contains("panicked") {
+            failures.push(lane.tidegate.log());
+        }
+        failures
     })
 }
 

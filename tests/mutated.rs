@@ -467,19 +467,8 @@ fn pipelines_of_all_kinds_stay_apart() {
         .collect();
     assert!(table.len() > 100, "{} cases", table.len());
     let failed = AtomicUsize::new(0);
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let lanes: Vec<_> = SETTINGS
-            .into_iter()
-            .enumerate()
-            .map(|(number, setting)| {
-                let (table, failed) = (&table, &failed);
-                scope.spawn(move || on_a_lane(setting, number, seed, connections, table, failed))
-            })
-            .collect();
-        lanes
-            .into_iter()
-            .flat_map(|lane| lane.join().expect("a lane does not fail"))
-            .collect()
+    let failures = common::on_lanes(SETTINGS.len(), |number| {
+        on_a_lane(SETTINGS[number], number, seed, connections, &table, &failed)
     });
     assert!(
         failures.is_empty(),

@@ -17,7 +17,7 @@ use std::{
 
 use common::{
     Client, PATIENCE, Response, Tidegate,
-    cases::{bytes, plain},
+    cases::{self, bytes, plain},
 };
 use serde::Deserialize;
 
@@ -30,12 +30,6 @@ const GAP: Duration = Duration::from_millis(3);
 const LATER: Duration = Duration::from_millis(20);
 /// By then, what came later has arrived.
 const SETTLED: Duration = Duration::from_millis(100);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    case: Vec<Case>,
-}
 
 /// See the table's head.
 #[derive(Clone, Deserialize)]
@@ -378,24 +372,12 @@ fn judge(case: &Case, answer: io::Result<Response>) -> Result<(), String> {
 
 #[test]
 fn the_table() {
-    let table: Table =
-        toml::from_str(include_str!("conformance/responses.toml")).expect("the table is sound");
-    let cases = Arc::new(table.case);
+    let cases: Vec<Case> = cases::read(include_str!("conformance/responses.toml"));
+    let cases = Arc::new(cases);
     let names: BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
     assert_eq!(names.len(), cases.len(), "two cases have the same name");
     assert!(cases.len() >= 150, "{} cases", cases.len());
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES)
-            .map(|lane| {
-                let cases = cases.clone();
-                scope.spawn(move || on_a_lane(&cases, lane))
-            })
-            .collect();
-        lanes
-            .into_iter()
-            .flat_map(|lane| lane.join().expect("a lane does not fail"))
-            .collect()
-    });
+    let failures = common::on_lanes(LANES, |lane| on_a_lane(&cases, lane));
     assert!(
         failures.is_empty(),
         "{} failures\n{}",

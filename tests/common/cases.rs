@@ -1,11 +1,17 @@
 //! The tables in `tests/conformance`.
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Table {
-    case: Vec<Case>,
+struct Table<C> {
+    case: Vec<C>,
+}
+
+/// The cases of a table.
+pub fn read<C: DeserializeOwned>(text: &str) -> Vec<C> {
+    let table: Table<C> = toml::from_str(text).expect("the table is sound");
+    table.case
 }
 
 /// A case of `requests.toml`: see its head.
@@ -48,9 +54,7 @@ impl Case {
 
 /// What clients send.
 pub fn requests() -> Vec<Case> {
-    let table: Table =
-        toml::from_str(include_str!("../conformance/requests.toml")).expect("the table is sound");
-    table.case
+    read(include_str!("../conformance/requests.toml"))
 }
 
 /// `⟦3×ab⟧` is `ababab`.

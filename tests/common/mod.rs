@@ -59,6 +59,20 @@ pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Runs `work` on so many lanes at once, and says what failed on any of them.
+pub fn on_lanes(lanes: usize, work: impl Fn(usize) -> Vec<String> + Sync) -> Vec<String> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let lanes: Vec<_> = (0..lanes)
+            .map(|number| scope.spawn(move || work(number)))
+            .collect();
+        lanes
+            .into_iter()
+            .flat_map(|lane| lane.join().expect("a lane does not fail"))
+            .collect()
+    })
+}
+
 /// Since `start`.
 pub fn since(start: Instant) -> Duration {
     clock::now().saturating_duration_since(start)
