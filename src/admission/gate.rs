@@ -70,7 +70,7 @@ impl Gate {
         let entry = state.enter(ask, key, now, verdicts);
         // Most do not wait, and need no place.
         if matches!(entry, Entry::Queued { .. }) {
-            inner.claim(key);
+            inner.claim();
         }
         let wakers = inner.deliver();
         drop(inner);
@@ -143,11 +143,10 @@ impl Inner {
     }
 
     /// Takes it.
-    fn claim(&mut self, next: u32) {
+    fn claim(&mut self) {
         if self.free.pop().is_none() {
             self.waiters.push(Waiter::default());
         }
-        debug_assert!((next as usize) < self.waiters.len());
     }
 
     /// Frees a waiter's place. The waker, if any, is for outside the lock: whatever goes with the

@@ -5,10 +5,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use ipnet::IpNet;
 
-use super::{
-    context::Peer,
-    decimal::{DIGITS, decimal},
-};
+use super::context::Peer;
 use crate::{backend::Lines, clock};
 
 /// The addresses that a request came by, the nearest last.
@@ -190,14 +187,14 @@ pub fn set_request_start(headers: &mut HeaderMap) {
 }
 
 /// Room for `t=` and the longest number.
-const START_MAX: usize = 2 + DIGITS;
+const START_MAX: usize = 2 + 20;
 
 /// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
 fn request_start(text: &mut [u8; START_MAX]) -> &[u8] {
     let since_epoch = clock::since_epoch();
     let micros = since_epoch.as_secs() * 1_000_000 + u64::from(since_epoch.subsec_micros());
-    let mut digits = [0; DIGITS];
-    let digits = decimal(micros, &mut digits);
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(micros).as_bytes();
     text[..2].copy_from_slice(b"t=");
     text[2..2 + digits.len()].copy_from_slice(digits);
     &text[..2 + digits.len()]

@@ -11,7 +11,6 @@ mod client;
 mod connection;
 mod context;
 mod date;
-mod decimal;
 mod departure;
 mod error;
 mod forward;

@@ -5,12 +5,7 @@ use std::{any::Any, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{
-    Error,
-    decimal::{DIGITS, decimal},
-    hygiene::BadHead,
-    request_id::RequestId,
-};
+use super::{Error, hygiene::BadHead, request_id::RequestId};
 use crate::{
     admission,
     backend::{self, Lines, Usual, profile::Excess},
@@ -239,7 +234,7 @@ pub fn response(
         if let Some(after) = rejection.retry_after {
             put(
                 &header::RETRY_AFTER,
-                decimal(after.as_secs(), &mut [0; DIGITS]),
+                itoa::Buffer::new().format(after.as_secs()).as_bytes(),
             );
         }
     }

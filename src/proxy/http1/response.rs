@@ -9,10 +9,7 @@ use hyper::ext::ReasonPhrase;
 
 use crate::{
     backend::{self, Usual, can_have_body, members},
-    proxy::{
-        date,
-        decimal::{self, DIGITS},
-    },
+    proxy::date,
 };
 
 /// Room for an ordinary head: one allocation.
@@ -326,7 +323,7 @@ fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
 fn content_length(length: u64, out: &mut Vec<u8>) {
     line(
         "content-length",
-        decimal::decimal(length, &mut [0; DIGITS]),
+        itoa::Buffer::new().format(length).as_bytes(),
         out,
     );
 }
