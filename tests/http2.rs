@@ -2,133 +2,18 @@
 
 mod common;
 
-use std::{future::Future, sync::mpsc, time::Duration};
+use std::{sync::mpsc, time::Duration};
 
-use bytes::Bytes;
 use common::{
     Gunicorn, Held, PATIENCE, Raw, Tidegate,
     frames::{self, Http2, frame},
+    http2::{connect, get, nothing_is_left, request, run, send},
     memory, since, until,
 };
-use h2::client::SendRequest;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use rustix::process::Signal;
 use serde_json::Value;
 use tidegate::clock;
-
-/// Runs a real client's part of a test.
-#[track_caller]
-fn run<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime
-        .block_on(async { tokio::time::timeout(PATIENCE, work).await })
-        .expect("in time")
-}
-
-/// A real client's connection.
-async fn connect(address: &str) -> SendRequest<Bytes> {
-    let stream = tokio::net::TcpStream::connect(address).await;
-    let (sender, connection) = h2::client::handshake(stream.expect("it accepts"))
-        .await
-        .expect("a handshake");
-    tokio::spawn(connection);
-    sender.ready().await.expect("room for a stream")
-}
-
-/// An answer, read whole.
-#[derive(Debug)]
-struct Answer {
-    head: http::response::Parts,
-    body: Vec<u8>,
-    trailers: Option<HeaderMap>,
-}
-
-impl Answer {
-    async fn read(response: Response<h2::RecvStream>) -> Result<Self, h2::Error> {
-        let (head, mut incoming) = response.into_parts();
-        let mut body = Vec::new();
-        while let Some(data) = incoming.data().await {
-            let data = data?;
-            incoming.flow_control().release_capacity(data.len())?;
-            body.extend_from_slice(&data);
-        }
-        let trailers = incoming.trailers().await?;
-        Ok(Self {
-            head,
-            body,
-            trailers,
-        })
-    }
-
-    fn status(&self) -> u16 {
-        self.head.status.as_u16()
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("JSON")
-    }
-}
-
-/// A request with its body, in frames that fit the window.
-async fn send(
-    sender: &SendRequest<Bytes>,
-    request: Request<()>,
-    body: &[u8],
-) -> Result<Answer, h2::Error> {
-    let mut sender = sender.clone().ready().await?;
-    let (response, mut stream) = sender.send_request(request, body.is_empty())?;
-    let upload = async move {
-        let mut rest = Bytes::copy_from_slice(body);
-        while !rest.is_empty() {
-            stream.reserve_capacity(rest.len());
-            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
-            let Some(Ok(room)) = room else { return };
-            let piece = rest.split_to(room.min(rest.len()));
-            if stream.send_data(piece, rest.is_empty()).is_err() {
-                return;
-            }
-        }
-    };
-    let (response, ()) = tokio::join!(response, upload);
-    Answer::read(response?).await
-}
-
-fn request(method: &str, path: &str) -> http::request::Builder {
-    Request::builder()
-        .method(method)
-        .uri(format!("http://app{path}"))
-}
-
-async fn get(sender: &SendRequest<Bytes>, path: &str) -> Result<Answer, h2::Error> {
-    send(
-        sender,
-        request("GET", path).body(()).expect("a request"),
-        b"",
-    )
-    .await
-}
-
-/// What must hold when no client is left.
-#[track_caller]
-fn nothing_is_left(gate: &Tidegate) {
-    gate.until_idle();
-    for gauge in [
-        "tidegate_orphaned_requests",
-        "tidegate_streaming_requests",
-        "tidegate_buffered_bytes",
-        "tidegate_client_connections",
-    ] {
-        gate.until_metric(gauge, &[], 0.0);
-    }
-    assert!(!gate.log().contains("panic"), "{}", gate.log());
-}
 
 /// A backend that answers everything with "ok".
 fn ok() -> Raw {

@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use common::{Gunicorn, Raw, Tidegate};
+use common::{
+    Gunicorn, Held, Raw, Tidegate,
+    frames::{self, Http2, frame},
+    http2::{Answer, connect, get, interim, nothing_is_left, request, run},
+    memory, until,
+};
 
 const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n";
 const PASSED: &str =
@@ -228,4 +233,198 @@ fn a_flask_application_hints_to_curl() {
     assert!(text.ends_with("\r\n\r\nhinted\n"), "{text}");
     let (_, answer) = text.split_once("\r\n\r\n").expect("hints");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+}
+
+// --- the same over HTTP/2 ---
+
+/// Of an interim answer: its status and its fields.
+fn told(interim: &http::Response<()>) -> (u16, Vec<(&str, &str)>) {
+    let fields = interim.headers().iter();
+    let fields = fields.map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII")));
+    (interim.status().as_u16(), fields.collect())
+}
+
+/// What [`PASSED`] is there.
+fn hints() -> (u16, Vec<(&'static str, &'static str)>) {
+    let fields = [
+        ("link", "</style.css>; rel=preload"),
+        ("via", "1.1 tidegate"),
+    ];
+    (103, fields.to_vec())
+}
+
+#[test]
+fn over_http_2_they_come_while_the_answer_is_still_to_come() {
+    let (backend, go) = hinting();
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let mut client = connect(gate.address()).await;
+        for _ in 0..2 {
+            let asked = request("GET", "/").body(()).expect("a request");
+            let (mut response, _) = client.send_request(asked, true).expect("a stream");
+            let first = interim(&mut response).await.expect("hints");
+            assert_eq!(told(&first), hints());
+            gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+            go.send(()).expect("the backend waits");
+            let answer = Answer::read(response.await.expect("an answer")).await;
+            assert_eq!(answer.expect("an answer").text(), "done");
+            client = client.ready().await.expect("room for a stream");
+        }
+    });
+    let answered = [("code", "200")];
+    assert_eq!(gate.metric("tidegate_requests_total", &answered), 2.0);
+    assert_eq!(gate.metric("tidegate_requests_total", &[]), 2.0);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn over_http_2_a_100_comes_once_when_the_body_is_wanted() {
+    let backend = Raw::answering(|_| {
+        let invitation = "HTTP/1.1 100 Continue\r\n\r\n";
+        format!("{invitation}{HINTS}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let mut client = connect(gate.address()).await;
+        let post = request("POST", "/")
+            .header("expect", "100-continue")
+            .body(());
+        let (mut response, mut stream) = client
+            .send_request(post.expect("a request"), false)
+            .expect("a stream");
+        let first = interim(&mut response).await.expect("an invitation");
+        assert_eq!(told(&first), (100, vec![]));
+        stream.send_data("body".into(), true).expect("room");
+        let second = interim(&mut response).await.expect("hints");
+        assert_eq!(told(&second), hints());
+        assert!(interim(&mut response).await.is_none());
+        assert_eq!(response.await.expect("an answer").status(), 200);
+        // One that nobody has asked for is the backend's, and passes.
+        let plain = request("POST", "/").body(()).expect("a request");
+        let (mut response, mut stream) = client.send_request(plain, false).expect("a stream");
+        stream.send_data("body".into(), true).expect("room");
+        let first = interim(&mut response).await.expect("the backend's");
+        assert_eq!(first.status(), 100);
+        let second = interim(&mut response).await.expect("hints");
+        assert_eq!(told(&second), hints());
+    });
+    let request = &backend.requests()[0];
+    assert_eq!(
+        (&*request.body, request.header("expect")),
+        (&b"body"[..], None)
+    );
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn over_http_2_who_does_not_wait_for_a_100_or_would_wait_in_vain_gets_none() {
+    let backend = Held::start();
+    let gate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=0s")
+        .start();
+    let head = frames::fields(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "app"),
+        (":path", "/"),
+        ("expect", "100-continue"),
+    ]);
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.send(
+        [
+            frame(frames::HEADERS, frames::END_HEADERS, 1, &head),
+            frame(frames::DATA, frames::END_STREAM, 1, b"body"),
+        ]
+        .concat(),
+    );
+    until("the backend has it", || backend.requests().len() == 1);
+    // This one would be refused with its body, and is without.
+    client.send(frame(frames::HEADERS, frames::END_HEADERS, 3, &head));
+    let refused = client.next(&[frames::HEADERS]);
+    assert_eq!(refused.stream, 3);
+    assert_eq!(gate.metric("tidegate_rejected_requests_total", &[]), 1.0);
+    let ended = client.next(&[frames::RST_STREAM]);
+    assert_eq!((ended.stream, ended.code()), (3, 0), "NO_ERROR");
+    backend.release(1);
+    let answered = client.next(&[frames::HEADERS]);
+    assert_eq!(
+        (answered.stream, answered.payload[0]),
+        (1, 0x88),
+        "200 at once"
+    );
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+/// A client that takes none costs what its socket holds, and gets whole ones and its answers in the end.
+#[test]
+fn over_http_2_who_does_not_read_them_costs_little() {
+    const STREAMS: u32 = 100;
+    let backend = Raw::start(|mut conn| {
+        while conn.request().is_some() {
+            let link = "x".repeat(1000);
+            let hints = format!("HTTP/1.1 103 Early Hints\r\nLink: <{link}>\r\n\r\n");
+            conn.send(hints.repeat(480));
+            conn.ok("done");
+        }
+    });
+    let gate = Tidegate::to(backend.address()).limit(100).start();
+    assert_eq!(gate.get("/").text(), "done");
+    let (before, _) = memory(gate.pid());
+    let mut client = Http2::connect(gate.address(), &[]);
+    for stream in 0..STREAMS {
+        client.get(2 * stream + 1, "/");
+    }
+    // That is some 50 MB of them, and what is read ahead from a hundred connections to the backend.
+    let all = STREAMS as usize + 1;
+    until("all have been sent", || backend.requests().len() == all);
+    gate.until_metric("tidegate_in_flight_requests", &[], 0.0);
+    let (_, most) = memory(gate.pid());
+    let grown = most.saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more");
+    for _ in 0..STREAMS {
+        assert_eq!(client.next(&[frames::DATA]).payload, b"done");
+    }
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn over_http_2_a_client_that_resets_amid_them_hears_no_more() {
+    let (backend, go) = hinting();
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.get(1, "/");
+    assert_eq!(client.next(&[frames::HEADERS]).stream, 1, "hints");
+    client.send(frame(frames::RST_STREAM, 0, 1, &8_u32.to_be_bytes()));
+    gate.until_metric("tidegate_orphaned_requests", &[], 1.0);
+    go.send(()).expect("the backend waits");
+    run(async {
+        // Another connection is none the worse.
+        let client = connect(gate.address()).await;
+        go.send(()).expect("the backend waits");
+        assert_eq!(get(&client, "/").await.expect("an answer").text(), "done");
+    });
+    client.send(frame(frames::PING, 0, 0, &[7; 8]));
+    let next = client.next(&[frames::HEADERS, frames::DATA, frames::PING]);
+    assert_eq!(next.kind, frames::PING, "{next:?}");
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn a_flask_application_hints_to_curl_over_http_2() {
+    let app = Gunicorn::sync(1);
+    let gate = Tidegate::to(app.address()).start();
+    let url = format!("http://{}/hints", gate.address());
+    let output = Command::new("curl")
+        .args(["--http2-prior-knowledge", "--silent", "--include"])
+        .args(["--max-time", "20", &url])
+        .output()
+        .expect("curl runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let hints = "HTTP/2 103 \r\nlink: </style.css>; rel=preload\r\nvia: 1.1 tidegate\r\n\r\n";
+    assert!(text.starts_with(hints), "{text}");
+    assert!(text.ends_with("\r\n\r\nhinted\n"), "{text}");
 }

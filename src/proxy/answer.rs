@@ -20,8 +20,6 @@ use tower::{BoxError, Layer, Service};
 use super::{
     Error, client,
     context::{Asked, Context, Peer},
-    http1,
-    http2::Flow,
     hygiene,
     live::{Live, Phase, Shared},
     probes::Recalled,
@@ -223,7 +221,13 @@ pin_project! {
     }
 }
 
-impl<F> http1::Told for AnswerFuture<F> {
+/// Whoever serves a request may be told something on the way to the answer.
+pub trait Told {
+    /// An interim answer, clean, that is to be passed on now.
+    fn told(&self) -> Option<Box<Response<()>>>;
+}
+
+impl<F> Told for AnswerFuture<F> {
     fn told(&self) -> Option<Box<Response<()>>> {
         let context = &self.record.as_ref()?.context;
         let mut interim = context.told()?;
@@ -454,23 +458,17 @@ impl Drop for Record {
     }
 }
 
-/// An answer on its way to its client, and its body; tells its record when the client has it all: over
-/// HTTP/1 when whoever writes it says so, over HTTP/2 when its last part is taken.
+/// An answer on its way to its client, and its body; tells its record when the client has it all, as whoever
+/// writes it says.
 pub struct ClientBody {
     inner: Answered,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
-    /// Its stream's, over HTTP/2.
-    flow: Option<Arc<Flow>>,
 }
 
 impl ClientBody {
     fn new(inner: Answered, record: Option<Record>) -> Self {
-        Self {
-            inner,
-            record,
-            flow: Flow::current(),
-        }
+        Self { inner, record }
     }
 
     /// The answer's head, and the fields of it that are not in its map.
@@ -478,13 +476,12 @@ impl ClientBody {
         (&self.inner, self.inner.body().usual())
     }
 
-    /// The answer as a response whose body this is.
-    pub fn into_response(mut self) -> Response<Self> {
-        let mut response = Response::new(());
-        *response.status_mut() = self.inner.status();
-        std::mem::swap(response.headers_mut(), self.inner.headers_mut());
-        std::mem::swap(response.extensions_mut(), self.inner.extensions_mut());
-        response.map(|()| self)
+    /// The answer's head, of which all fields are in its map.
+    pub fn take_head(&mut self) -> Response<()> {
+        let mut head = Response::new(());
+        *head.status_mut() = self.inner.status();
+        std::mem::swap(head.headers_mut(), self.inner.headers_mut());
+        head
     }
 
     /// All that there is to be written is out.
@@ -519,26 +516,9 @@ impl Body for ClientBody {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if let Some(flow) = &this.flow {
-            flow.asks();
-        }
-        let body = this.inner.body_mut();
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-        if let Some(flow) = &this.flow {
-            flow.offers();
-        }
-        if let Some(record) = &mut this.record {
-            let ends = match &frame {
-                Some(Ok(frame)) => {
-                    record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                    body.is_end_stream()
-                }
-                Some(Err(_)) => false,
-                None => true,
-            };
-            if ends && this.flow.is_some() {
-                record.finish(true, clock::now());
-            }
+        let frame = ready!(Pin::new(this.inner.body_mut()).poll_frame(cx));
+        if let (Some(record), Some(Ok(frame))) = (&mut this.record, &frame) {
+            record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
         }
         Poll::Ready(frame)
     }
@@ -549,17 +529,5 @@ impl Body for ClientBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.body().size_hint()
-    }
-}
-
-impl Drop for ClientBody {
-    fn drop(&mut self) {
-        // Over HTTP/2 nobody says when it is out, nor asks an empty body for its end.
-        if self.flow.is_some()
-            && self.inner.body().is_end_stream()
-            && let Some(record) = &mut self.record
-        {
-            record.finish(true, clock::now());
-        }
     }
 }

@@ -13,19 +13,16 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
-use pin_project_lite::pin_project;
+use http::{HeaderValue, header};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::Notify,
     task::unconstrained,
     time::{Instant as TokioInstant, Sleep},
 };
-use tower::Service;
 
 use super::{
-    ClientBody, Error,
+    Error,
     context::Peer,
     date,
     forwarded::is_trusted,
@@ -34,7 +31,6 @@ use super::{
     io::ClientIo,
     live::{ClientTimeouts, Phase, Shared},
     preamble::{self, Told},
-    received::{Arrived, Received},
     reject,
     request_id::RequestId,
     stack,
@@ -321,7 +317,7 @@ pub async fn serve(
                 let serves = http2::serve(
                     stream,
                     first,
-                    OverHttp2(service),
+                    service,
                     state.clone(),
                     shared,
                     timeouts,
@@ -489,44 +485,6 @@ impl Watch<'_> {
     }
 }
 
-/// A tower service as hyper calls one for HTTP/2. Ours waits with the request in hand, never before, so
-/// that asking whether it is ready would be a future for nothing.
-struct OverHttp2<S>(S);
-
-impl<S: Service<Arrived, Response = ClientBody> + Clone> hyper::service::Service<Request<Incoming>>
-    for OverHttp2<S>
-{
-    type Response = Response<ClientBody>;
-    type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (head, incoming) = request.into_parts();
-        let future = self.0.clone().call(Arrived {
-            head: Box::new(Request::from_parts(head, ())),
-            body: Received::Http2(incoming),
-        });
-        ResponseFuture { future }
-    }
-}
-
-pin_project! {
-    /// The future of [`OverHttp2`].
-    struct ResponseFuture<F> {
-        #[pin]
-        future: F,
-    }
-}
-
-impl<F: Future<Output = Result<ClientBody, E>>, E> Future for ResponseFuture<F> {
-    type Output = Result<Response<ClientBody>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.project().future.poll(cx);
-        answer.map_ok(ClientBody::into_response)
-    }
-}
-
 /// Accounts for a head that never became a request, and writes the answer.
 fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &Error) -> Bytes {
     let live = shared.live();
@@ -544,9 +502,7 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
     // Where the next message would begin, nobody knows.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
-    if let Ok(date) = HeaderValue::from_bytes(&date::now()) {
-        response.headers_mut().insert(header::DATE, date);
-    }
+    date::insert(response.headers_mut());
     let mode = live.config.log.access;
     if observe::log::wants_access(mode, status, rejection.reason) {
         let (_, since) = state.activity();

@@ -129,11 +129,9 @@ impl Context {
         }
     }
 
-    /// Keeps an interim answer for whoever passes it on. (Over HTTP/2 that is nobody.)
+    /// Keeps an interim answer for whoever passes it on.
     pub fn tell(&self, interim: Box<Response<()>>) {
-        if !self.http2 {
-            *lock(&self.told) = Some(interim);
-        }
+        *lock(&self.told) = Some(interim);
     }
 
     /// An interim answer that has not been passed on.

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use http::{HeaderMap, HeaderValue, header};
+
 use crate::clock;
 
 /// Characters of `Sun, 06 Nov 1994 08:49:37 GMT`.
@@ -29,6 +31,15 @@ pub fn now() -> [u8; LENGTH] {
     let _ = write!(&mut text[..], "{date}");
     LAST.set((now, text));
     text
+}
+
+/// Says so where nothing else does.
+pub fn insert(fields: &mut HeaderMap) {
+    if !fields.contains_key(header::DATE)
+        && let Ok(date) = HeaderValue::from_bytes(&now())
+    {
+        fields.insert(header::DATE, date);
+    }
 }
 
 #[cfg(test)]

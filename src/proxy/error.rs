@@ -57,16 +57,12 @@ impl Error {
         }
     }
 
-    /// An error of hyper's from reading a request's body over HTTP/2.
-    pub fn of_body(error: &hyper::Error) -> Self {
-        use std::{error::Error as _, io};
-        let cause = error
-            .source()
-            .and_then(|cause| cause.downcast_ref::<io::Error>());
-        match cause.map(io::Error::kind) {
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Self::Body,
-            Some(_) => Self::BodyCut,
-            None => Self::Body,
+    /// What ends the stream of a request's body over HTTP/2 before its time: the parser, which has found it
+    /// malformed, or the client.
+    pub fn of_stream(error: &h2::Error) -> Self {
+        match error.is_library() {
+            true => Self::Body,
+            false => Self::BodyCut,
         }
     }
 }

@@ -155,7 +155,7 @@ pub fn inbound<B>(
     if unclean {
         clean(request.headers_mut(), trusted);
     }
-    if expects && version == Version::HTTP_11 {
+    if expects && version != Version::HTTP_10 {
         request.extensions_mut().insert(ExpectsContinue);
     }
 
@@ -267,6 +267,35 @@ pub fn is_plain(headers: &HeaderMap) -> bool {
     names.all(|name| matches!(*name, header::HOST | header::CONNECTION) || is_common(name))
 }
 
+/// Whether a request's client waits for a 100.
+pub fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(is_continue)
+}
+
+/// The one expectation that there is, RFC 9110 10.1.1.
+pub fn is_continue(expectation: &HeaderValue) -> bool {
+    expectation.as_bytes().eq_ignore_ascii_case(b"100-continue")
+}
+
+/// Whether a field may come behind a message: nothing that says where it ends, who may see it, or what is for
+/// one hop only, RFC 9110 6.5.1.
+pub fn is_trailer(name: &HeaderName) -> bool {
+    !(is_hop_by_hop(name)
+        || matches!(
+            *name,
+            header::AUTHORIZATION
+                | header::CACHE_CONTROL
+                | header::CONTENT_ENCODING
+                | header::CONTENT_LENGTH
+                | header::CONTENT_RANGE
+                | header::CONTENT_TYPE
+                | header::HOST
+                | header::MAX_FORWARDS
+                | header::SET_COOKIE
+                | header::TRAILER
+        ))
+}
+
 /// What one look at all fields finds; looking up each would cost more.
 #[derive(Debug, Default)]
 struct Survey<'a> {
@@ -344,7 +373,7 @@ impl<'a> Survey<'a> {
     fn expects_continue(&self) -> Result<bool, BadHead> {
         match &self.expectation {
             Found::None => Ok(false),
-            Found::One(one) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+            Found::One(one) if is_continue(one) => Ok(true),
             _ => Err(BadHead::Expectation),
         }
     }

@@ -58,7 +58,7 @@ use crate::admission::AdmissionLayer;
 pub fn stack(
     shared: &Arc<Shared>,
     peer: Peer,
-) -> impl Service<Arrived, Response = ClientBody, Error = Infallible, Future: Send + http1::Told>
+) -> impl Service<Arrived, Response = ClientBody, Error = Infallible, Future: Send + answer::Told>
 + Clone
 + Send
 + 'static

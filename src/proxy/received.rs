@@ -1,16 +1,11 @@
 //! A request's body as its client sends it, whatever version of HTTP it speaks.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::Request;
-use http_body::Body as _;
-use hyper::body::Incoming;
 
-use super::{Error, http1::Coming};
+use super::{Error, http1::Coming, http2::Incoming};
 
 /// A request as it has come. Its head is in a box from the beginning: it changes hands often.
 #[derive(Debug)]
@@ -39,8 +34,7 @@ impl Received {
     pub fn is_none(&self) -> bool {
         match self {
             Self::None => true,
-            Self::Whole(_) | Self::Http1(_) => false,
-            Self::Http2(incoming) => incoming.is_end_stream(),
+            Self::Whole(_) | Self::Http1(_) | Self::Http2(_) => false,
         }
     }
 
@@ -50,7 +44,7 @@ impl Received {
             Self::None => Some(0),
             Self::Whole(bytes) => Some(bytes.len() as u64),
             Self::Http1(coming) => coming.declared(),
-            Self::Http2(incoming) => incoming.size_hint().exact(),
+            Self::Http2(incoming) => incoming.declared(),
         }
     }
 
@@ -63,18 +57,7 @@ impl Received {
                 _ => Poll::Ready(None),
             },
             Self::Http1(coming) => coming.poll_next(cx),
-            Self::Http2(incoming) => loop {
-                let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                match frame.transpose() {
-                    Ok(None) => return Poll::Ready(None),
-                    Ok(Some(frame)) => {
-                        if let Ok(bytes) = frame.into_data() {
-                            return Poll::Ready(Some(Ok(bytes)));
-                        }
-                    }
-                    Err(error) => return Poll::Ready(Some(Err(Error::of_body(&error)))),
-                }
-            },
+            Self::Http2(incoming) => incoming.poll_next(cx),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod client;
 pub mod dice;
 pub mod frames;
+pub mod http2;
 pub mod raw;
 pub mod servers;
 pub mod venv;

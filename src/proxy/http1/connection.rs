@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 use tower::Service;
@@ -23,6 +23,7 @@ use crate::{
     clock,
     proxy::{
         ClientBody,
+        answer::Told,
         guard::{self, Head},
         hygiene::BadHead,
         io::{Came, ClientIo},
@@ -64,12 +65,6 @@ pub struct Connection<S: Service<Arrived>> {
     spare: Option<Box<Request<()>>>,
     /// What ends the connection once the answer is out.
     end: Option<End>,
-}
-
-/// Whoever serves a request may be told something on the way to the answer.
-pub trait Told {
-    /// An interim answer, clean, that is to be passed on now.
-    fn told(&self) -> Option<Box<Response<()>>>;
 }
 
 /// How a connection has come to its end.

@@ -15,5 +15,5 @@ mod response;
 pub use self::request::parse;
 pub use self::{
     body::Coming,
-    connection::{Connection, End, Told},
+    connection::{Connection, End},
 };

@@ -8,7 +8,7 @@ use crate::{
     backend::has_member,
     proxy::{
         guard::{Field, Head},
-        hygiene::BadHead,
+        hygiene::{BadHead, is_continue},
     },
 };
 
@@ -57,7 +57,7 @@ pub fn parse(
                 closes |= has_member(value.as_bytes(), b"close");
                 keeps |= has_member(value.as_bytes(), b"keep-alive");
             }
-            header::EXPECT => expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
+            header::EXPECT => expects = is_continue(&value),
             header::TE => trailers |= has_member(value.as_bytes(), b"trailers"),
             _ => {}
         }

@@ -9,7 +9,7 @@ use hyper::ext::ReasonPhrase;
 
 use crate::{
     backend::{self, Usual, can_have_body, members},
-    proxy::date,
+    proxy::{date, hygiene::is_trailer},
 };
 
 /// Room for an ordinary head: one allocation.
@@ -292,25 +292,6 @@ fn status_line<B>(response: &Response<B>, asked: Asked, out: &mut Vec<u8>) {
         None => status.canonical_reason().unwrap_or("<none>").as_bytes(),
     });
     out.extend_from_slice(b"\r\n");
-}
-
-/// Nothing that says where the message ends or who may see it: RFC 9110 6.5.1.
-fn is_trailer(name: &HeaderName) -> bool {
-    !matches!(
-        *name,
-        header::AUTHORIZATION
-            | header::CACHE_CONTROL
-            | header::CONTENT_ENCODING
-            | header::CONTENT_LENGTH
-            | header::CONTENT_RANGE
-            | header::CONTENT_TYPE
-            | header::HOST
-            | header::MAX_FORWARDS
-            | header::SET_COOKIE
-            | header::TE
-            | header::TRAILER
-            | header::TRANSFER_ENCODING
-    )
 }
 
 fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {

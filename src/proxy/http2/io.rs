@@ -1,12 +1,15 @@
-//! An HTTP/2 client's socket, watched: whether it owes the rest of a head, and whether a write makes
-//! progress.
+//! An HTTP/2 client's socket, watched: whether it owes the rest of a head, when it was heard last, and whether a
+//! write makes progress.
 
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,6 +24,42 @@ use crate::{
     },
 };
 
+/// What is known of the socket by those who do not have it.
+#[derive(Debug)]
+pub struct Line {
+    opened: Instant,
+    /// When something was last read, milliseconds after `opened`.
+    heard: AtomicU64,
+    /// The client does not take what is written.
+    stalled: AtomicBool,
+}
+
+impl Line {
+    pub fn new(opened: Instant) -> Self {
+        Self {
+            opened,
+            heard: AtomicU64::new(0),
+            stalled: AtomicBool::new(false),
+        }
+    }
+
+    /// The client has said something.
+    pub fn hear(&self, now: Instant) {
+        let age = now.saturating_duration_since(self.opened);
+        self.heard.store(age.as_millis() as u64, Relaxed);
+    }
+
+    /// When it last did.
+    pub fn heard(&self) -> Instant {
+        self.opened + Duration::from_millis(self.heard.load(Relaxed))
+    }
+
+    /// Whether the client does not take what is written.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+}
+
 /// See the module's documentation.
 pub struct Http2Io {
     stream: Stream,
@@ -28,19 +67,37 @@ pub struct Http2Io {
     first: Bytes,
     frames: Frames,
     state: Arc<State>,
+    line: Arc<Line>,
     stall: Stall,
 }
 
 impl Http2Io {
-    pub fn new(stream: Stream, first: Bytes, state: Arc<State>, write_timeout: Duration) -> Self {
+    pub fn new(
+        stream: Stream,
+        first: Bytes,
+        state: Arc<State>,
+        line: Arc<Line>,
+        write_timeout: Duration,
+    ) -> Self {
         state.owes(true, true);
         Self {
             stream,
             first,
             frames: Frames::new(),
             state,
+            line,
             stall: Stall::new(write_timeout),
         }
+    }
+
+    /// A write had this result.
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.line.stalled.store(result.is_pending(), Relaxed);
+        self.stall.watch(cx, result)
     }
 }
 
@@ -55,6 +112,7 @@ impl AsyncRead for Http2Io {
         if !take_ahead(&mut this.first, buf) {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         }
+        this.line.hear(crate::clock::now());
         let ended = this.frames.advance(&buf.filled()[before..]);
         this.state.owes(this.frames.owes(), ended);
         Poll::Ready(Ok(()))
@@ -69,7 +127,7 @@ impl AsyncWrite for Http2Io {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.stall.watch(cx, result)
+        this.wrote(cx, result)
     }
 
     fn poll_write_vectored(
@@ -79,7 +137,7 @@ impl AsyncWrite for Http2Io {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.stall.watch(cx, result)
+        this.wrote(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
