@@ -357,18 +357,41 @@ fn over_http_2_who_does_not_wait_for_a_100_or_would_wait_in_vain_gets_none() {
     nothing_is_left(&gate);
 }
 
-/// A client that takes none costs what its socket holds, and gets whole ones and its answers in the end.
+#[test]
+fn over_http_2_many_of_them_come_all_and_in_order() {
+    let backend = Raw::answering(|_| many(200).into_bytes());
+    let gate = Tidegate::to(backend.address()).start();
+    run(async {
+        let mut client = connect(gate.address()).await;
+        let asked = request("GET", "/").body(()).expect("a request");
+        let (mut response, _) = client.send_request(asked, true).expect("a stream");
+        for n in 0..200 {
+            let next = interim(&mut response).await.expect("hints");
+            assert_eq!(next.headers()["link"], link(n));
+        }
+        assert!(interim(&mut response).await.is_none());
+        assert_eq!(response.await.expect("an answer").status(), 200);
+    });
+    nothing_is_left(&gate);
+}
+
+/// A link of a kilobyte: each is another, and of what HPACK does not make smaller.
+fn link(n: usize) -> String {
+    format!("<{n:|>1000}>")
+}
+
+/// An answer behind so many hints.
+fn many(hints: usize) -> String {
+    let hint = |n| format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", link(n));
+    let hints: String = (0..hints).map(hint).collect();
+    format!("{hints}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+}
+
+/// A client that takes none costs a bounded buffer, and gets whole ones and its answers in the end.
 #[test]
 fn over_http_2_who_does_not_read_them_costs_little() {
     const STREAMS: u32 = 100;
-    let backend = Raw::start(|mut conn| {
-        while conn.request().is_some() {
-            let link = "x".repeat(1000);
-            let hints = format!("HTTP/1.1 103 Early Hints\r\nLink: <{link}>\r\n\r\n");
-            conn.send(hints.repeat(480));
-            conn.ok("done");
-        }
-    });
+    let backend = Raw::answering(|_| many(480).into_bytes());
     let gate = Tidegate::to(backend.address()).limit(100).start();
     assert_eq!(gate.get("/").text(), "done");
     let (before, _) = memory(gate.pid());

@@ -92,7 +92,10 @@ where
                     self.http = Http::Serving(connection, pings);
                 }
                 Http::Serving(connection, _) => {
-                    let next = std::task::ready!(connection.poll_accept(cx));
+                    let Poll::Ready(next) = connection.poll_accept(cx) else {
+                        self.line.wrote_all();
+                        return Poll::Pending;
+                    };
                     let Some(Ok((request, respond))) = next else {
                         return Poll::Ready(());
                     };

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// What lies ready of interim answers for a client that does not take them, bytes; more is thrown away.
+const INTERIM_MAX: usize = 256 * 1024;
+
 /// What is known of the socket by those who do not have it.
 #[derive(Debug)]
 pub struct Line {
@@ -32,6 +35,8 @@ pub struct Line {
     heard: AtomicU64,
     /// The client does not take what is written.
     stalled: AtomicBool,
+    /// Bytes of interim answers since everything was last out.
+    interim: AtomicUsize,
 }
 
 impl Line {
@@ -40,6 +45,7 @@ impl Line {
             opened,
             heard: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
+            interim: AtomicUsize::new(0),
         }
     }
 
@@ -54,9 +60,20 @@ impl Line {
         self.opened + Duration::from_millis(self.heard.load(Relaxed))
     }
 
-    /// Whether the client does not take what is written.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled.load(Relaxed)
+    /// Whether an interim answer of so many bytes may be written.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let waiting = self.interim.load(Relaxed);
+        if waiting < INTERIM_MAX {
+            self.interim.store(waiting + bytes, Relaxed);
+        }
+        waiting < INTERIM_MAX
+    }
+
+    /// The parser has written all that it could.
+    pub fn wrote_all(&self) {
+        if !self.stalled.load(Relaxed) {
+            self.interim.store(0, Relaxed);
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use pin_project_lite::pin_project;
 use tower::Service;
 
@@ -142,8 +142,7 @@ where
 }
 
 /// Invites the client to send its body, if somebody waits for it, and passes on what the backend has said:
-/// RFC 9110 15.2. A 100 of whose client has asked for one is not the backend's, which was not asked. A client
-/// that does not read what it is sent costs no more than what has been sent.
+/// RFC 9110 15.2. A 100 of whose client has asked for one is not the backend's, which was not asked.
 fn pass_on(
     respond: &mut SendResponse<Bytes>,
     asked: &mut Asked,
@@ -162,8 +161,15 @@ fn pass_on(
     }
     if let Some(interim) = told
         && !(asked.expects && interim.status() == StatusCode::CONTINUE)
-        && !line.is_stalled()
+        && line.has_room(size(&interim))
     {
         let _ = respond.send_informational(*interim);
     }
+}
+
+/// What an interim answer costs, about, until it is sent: RFC 9113 6.5.2.
+fn size(interim: &Response<()>) -> usize {
+    let fields = interim.headers().iter();
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+    fields.map(field).sum()
 }
