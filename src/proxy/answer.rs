@@ -484,6 +484,12 @@ impl ClientBody {
         head
     }
 
+    /// The field that has the request's id.
+    pub fn id_name(&self) -> Option<&HeaderName> {
+        let record = self.record.as_ref()?;
+        record.context.live.request_id.as_ref()
+    }
+
     /// All that there is to be written is out.
     pub fn finish(&mut self, now: Instant) {
         if let Some(record) = &mut self.record {
