@@ -22,7 +22,7 @@ use tidegate::{
         Discipline, Limiter, Permit, Reason, Refusal,
     },
     clock,
-    control::Outcome,
+    control::{Outcome, Readings},
 };
 use tokio::{
     sync::Semaphore,
@@ -399,6 +399,27 @@ async fn under_a_standing_queue_waits_are_short_and_refusals_quick() {
     // Whoever is overtaken all the same is neither kept for nothing nor answered late.
     assert!(percentile(refusals(), 99) <= 150 * MS, "{figures}");
     assert!(waits().max() <= Some(250 * MS), "{:?}", waits().max());
+}
+
+/// Who waits inside the backend is at hand for a worker, and the queue in front need not be as long.
+#[tokio::test(start_paused = true)]
+async fn what_waits_inside_the_backend_need_not_wait_in_front() {
+    let run = async |slots: Option<u32>| {
+        let limiter = limiter(fixed(3).max_wait(500 * MS));
+        limiter.lanes()[0].set_readings(Readings {
+            slots,
+            ..Readings::default()
+        });
+        open_loop(&limiter, 2, 60.0, Duration::from_secs(5)).await; // It learns the service time.
+        let fates = open_loop(&limiter, 2, 160.0, Duration::from_secs(60)).await;
+        let waits = || fates.iter().filter(|f| f.1.is_ok()).map(|f| f.0);
+        let (p50, p99) = (percentile(waits(), 50), percentile(waits(), 99));
+        (waits().count(), p50, p99)
+    };
+    let (unknown, known) = (run(None).await, run(Some(2)).await);
+    let figures = format!("(passed, p50, p99): {unknown:?}, with known slots {known:?}");
+    assert!(known.0 >= 60 * 95, "of 100 a second: {figures}");
+    assert!(known.1 <= unknown.1 && known.2 < unknown.2, "{figures}");
 }
 
 /// One who has been overtaken waits on while those who come leave something.

@@ -150,7 +150,7 @@ scenarios! {
     ],
     mixed_known: "mixed-known" => [
         Goodput(0, 0.95, 0.91),
-        Goodput(1, 0.95, 0.94),
+        Goodput(1, 0.95, 0.92),
     ],
     sixteen_workers: "sixteen-workers" => [
         Goodput(0, 0.82, 0.76),

@@ -233,6 +233,7 @@ impl Limiter {
             if let Some(service_time) = service_time {
                 state.set_service_time(service_time);
             }
+            state.set_slots(lane.id, readings.slots);
             if limit != usage.limit {
                 state.set_limit(lane.id, limit, now, out);
             }

@@ -25,9 +25,6 @@ pub trait AskFor<R> {
     fn now(&self, _request: &R) -> Instant {
         clock::now()
     }
-
-    /// It has been refused, and goes no further.
-    fn refused(&self, _request: R) {}
 }
 
 impl<R, F: Fn(&R) -> Ask> AskFor<R> for F {
@@ -93,11 +90,11 @@ impl<S, A> Admission<S, A> {
 impl<R, S, A> Service<R> for Admission<S, A>
 where
     S: Service<Admitted<R>> + Clone,
-    A: AskFor<R> + Clone,
+    A: AskFor<R>,
 {
     type Response = S::Response;
     type Error = AdmissionError<S::Error>;
-    type Future = AdmissionFuture<S, A, R>;
+    type Future = AdmissionFuture<S, R>;
 
     /// The inner service's readiness. Reserves nothing: see the module's documentation.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -113,7 +110,7 @@ where
             .acquire_at(self.ask.ask(&request), self.ask.now(&request));
         AdmissionFuture::Waiting {
             acquire,
-            request: Some((inner, self.ask.clone(), request)),
+            request: Some((inner, request)),
         }
     }
 }
@@ -121,15 +118,15 @@ where
 pin_project! {
     /// The future of [`Admission`].
     #[project = Project]
-    pub enum AdmissionFuture<S: Service<Admitted<R>>, A, R> {
+    pub enum AdmissionFuture<S: Service<Admitted<R>>, R> {
         /// At the gate.
-        Waiting { acquire: Acquire, request: Option<(S, A, R)> },
+        Waiting { acquire: Acquire, request: Option<(S, R)> },
         /// Past it.
         Serving { #[pin] future: S::Future },
     }
 }
 
-impl<S: Service<Admitted<R>>, A, R> fmt::Debug for AdmissionFuture<S, A, R> {
+impl<S: Service<Admitted<R>>, R> fmt::Debug for AdmissionFuture<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Waiting { .. } => "AdmissionFuture::Waiting",
@@ -138,23 +135,17 @@ impl<S: Service<Admitted<R>>, A, R> fmt::Debug for AdmissionFuture<S, A, R> {
     }
 }
 
-impl<S: Service<Admitted<R>>, A: AskFor<R>, R> Future for AdmissionFuture<S, A, R> {
+impl<S: Service<Admitted<R>>, R> Future for AdmissionFuture<S, R> {
     type Output = Result<S::Response, AdmissionError<S::Error>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
                 Project::Waiting { acquire, request } => {
-                    let acquired = ready!(Pin::new(acquire).poll(cx));
-                    let Some((mut inner, ask, request)) = request.take() else {
+                    let permit =
+                        ready!(Pin::new(acquire).poll(cx)).map_err(AdmissionError::Refused)?;
+                    let Some((mut inner, request)) = request.take() else {
                         return Poll::Pending;
-                    };
-                    let permit = match acquired {
-                        Ok(permit) => permit,
-                        Err(refusal) => {
-                            ask.refused(request);
-                            return Poll::Ready(Err(AdmissionError::Refused(refusal)));
-                        }
                     };
                     let future = inner.call(Admitted { request, permit });
                     self.set(Self::Serving { future });

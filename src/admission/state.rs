@@ -292,7 +292,8 @@ impl State {
     pub fn release(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         let limit = self.lanes.limit();
-        self.pace.note_release(self.excess(), limit, now);
+        let inside = self.lanes.waiting_inside();
+        self.pace.note_release(self.excess(), inside, limit, now);
         self.put_back(lane, cap, now, out);
     }
 
@@ -346,6 +347,11 @@ impl State {
     /// The backend's unloaded time for a request, from the control law.
     pub fn set_service_time(&mut self, service_time: Duration) {
         self.pace.set_service_time(service_time);
+    }
+
+    /// How many requests a lane's endpoint works on at once, if it is known.
+    pub fn set_slots(&mut self, lane: LaneId, slots: Option<u32>) {
+        self.lanes.set_slots(lane, slots);
     }
 
     /// Refuses new requests (`true`) or takes them again. Who waits already is served.
@@ -552,7 +558,8 @@ impl State {
     }
 
     fn standing_wait(&self) -> Duration {
-        let offer = self.pace.standing_wait(self.lanes.limit());
+        let (limit, inside) = (self.lanes.limit(), self.lanes.places_inside());
+        let offer = self.pace.standing_wait(limit, inside);
         offer.min(self.settings.max_wait)
     }
 

@@ -165,8 +165,7 @@ impl ResponseBody {
         self
     }
 
-    /// With these fields, and what is left of the request.
-    pub fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
+    pub(super) fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
         self.usual = usual;
         self.spent = spent;
         self

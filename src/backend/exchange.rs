@@ -10,7 +10,7 @@ use std::{
 use super::{
     Answered, Endpoint, Error, RequestBody, ResponseBody,
     body::Parts,
-    codec::{Added, Head},
+    codec::{Head, Lines},
     connect::dial,
     flight::Flight,
     link::{Link, NoHead},
@@ -95,7 +95,7 @@ pub struct Delivery<'a> {
     /// Those of the runtime.
     pub timers: &'a Timers,
     /// Fields beside those in the request's map. HTTP alone knows them: with uwsgi there are none.
-    pub added: &'a dyn Added,
+    pub added: &'a Lines,
 }
 
 /// An exchange that brought no response.
@@ -146,7 +146,7 @@ pub fn exchange<L: Lease>(
         let backend = &delivery.config.backend;
         let endpoint = &delivery.endpoint;
         let mut may_reuse = endpoint.keeps_connections(backend);
-        let suspect = endpoint.suspect(&request, delivery.added.size());
+        let suspect = endpoint.suspect(&request, delivery.added);
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let (mut flight, head) = loop {
             let replayable = is_replayable(&request, &body);
@@ -262,13 +262,9 @@ async fn open(
             return Ok(link);
         }
     }
-    let endpoint = &delivery.endpoint;
-    let stream = match endpoint.connect_at_once() {
-        Some(connected) => connected?,
-        // Boxed: it would be the largest part of every request's future.
-        None => Box::pin(dial(&endpoint.address, backend.connect_timeout)).await?,
-    };
-    Ok(Link::new(stream, endpoint.take_buffer()))
+    // Boxed: it would be the largest part of every request's future, and most are past it at once.
+    let stream = Box::pin(dial(&delivery.endpoint.address, backend.connect_timeout));
+    Ok(Link::new(stream.await?))
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get

@@ -24,10 +24,7 @@ pub mod uwsgi;
 
 pub use self::{
     body::{Answered, RequestBody, ResponseBody},
-    codec::{
-        Added, Lines, Malformed, Size, Usual, can_have_body, empty, has_member, length, line,
-        members,
-    },
+    codec::{Lines, Malformed, Usual, can_have_body, has_member, length, members},
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

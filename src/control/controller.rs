@@ -275,7 +275,7 @@ impl Controller {
         }
         let workers = self.readings.slots;
         self.look(now, usage, readings);
-        if bound_by == BoundBy::Workers
+        if matches!(bound_by, BoundBy::Workers | BoundBy::AcceptQueue)
             && let (Some(before), Some(slots)) = (workers, readings.slots)
             && slots > before
         {

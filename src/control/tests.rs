@@ -224,6 +224,25 @@ fn the_lowest_ceiling_is_named() {
     assert_eq!(bench.controller.limit(), 4);
 }
 
+/// What was seen of the accept queue is of the workers that there were before.
+#[test]
+fn more_workers_are_used_at_once_though_the_accept_queue_was_seen() {
+    let mut bench = Bench::new(Settings {
+        initial: 4,
+        ..settings()
+    });
+    bench.readings.slots = Some(3);
+    bench.run(1.0);
+    bench.latency = 0.07;
+    bench.readings.accept_queue = Some(1);
+    bench.run(2.0);
+    assert_eq!(bench.controller.limit(), 4);
+    bench.readings.slots = Some(6);
+    bench.readings.accept_queue = Some(0);
+    bench.run(0.2);
+    assert_eq!(bench.controller.limit(), 7, "before a window closes");
+}
+
 #[test]
 fn shadows_follow_the_settings_and_leave_the_limit_alone() {
     let shadow = vec![

@@ -385,6 +385,7 @@ impl Engine<'_> {
         if let Some(time) = law.baseline().or(law.service_time()) {
             self.state.set_service_time(time);
         }
+        self.state.set_slots(at as LaneId, self.setup.slots);
         let limit = law.limit();
         if limit != usage.limit {
             self.state

@@ -607,6 +607,7 @@ impl<'a> Engine<'a> {
         if let Some(service_time) = law.service_time() {
             state.set_service_time(service_time);
         }
+        state.set_slots(LANE, readings.slots);
         let limit = law.limit();
         if let Some(decision) = decision {
             *bound_by = Some(decision.bound_by);

@@ -11,6 +11,8 @@ struct Lane {
     id: LaneId,
     limit: u32,
     in_flight: u32,
+    /// Requests that the endpoint works on at once, where that is known.
+    slots: Option<u32>,
     /// Not preferred while its endpoint does not answer.
     healthy: bool,
     /// No new permits; the lane goes when the last is back.
@@ -21,6 +23,11 @@ struct Lane {
 impl Lane {
     fn has_room(&self) -> bool {
         !self.retired && self.in_flight < self.limit
+    }
+
+    /// How many wait inside the endpoint for a worker, if that is known.
+    fn waiting_inside(&self) -> Option<usize> {
+        Some(self.in_flight.saturating_sub(self.slots?) as usize)
     }
 
     fn load(&self) -> f64 {
@@ -45,6 +52,7 @@ impl Lanes {
             id,
             limit,
             in_flight: 0,
+            slots: None,
             healthy: true,
             retired: false,
             usage: LaneUsage::default(),
@@ -62,6 +70,12 @@ impl Lanes {
     pub(super) fn set_limit(&mut self, id: LaneId, limit: u32) {
         if let Some(lane) = self.find(id) {
             lane.limit = limit;
+        }
+    }
+
+    pub(super) fn set_slots(&mut self, id: LaneId, slots: Option<u32>) {
+        if let Some(lane) = self.find(id) {
+            lane.slots = slots;
         }
     }
 
@@ -116,6 +130,20 @@ impl Lanes {
     pub(super) fn limit(&self) -> u32 {
         let open = self.lanes.iter().filter(|lane| !lane.retired);
         sum(open.map(|lane| lane.limit))
+    }
+
+    /// What is in flight beyond the slots, lane by lane, if they are known of all.
+    pub(super) fn waiting_inside(&self) -> Option<usize> {
+        self.lanes.iter().map(Lane::waiting_inside).sum()
+    }
+
+    /// How many the limits allow to wait inside the endpoints; none where their slots are not known.
+    pub(super) fn places_inside(&self) -> u32 {
+        let open = self.lanes.iter().filter(|lane| !lane.retired);
+        sum(open.map(|lane| {
+            lane.slots
+                .map_or(0, |slots| lane.limit.saturating_sub(slots))
+        }))
     }
 
     /// What is in flight beyond the limits, lane by lane.

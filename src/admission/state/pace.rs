@@ -16,6 +16,9 @@ const STANDING_UP: f64 = 0.5;
 /// unit. With few places one in fifty waits for work, and only until the next arrival: about 1 % of the
 /// throughput. A long queue that never empties is soon a short one.
 const STANDING_DOWN: f64 = 0.01;
+/// The same where the backend's slots are known, so that what waits inside of it is counted as well, and nobody is
+/// thought to be idle who is not: one in a hundred has to wait for work.
+const STANDING_DOWN_KNOWN: f64 = 0.005;
 /// A queue that has not been empty for this many service times may be a standing one...
 const STANDING_AFTER: f64 = 2.5;
 /// ... and at least this long...
@@ -52,11 +55,6 @@ const CROWDED_OVER: f64 = 0.5;
 /// service time, and at least so many intervals.
 const CROWDED_STILL: f64 = 1.25;
 const STRETCH_INTERVALS: f64 = 4.0;
-
-/// So many seconds, to the nanosecond: `from_secs_f64` calculates with 128 bits, and each arrival asks.
-fn seconds(seconds: f64) -> Duration {
-    Duration::from_nanos((seconds * 1e9 + 0.5) as u64)
-}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -141,7 +139,7 @@ impl Pace {
 
     /// The time until so many have been worked off, at the pace of late; zero while it is unknown.
     pub(super) fn wait_behind(&self, ahead: usize) -> Duration {
-        seconds(ahead as f64 * self.interval())
+        Duration::from_secs_f64(ahead as f64 * self.interval())
     }
 
     /// How many can be worked off within this time, at the pace of late; no bound while that is
@@ -204,13 +202,21 @@ impl Pace {
     }
 
     /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
-    /// that most do. `limit` as in [`standing_wait`](Self::standing_wait).
-    pub(super) fn note_release(&mut self, waiting: usize, limit: u32, now: Instant) {
+    /// that most do. A worker also finds those who wait `inside` the backend, if it is known how many. `limit`
+    /// as in [`standing_wait`](Self::standing_wait).
+    pub(super) fn note_release(
+        &mut self,
+        waiting: usize,
+        inside: Option<usize>,
+        limit: u32,
+        now: Instant,
+    ) {
         if self.is_standing(now) {
             let root = f64::from(limit.max(1)).sqrt();
-            let step = match waiting {
+            let down = inside.map_or(STANDING_DOWN, |_| STANDING_DOWN_KNOWN);
+            let step = match waiting + inside.unwrap_or(0) {
                 0 => STANDING_UP,
-                n => -STANDING_DOWN * (n as f64 / root).min(10.0),
+                n => -down * (n as f64 / root).min(10.0),
             };
             self.places = (self.places + step / root).clamp(0.0, STANDING_PLACES_MOST);
         }
@@ -297,9 +303,11 @@ impl Pace {
         STANDING_LATE_MIN.max(self.service_time.mul_f64(2.0 * STANDING_AFTER))
     }
 
-    /// The wait that is worth offering under a standing queue, with this limit.
-    pub(super) fn standing_wait(&self, limit: u32) -> Duration {
-        let places = self.places * f64::from(limit.max(1)).sqrt();
-        seconds(places * self.interval()).max(STANDING_WAIT_MIN)
+    /// The wait that is worth offering under a standing queue, with this limit, of which so many wait `inside` the
+    /// backend.
+    pub(super) fn standing_wait(&self, limit: u32, inside: u32) -> Duration {
+        let places = self.places * f64::from(limit.max(1)).sqrt() - f64::from(inside);
+        let places = places.max(0.0);
+        Duration::from_secs_f64(places * self.interval()).max(STANDING_WAIT_MIN)
     }
 }

@@ -48,7 +48,12 @@ impl Ceilings {
         mean_in_flight: f64,
         resources: &Resources,
     ) {
-        self.slots = readings.slots.filter(|&slots| slots > 0);
+        let slots = readings.slots.filter(|&slots| slots > 0);
+        if self.slots.is_some_and(|before| slots > Some(before)) {
+            // It shows what those did that there were before.
+            self.accept = Accept::default();
+        }
+        self.slots = slots;
         self.accept
             .note(now, readings.accept_queue, usage.in_flight);
         let cpu = readings.cpu.filter(|_| resources.cpu);
