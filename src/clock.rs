@@ -2,6 +2,7 @@
 //! and simulated without one.
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     task::Poll,
@@ -12,6 +13,8 @@ use tokio::time::Sleep;
 
 /// Nobody wakes up so late who runs at all.
 const OVERSLEPT: Duration = Duration::from_millis(100);
+/// A look at the wall clock is good for so long: another costs more than to add to it what has passed since.
+const WALL_FRESH: Duration = Duration::from_millis(10);
 /// The most that is given to others for the time in which this process did not run.
 const MADE_UP_MAX: Duration = Duration::from_secs(10);
 
@@ -60,6 +63,29 @@ pub fn thread_cpu() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
+thread_local! {
+    /// The last look at both clocks.
+    static WALL: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+}
+
+/// What the wall clock said at that time, which was just now, since the Unix epoch.
+pub fn wall(at: Instant) -> Duration {
+    let looked = WALL.get().filter(|&(seen, _)| {
+        let (early, late) = if at < seen { (at, seen) } else { (seen, at) };
+        late.saturating_duration_since(early) < WALL_FRESH
+    });
+    let (seen, wall) = looked.unwrap_or_else(|| {
+        let look = (now(), since_epoch());
+        WALL.set(Some(look));
+        look
+    });
+    if at < seen {
+        wall.saturating_sub(seen.saturating_duration_since(at))
+    } else {
+        wall + at.saturating_duration_since(seen)
+    }
+}
+
 /// The wall clock, since the Unix epoch. For log lines, headers and metrics that name a date;
 /// never for a duration.
 #[allow(clippy::disallowed_methods)]
@@ -67,4 +93,24 @@ pub fn since_epoch() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_go_at_the_same_pace() {
+        let start = now();
+        let wall_at_start = wall(start);
+        assert!(since_epoch().abs_diff(wall_at_start) < Duration::from_secs(60));
+        for millis in [0, 1, 9, 11, 500] {
+            let later = Duration::from_millis(millis);
+            let told = wall(start + later).saturating_sub(wall_at_start);
+            // A look in between may find that somebody has set the clock.
+            assert!(told.abs_diff(later) < Duration::from_secs(60), "{told:?}");
+            let before = wall(start).saturating_sub(wall_at_start);
+            assert!(before < Duration::from_secs(60), "{before:?}");
+        }
+    }
 }

@@ -25,6 +25,9 @@ pub trait AskFor<R> {
     fn now(&self, _request: &R) -> Instant {
         clock::now()
     }
+
+    /// It has been refused, and goes no further.
+    fn refused(&self, _request: R) {}
 }
 
 impl<R, F: Fn(&R) -> Ask> AskFor<R> for F {
@@ -90,11 +93,11 @@ impl<S, A> Admission<S, A> {
 impl<R, S, A> Service<R> for Admission<S, A>
 where
     S: Service<Admitted<R>> + Clone,
-    A: AskFor<R>,
+    A: AskFor<R> + Clone,
 {
     type Response = S::Response;
     type Error = AdmissionError<S::Error>;
-    type Future = AdmissionFuture<S, R>;
+    type Future = AdmissionFuture<S, A, R>;
 
     /// The inner service's readiness. Reserves nothing: see the module's documentation.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -110,7 +113,7 @@ where
             .acquire_at(self.ask.ask(&request), self.ask.now(&request));
         AdmissionFuture::Waiting {
             acquire,
-            request: Some((inner, request)),
+            request: Some((inner, self.ask.clone(), request)),
         }
     }
 }
@@ -118,15 +121,15 @@ where
 pin_project! {
     /// The future of [`Admission`].
     #[project = Project]
-    pub enum AdmissionFuture<S: Service<Admitted<R>>, R> {
+    pub enum AdmissionFuture<S: Service<Admitted<R>>, A, R> {
         /// At the gate.
-        Waiting { acquire: Acquire, request: Option<(S, R)> },
+        Waiting { acquire: Acquire, request: Option<(S, A, R)> },
         /// Past it.
         Serving { #[pin] future: S::Future },
     }
 }
 
-impl<S: Service<Admitted<R>>, R> fmt::Debug for AdmissionFuture<S, R> {
+impl<S: Service<Admitted<R>>, A, R> fmt::Debug for AdmissionFuture<S, A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Waiting { .. } => "AdmissionFuture::Waiting",
@@ -135,17 +138,23 @@ impl<S: Service<Admitted<R>>, R> fmt::Debug for AdmissionFuture<S, R> {
     }
 }
 
-impl<S: Service<Admitted<R>>, R> Future for AdmissionFuture<S, R> {
+impl<S: Service<Admitted<R>>, A: AskFor<R>, R> Future for AdmissionFuture<S, A, R> {
     type Output = Result<S::Response, AdmissionError<S::Error>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match self.as_mut().project() {
                 Project::Waiting { acquire, request } => {
-                    let permit =
-                        ready!(Pin::new(acquire).poll(cx)).map_err(AdmissionError::Refused)?;
-                    let Some((mut inner, request)) = request.take() else {
+                    let acquired = ready!(Pin::new(acquire).poll(cx));
+                    let Some((mut inner, ask, request)) = request.take() else {
                         return Poll::Pending;
+                    };
+                    let permit = match acquired {
+                        Ok(permit) => permit,
+                        Err(refusal) => {
+                            ask.refused(request);
+                            return Poll::Ready(Err(AdmissionError::Refused(refusal)));
+                        }
                     };
                     let future = inner.call(Admitted { request, permit });
                     self.set(Self::Serving { future });

@@ -165,7 +165,8 @@ impl ResponseBody {
         self
     }
 
-    pub(super) fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
+    /// With these fields, and what is left of the request.
+    pub fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
         self.usual = usual;
         self.spent = spent;
         self

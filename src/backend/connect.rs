@@ -2,8 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
-    path::Path,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -102,6 +101,47 @@ impl Stream {
     }
 }
 
+/// An address on this machine, whither a connection is there at once.
+#[derive(Debug)]
+pub(super) enum Local {
+    Tcp(SocketAddr),
+    Unix(SocketAddrUnix),
+}
+
+impl Local {
+    /// The address, if it is one.
+    pub(super) fn of(address: &Address) -> Option<Self> {
+        match address {
+            Address::Tcp { host, port } => {
+                let ip: IpAddr = host.parse().ok()?;
+                ip.is_loopback().then(|| Self::Tcp((ip, *port).into()))
+            }
+            Address::Unix(path) => SocketAddrUnix::new(path).ok().map(Self::Unix),
+            Address::Fd(_) => None,
+        }
+    }
+
+    /// Connects without waiting for anything: `None` if that would be necessary.
+    pub(super) fn connect(&self) -> Option<Result<Stream, Error>> {
+        let connected = match self {
+            Self::Tcp(address) => match begin_tcp(*address) {
+                Ok((stream, true)) => Ok(Stream::Tcp(stream)),
+                Ok((_, false)) => return None,
+                Err(error) => Err(error),
+            },
+            Self::Unix(address) => connect_unix(address).map(Stream::Unix),
+        };
+        match connected {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                None
+            }
+            connected => Some(connected.map_err(Error::Connect)),
+        }
+    }
+}
+
 /// Connects within `timeout`. A full backlog is waited for: the workers are busy, not gone.
 ///
 /// # Errors
@@ -136,7 +176,7 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
     match address {
         Address::Tcp { host, port } => {
             // A literal address needs no resolver, whose lookups run on a thread pool.
-            let stream = match host.parse::<std::net::IpAddr>() {
+            let stream = match host.parse::<IpAddr>() {
                 Ok(ip) if ip.is_loopback() => {
                     let (stream, connected) = begin_tcp((ip, *port).into())?;
                     if !connected {
@@ -155,7 +195,10 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
             };
             Ok(Stream::Tcp(stream))
         }
-        Address::Unix(path) => Ok(Stream::Unix(connect_unix(path)?)),
+        Address::Unix(path) => {
+            let address = SocketAddrUnix::new(path)?;
+            Ok(Stream::Unix(connect_unix(&address)?))
+        }
         Address::Fd(name) => Err(io::Error::new(
             ErrorKind::InvalidInput,
             format!("fd:{name} is for listening only"),
@@ -187,10 +230,10 @@ fn begin_tcp(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
 }
 
 /// A Unix socket connects at once, or its backlog is full: [`ErrorKind::WouldBlock`].
-fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+fn connect_unix(address: &SocketAddrUnix) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::connect(&socket, address)?;
     UnixStream::from_std(socket.into())
 }
 

@@ -8,11 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use http::Request;
 
 use super::{
-    codec::{Lines, Signs},
-    connect,
+    Error,
+    codec::{Signs, Size},
+    connect::{Local, Stream, connect},
     link::Link,
     pool::Pool,
     profile::{Excess, Facts, Knowledge, Limits, Source},
@@ -32,6 +34,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Its figures.
     pub metrics: Arc<EndpointMetrics>,
+    /// The same, if it is on this machine.
+    local: Option<Local>,
     pool: Mutex<Pool>,
     knowledge: Knowledge,
     up: AtomicBool,
@@ -51,6 +55,7 @@ impl Endpoint {
     ) -> Self {
         metrics.set_up(true);
         let endpoint = Self {
+            local: Local::of(&address),
             id,
             address,
             metrics,
@@ -115,7 +120,7 @@ impl Endpoint {
     }
 
     /// What of a request may be too much for it; where it is sure, nobody sends it such a request.
-    pub(super) fn suspect<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
+    pub(super) fn suspect<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
         self.knowledge.suspect(request, added)
     }
 
@@ -162,6 +167,23 @@ impl Endpoint {
     /// Closes connections that have been idle for longer than `max_idle`.
     pub fn sweep(&self, max_idle: Duration, now: Instant) {
         lock(&self.pool).sweep(max_idle, now);
+    }
+
+    /// Connects to it, if it is on this machine and nothing has to be waited for.
+    pub(super) fn connect_at_once(&self) -> Option<Result<Stream, Error>> {
+        self.local.as_ref()?.connect()
+    }
+
+    /// What was read into on a connection to it that is no more: likely free by now.
+    pub(super) fn take_buffer(&self) -> BytesMut {
+        lock(&self.pool).take_buffer()
+    }
+
+    /// Closes a connection.
+    pub(super) fn close_link(&self, link: Box<Link>) {
+        if let Some(buffer) = link.close() {
+            lock(&self.pool).put_buffer(buffer);
+        }
     }
 
     pub(super) fn take_link(

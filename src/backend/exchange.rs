@@ -10,7 +10,7 @@ use std::{
 use super::{
     Answered, Endpoint, Error, RequestBody, ResponseBody,
     body::Parts,
-    codec::{Head, Lines},
+    codec::{Added, Head},
     connect::dial,
     flight::Flight,
     link::{Link, NoHead},
@@ -95,7 +95,7 @@ pub struct Delivery<'a> {
     /// Those of the runtime.
     pub timers: &'a Timers,
     /// Fields beside those in the request's map. HTTP alone knows them: with uwsgi there are none.
-    pub added: &'a Lines,
+    pub added: &'a dyn Added,
 }
 
 /// An exchange that brought no response.
@@ -146,7 +146,7 @@ pub fn exchange<L: Lease>(
         let backend = &delivery.config.backend;
         let endpoint = &delivery.endpoint;
         let mut may_reuse = endpoint.keeps_connections(backend);
-        let suspect = endpoint.suspect(&request, delivery.added);
+        let suspect = endpoint.suspect(&request, delivery.added.size());
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let (mut flight, head) = loop {
             let replayable = is_replayable(&request, &body);
@@ -262,9 +262,13 @@ async fn open(
             return Ok(link);
         }
     }
-    // Boxed: it would be the largest part of every request's future, and most are past it at once.
-    let stream = Box::pin(dial(&delivery.endpoint.address, backend.connect_timeout));
-    Ok(Link::new(stream.await?))
+    let endpoint = &delivery.endpoint;
+    let stream = match endpoint.connect_at_once() {
+        Some(connected) => connected?,
+        // Boxed: it would be the largest part of every request's future.
+        None => Box::pin(dial(&endpoint.address, backend.connect_timeout)).await?,
+    };
+    Ok(Link::new(stream, endpoint.take_buffer()))
 }
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get

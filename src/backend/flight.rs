@@ -177,7 +177,7 @@ impl<L: Lease> Flight<L> {
         if whole && endpoint.keeps_connections(&config.backend) && link.reusable() {
             endpoint.put_link(link, config.backend.keepalive_idle, now);
         } else {
-            drop(link);
+            endpoint.close_link(link);
         }
         lease.complete(completion, status, now);
     }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, Uri, header};
+use http::{HeaderMap, Request, Response, header};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use super::{
     Error, RequestBody, Stream,
     body::Streamed,
-    codec::{self, BodyDecoder, Head, Heads, Lines, Malformed, Step},
+    codec::{self, Added, BodyDecoder, Head, Heads, Malformed, Step},
 };
 
 /// The first read takes up to this, bytes: most heads, and many whole answers.
@@ -27,7 +27,6 @@ const READ_MOST: usize = 256 * 1024;
 const READ_LITTLE: usize = 4 * 1024;
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
-
 /// So much goes out in one segment of TCP whatever the network, bytes: RFC 8200 5, without two headers.
 const ONE_SEGMENT: usize = 1200;
 
@@ -91,10 +90,9 @@ enum Receiving {
     Body(BodyDecoder),
 }
 
-/// Why there is no head.
+/// Why there is no head, and the request if it is whole: whether it may be sent again is another question.
 pub(super) struct NoHead {
     pub(super) error: Error,
-    /// The request, if it is whole: whether it may be sent again is another question.
     pub(super) request: Option<(Box<Request<()>>, RequestBody)>,
     /// Whether a byte of it was written.
     pub(super) begun: bool,
@@ -109,15 +107,15 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Boxed, since it changes hands often.
-    pub(super) fn new(stream: Stream) -> Box<Self> {
+    /// Boxed, since it changes hands often. `read` is an empty buffer, which may have memory.
+    pub(super) fn new(stream: Stream, read: BytesMut) -> Box<Self> {
         Box::new(Self {
             stream,
             sending: Sending {
                 unknown: true,
                 ..Sending::default()
             },
-            read: BytesMut::new(),
+            read,
             room: READ_FIRST,
             most: READ_MOST,
             receiving: Receiving::Body(BodyDecoder::none()),
@@ -135,7 +133,7 @@ impl Link {
         &mut self,
         (request, mut body): (Box<Request<()>>, RequestBody),
         upgrade: bool,
-        added: &Lines,
+        added: &dyn Added,
         packet: Option<Bytes>,
     ) {
         let sending = &mut self.sending;
@@ -378,6 +376,12 @@ impl Link {
         switched.then(|| (self.stream, self.read.freeze()))
     }
 
+    /// Closes it. The buffer for reading is left, if it is an ordinary one.
+    pub(super) fn close(mut self) -> Option<BytesMut> {
+        self.read.clear();
+        (self.room <= READ_FIRST).then_some(self.read)
+    }
+
     pub(super) fn park(&mut self, now: Instant) {
         self.idle_since = Some(now);
         self.reused = true;
@@ -502,13 +506,10 @@ impl Sending {
         }
     }
 
-    /// It will not be sent again. Nothing stays of what it holds of its client's buffers.
+    /// It will not be sent again.
     fn forget(&mut self) {
         if let Some((mut request, _)) = self.request.take() {
-            request.headers_mut().clear();
-            request.extensions_mut().clear();
-            *request.uri_mut() = Uri::default();
-            *request.method_mut() = Method::GET;
+            codec::empty(&mut request);
             self.spent = Some(request);
         }
     }
@@ -591,7 +592,7 @@ mod tests {
         let stream = tokio::net::TcpStream::connect(address);
         let stream = Stream::Tcp(stream.await.expect("a connection"));
         let (backend, _) = listener.accept().expect("a connection");
-        let mut link = Link::new(stream);
+        let mut link = Link::new(stream, BytesMut::new());
         link.keep_alive = true;
         (link, backend)
     }

@@ -24,7 +24,10 @@ pub mod uwsgi;
 
 pub use self::{
     body::{Answered, RequestBody, ResponseBody},
-    codec::{Lines, Malformed, Usual, can_have_body, has_member, length, members},
+    codec::{
+        Added, Lines, Malformed, Size, Usual, can_have_body, empty, has_member, length, line,
+        members,
+    },
     connect::{Stream, connect},
     endpoint::Endpoint,
     error::Error,

@@ -1,6 +1,11 @@
 //! Connections that wait for their next request.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
 
 use super::link::Link;
 
@@ -10,8 +15,13 @@ use super::link::Link;
 pub(super) struct Pool {
     #[allow(clippy::vec_box)] // They come boxed and go boxed.
     idle: Vec<Box<Link>>,
+    /// Buffers of closed connections. What was read last may be held by whoever reads the answer, so the
+    /// first is taken first.
+    buffers: VecDeque<BytesMut>,
 }
 
+/// The most buffers kept for an endpoint; each is as large as a first read.
+const BUFFERS_MAX: usize = 16;
 /// The most idle connections kept for an endpoint.
 const POOL_MAX: usize = 256;
 
@@ -45,6 +55,17 @@ impl Pool {
             self.idle.remove(0);
         }
         self.idle.push(link);
+    }
+
+    /// An empty buffer, perhaps with memory.
+    pub(super) fn take_buffer(&mut self) -> BytesMut {
+        self.buffers.pop_front().unwrap_or_default()
+    }
+
+    pub(super) fn put_buffer(&mut self, buffer: BytesMut) {
+        if self.buffers.len() < BUFFERS_MAX {
+            self.buffers.push_back(buffer);
+        }
     }
 
     /// Closes what has been idle for too long.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use http::{Request, StatusCode};
 
 use super::{
-    Lines,
+    Size,
     codec::{Signs, is_written},
     uwsgi,
 };
@@ -197,7 +197,7 @@ impl Limits {
     }
 
     /// What of this request is too much; `None` if it all fits.
-    pub fn excess<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
+    pub fn excess<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
         if *self == NO_LIMITS {
             return None;
         }
@@ -306,7 +306,7 @@ impl Knowledge {
     }
 
     /// What of a request would be too much, if the default limits applied, where that is not sure.
-    pub(super) fn suspect<B>(&self, request: &Request<B>, added: &Lines) -> Option<Excess> {
+    pub(super) fn suspect<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
         if self.limits.load(Relaxed) >= RAISED {
             return None;
         }
@@ -410,68 +410,61 @@ mod tests {
     fn limits_are_exact() {
         let gunicorn = &facts(Profile::GunicornSync).limits;
         // "GET " and " HTTP/1.1" are 13 bytes of the 4094.
+        assert_eq!(gunicorn.excess(&request(4081, 1, 1), Size::default()), None);
         assert_eq!(
-            gunicorn.excess(&request(4081, 1, 1), &Lines::default()),
-            None
-        );
-        assert_eq!(
-            gunicorn.excess(&request(4082, 1, 1), &Lines::default()),
+            gunicorn.excess(&request(4082, 1, 1), Size::default()),
             Some(Excess::Target)
         );
         assert_eq!(
-            gunicorn.excess(&request(1, 8190 - 7, 1), &Lines::default()),
+            gunicorn.excess(&request(1, 8190 - 7, 1), Size::default()),
             None
         );
         assert_eq!(
-            gunicorn.excess(&request(1, 8190 - 6, 1), &Lines::default()),
+            gunicorn.excess(&request(1, 8190 - 6, 1), Size::default()),
             Some(Excess::Fields)
         );
+        assert_eq!(gunicorn.excess(&request(1, 1, 100), Size::default()), None);
         assert_eq!(
-            gunicorn.excess(&request(1, 1, 100), &Lines::default()),
-            None
-        );
-        assert_eq!(
-            gunicorn.excess(&request(1, 1, 101), &Lines::default()),
+            gunicorn.excess(&request(1, 1, 101), Size::default()),
             Some(Excess::Fields)
         );
         let mut kept = request(1, 1, 100);
         let option = http::HeaderValue::from_static("keep-alive");
         kept.headers_mut().insert(header::CONNECTION, option);
         assert_eq!(
-            gunicorn.excess(&kept, &Lines::default()),
+            gunicorn.excess(&kept, Size::default()),
             None,
             "it is not sent"
         );
-        let mut added = Lines::default();
-        added.push("a", b"b");
-        assert_eq!(gunicorn.excess(&request(1, 1, 99), &added), None);
+        let added = Size::default().and(1, 1);
+        assert_eq!(gunicorn.excess(&request(1, 1, 99), added), None);
         assert_eq!(
-            gunicorn.excess(&request(1, 1, 100), &added),
+            gunicorn.excess(&request(1, 1, 100), added),
             Some(Excess::Fields)
         );
-        added.push("a", &[b'b'; 8190]);
+        let added = added.and(1, 8190);
         assert_eq!(
-            gunicorn.excess(&request(1, 1, 1), &added),
+            gunicorn.excess(&request(1, 1, 1), added),
             Some(Excess::Fields)
         );
 
         let uwsgi = &facts(Profile::Uwsgi).limits;
         let fixed = uwsgi::vars_len(&request(1, 0, 1));
         assert_eq!(
-            uwsgi.excess(&request(1, 4096 - fixed, 1), &Lines::default()),
+            uwsgi.excess(&request(1, 4096 - fixed, 1), Size::default()),
             None
         );
         assert_eq!(
-            uwsgi.excess(&request(1, 4097 - fixed, 1), &Lines::default()),
+            uwsgi.excess(&request(1, 4097 - fixed, 1), Size::default()),
             Some(Excess::Fields)
         );
         assert_eq!(
-            uwsgi.excess(&request(2500, 1, 1), &Lines::default()),
+            uwsgi.excess(&request(2500, 1, 1), Size::default()),
             Some(Excess::Target)
         );
         let unknown = &facts(Profile::Auto).limits;
         assert_eq!(
-            unknown.excess(&request(60_000, 8, 99), &Lines::default()),
+            unknown.excess(&request(60_000, 8, 99), Size::default()),
             None
         );
     }
@@ -483,7 +476,7 @@ mod tests {
         assert!(named.learn(Profile::GunicornSync, Source::Configured));
         assert!(named.limits().is_some());
         assert_eq!(
-            named.suspect(&large, &Lines::default()),
+            named.suspect(&large, Size::default()),
             None,
             "it is not sent at all"
         );
@@ -492,10 +485,7 @@ mod tests {
         assert!(seen.learn(Profile::Uwsgi, Source::Process));
         for _ in 0..STRIKES {
             assert!(seen.limits().is_none());
-            assert_eq!(
-                seen.suspect(&large, &Lines::default()),
-                Some(Excess::Target)
-            );
+            assert_eq!(seen.suspect(&large, Size::default()), Some(Excess::Target));
             seen.tried(true);
         }
         assert!(seen.limits().is_some());
@@ -505,7 +495,7 @@ mod tests {
         raised.tried(true);
         raised.tried(false);
         assert_eq!(
-            raised.suspect(&large, &Lines::default()),
+            raised.suspect(&large, Size::default()),
             None,
             "it has taken as much"
         );

@@ -154,7 +154,7 @@ fn escape(line: &str) -> Cow<'_, str> {
 
 /// A duration in milliseconds with microseconds behind the point, as access events have it.
 pub fn millis(duration: Duration) -> f64 {
-    duration.as_micros() as f64 / 1000.0
+    duration.as_micros() as u64 as f64 / 1000.0
 }
 
 /// One finished request.
@@ -192,6 +192,12 @@ pub struct AccessRecord<'a> {
 
 /// Whether a request with this end is logged: ask before collecting the rest of the record.
 pub fn wants_access(mode: Access, status: u16, reason: Option<Reason>) -> bool {
+    is_wanted(mode, status, reason)
+        && tracing::enabled!(target: "tidegate::access", tracing::Level::INFO)
+}
+
+/// The same as far as `log.access` says.
+fn is_wanted(mode: Access, status: u16, reason: Option<Reason>) -> bool {
     match mode {
         Access::Off => false,
         Access::Errors => status >= 500 || reason.is_some(),
@@ -335,11 +341,11 @@ mod tests {
 
     #[test]
     fn errors_are_those_of_the_server_and_all_refusals() {
-        assert!(wants_access(Access::Errors, 500, None));
-        assert!(wants_access(Access::Errors, 429, Some(Reason::QueueFull)));
-        assert!(!wants_access(Access::Errors, 404, None));
-        assert!(wants_access(Access::All, 200, None));
-        assert!(!wants_access(Access::Off, 500, None));
+        assert!(is_wanted(Access::Errors, 500, None));
+        assert!(is_wanted(Access::Errors, 429, Some(Reason::QueueFull)));
+        assert!(!is_wanted(Access::Errors, 404, None));
+        assert!(is_wanted(Access::All, 200, None));
+        assert!(!is_wanted(Access::Off, 500, None));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     admission::Ask,
-    backend::{self, Answered, Lines, ResponseBody, Upgraded, Usual},
+    backend::{self, Answered, ResponseBody, Size, Upgraded, Usual},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
@@ -109,24 +109,23 @@ where
             upgrade::asked(&request)
         };
         let http2 = request.version() == Version::HTTP_2;
-        let mut added = Lines::default();
         let lines = self.shared.takes_lines(&live.config.backend);
         let most = self.shared.most_fields(request.headers().len());
-        let checked = hygiene::inbound(
-            &mut request,
-            &self.peer,
-            &live,
-            &id,
-            lines.then_some(&mut added),
-            most,
-        );
+        let checked = hygiene::inbound(&mut request, &self.peer, &live, &id, arrived, lines, most);
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
         }
-        let checked = checked.map_err(Error::from).and_then(|()| {
-            let excess = self.shared.excess(&request, &added);
-            excess.map_or(Ok(()), |excess| Err(backend::Error::from(excess).into()))
+        let checked = checked.map_err(Error::from).and_then(|appended| {
+            let size = appended.as_ref().map_or_else(Size::default, |it| it.size);
+            let excess = self.shared.excess(&request, size);
+            excess.map_or(Ok(appended), |excess| {
+                Err(backend::Error::from(excess).into())
+            })
         });
+        let (appended, checked) = match checked {
+            Ok(appended) => (appended, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
         let mut ask = ask(&request, &self.peer, &live, route, deadline);
         if !plain {
             ask.class = client::class(ask.class, request.headers());
@@ -140,7 +139,7 @@ where
             ask,
             id,
             http2,
-            added,
+            appended,
         ));
         let record = Record {
             shared: self.shared.clone(),
@@ -321,7 +320,8 @@ impl Record {
         if live.config.headers.server_timing {
             self.add_server_timing(response);
         }
-        self.finish_head(response.headers_mut());
+        let answered = self.context.answered();
+        self.finish_head(response.headers_mut(), answered);
     }
 
     /// A tunnel has ended, after so many bytes for the client.
@@ -332,6 +332,7 @@ impl Record {
 
     fn refuse(mut self, error: &Error) -> ClientBody {
         let live = self.context.live.clone();
+        let now = clock::now();
         let settings = &live.config.reject;
         let rejection = reject::rejection(error, settings);
         let mut usual = (!self.context.http2).then(Usual::default);
@@ -344,14 +345,15 @@ impl Record {
             usual.as_mut(),
         );
         let whole = |response: Response<Bytes>| {
-            let mut response = Box::new(response.map(ResponseBody::full));
-            *response.body_mut().usual_mut() = usual.unwrap_or_default();
-            response
+            let spent = self.context.take_spent();
+            let whole = |body| ResponseBody::full(body).with(usual.unwrap_or_default(), spent);
+            Box::new(response.map(whole))
         };
         if matches!(error, Error::BodyCut) {
             // Its client has left; what is written now is for one that only closed its side.
-            self.finish(false, clock::now());
-            return ClientBody::new(whole(response), Some(self));
+            let response = whole(response);
+            self.finish(false, now);
+            return ClientBody::new(response, Some(self));
         }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
@@ -359,24 +361,24 @@ impl Record {
             self.context.route().metrics.rejected(reason);
         }
         if matches!(error, Error::Refused(_)) {
-            self.note_wait(WaitOutcome::Timeout, clock::now());
+            self.note_wait(WaitOutcome::Timeout, now);
             if let Some(reason) = rejection.reason {
                 trace::refused(&self.shared, &self.context, reason);
             }
         }
-        self.finish_head(response.headers_mut());
-        ClientBody::new(whole(response), Some(self))
+        let answered = now.saturating_duration_since(self.context.arrived);
+        self.finish_head(response.headers_mut(), answered);
+        let response = whole(response);
+        ClientBody::new(response, Some(self))
     }
 
-    fn finish_head(&self, headers: &mut HeaderMap) {
+    fn finish_head(&self, headers: &mut HeaderMap, answered: Duration) {
         if self.shared.phase() != Phase::Serving {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let route = self.context.route();
         route.metrics.request(self.status, self.source);
-        route
-            .metrics
-            .first_byte_seconds(clock::now().saturating_duration_since(self.context.arrived));
+        route.metrics.first_byte_seconds(answered);
         self.context.enter(observe::Phase::Responding);
     }
 
@@ -482,6 +484,12 @@ impl ClientBody {
         *head.status_mut() = self.inner.status();
         std::mem::swap(head.headers_mut(), self.inner.headers_mut());
         head
+    }
+
+    /// The field that has the request's id.
+    pub fn id_name(&self) -> Option<&HeaderName> {
+        let record = self.record.as_ref()?;
+        record.context.live.request_id.as_ref()
     }
 
     /// All that there is to be written is out.

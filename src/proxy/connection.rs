@@ -196,148 +196,163 @@ enum End {
 }
 
 /// Serves one connection to its end.
-pub async fn serve(
+// An async block keeps what it captures in one place; an async function would keep its arguments twice.
+#[allow(clippy::manual_async_fn)]
+pub fn serve(
     mut stream: Stream,
     peer: Option<SocketAddr>,
     port: Option<u16>,
     shared: Arc<Shared>,
     counted: Counted,
-) {
-    let live = shared.live();
-    let server = &live.config.server;
-    let timeouts = ClientTimeouts::from(server);
-    let limits = Limits::new(server.max_header_bytes);
-    let http2 = server.http2;
-    let protocol = server.proxy_protocol;
-    let proxies = &live.config.headers.trusted_proxies;
-    let preamble = protocol != ProxyProtocol::Off
-        && (proxies.is_empty() || peer.is_none_or(|peer| is_trusted(peer.ip(), proxies)));
-    drop(live);
-    let now = clock::now();
-    let state = Arc::new(State::new(shared.metrics.clone(), now));
-    let mut watch = Watch {
-        counted: &counted,
-        state: &state,
-        timeouts,
-        timer: pin!(tokio::time::sleep_until((now + timeouts.header).into())),
-        armed: false,
-        heard: false,
-        head_since: None,
-        parked: true,
-        _registered: None,
-    };
-    let mut first = BytesMut::new();
-    let mut refused = None;
-    let mut ends = (peer, port);
-    if preamble {
-        let reading = poll_fn(|cx| watch.poll_preamble(cx, &mut stream, &mut first, protocol));
-        match reading.await {
-            Ok(Some((client, server))) => ends = (Some(client), Some(server.port())),
-            Ok(None) => {}
-            Err(Some(error)) => refused = Some(error),
-            Err(None) => return,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let live = shared.live();
+        let server = &live.config.server;
+        let timeouts = ClientTimeouts::from(server);
+        let limits = Limits::new(server.max_header_bytes);
+        let http2 = server.http2;
+        let protocol = server.proxy_protocol;
+        let proxies = &live.config.headers.trusted_proxies;
+        let preamble = protocol != ProxyProtocol::Off
+            && (proxies.is_empty() || peer.is_none_or(|peer| is_trusted(peer.ip(), proxies)));
+        drop(live);
+        let now = clock::now();
+        let state = Arc::new(State::new(shared.metrics.clone(), now));
+        let mut watch = Watch {
+            counted: &counted,
+            state: &state,
+            timeouts,
+            timer: pin!(tokio::time::sleep_until((now + timeouts.header).into())),
+            armed: false,
+            heard: false,
+            head_since: None,
+            parked: true,
+            _registered: None,
+        };
+        let mut first = BytesMut::new();
+        let mut refused = None;
+        let mut ends = (peer, port);
+        if preamble {
+            let reading = poll_fn(|cx| watch.poll_preamble(cx, &mut stream, &mut first, protocol));
+            match reading.await {
+                Ok(Some((client, server))) => ends = (Some(client), Some(server.port())),
+                Ok(None) => {}
+                Err(Some(error)) => refused = Some(error),
+                Err(None) => return,
+            }
         }
-    }
-    let timers = counted.0.timers.clone();
-    let peer = Peer::new(ends.0, ends.1, state.clone(), timers);
-    let refuse_head = {
-        let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
-        Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
-    };
-    let mut io = ClientIo::new(
-        stream,
-        first,
-        shared.budget.reservation(Direction::Request),
-        state.clone(),
-        limits,
-        timeouts.write,
-        refuse_head,
-    );
-    if let Some(error) = refused {
-        io.refuse(&error).await;
-        io.linger().await;
-        return;
-    }
-    let mut service = stack(&shared, peer);
-    loop {
-        // A client that sends nothing needs no parser.
-        watch.start(true);
-        let waited = poll_fn(|cx| {
-            watch.register(cx);
-            if shared.phase() == Phase::Closing {
-                return Poll::Ready(Some(End::Idle));
-            }
-            match io.poll_first(cx) {
-                Poll::Ready(true) => Poll::Ready(None),
-                Poll::Ready(false) => Poll::Ready(Some(End::Http(http1::End::Done))),
-                Poll::Pending => watch.poll(cx).map(Some),
-            }
-        });
-        match waited.await {
-            None | Some(End::Park) => {}
-            Some(End::SlowHead) => {
-                io.refuse(&Error::HeadTimeout).await;
-                return;
-            }
-            Some(End::Idle | End::Http(_)) => return,
+        let timers = counted.0.timers.clone();
+        let peer = Peer::new(ends.0, ends.1, state.clone(), timers);
+        let refuse_head = {
+            let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
+            Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))
+        };
+        // In a box: it changes hands, and would be most of what is moved when the task begins.
+        let mut io = Box::new(ClientIo::new(
+            stream,
+            first,
+            shared.budget.reservation(Direction::Request),
+            state.clone(),
+            limits,
+            timeouts.write,
+            refuse_head,
+        ));
+        if let Some(error) = refused {
+            return refuse(io, &error).await;
         }
-
-        watch.start(false);
-        let mut connection = Box::new(http1::Connection::new(io, service));
-        let mut closing = false;
-        let end = poll_fn(|cx| {
-            if !closing && shared.phase() == Phase::Closing {
-                closing = true;
-                connection.close();
-            }
-            match connection.poll(cx) {
-                Poll::Ready(end) => Poll::Ready(End::Http(end)),
-                Poll::Pending => watch.poll(cx),
-            }
-        })
-        .await;
-        (io, service) = connection.into_parts();
-        match end {
-            End::Park => io.rest(),
-            End::Idle => return,
-            End::SlowHead => {
-                io.refuse(&Error::HeadTimeout).await;
-                return;
-            }
-            End::Http(http1::End::Switched) => {
-                if let Some(tunnel) = state.take_tunnel() {
-                    let closing = || shared.phase() == Phase::Closing;
-                    // Boxed, since few connections ever need it.
-                    Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
+        let mut service = stack(&shared, peer);
+        loop {
+            // A client that sends nothing needs no parser.
+            watch.start(true);
+            let waited = poll_fn(|cx| {
+                watch.register(cx);
+                if shared.phase() == Phase::Closing {
+                    return Poll::Ready(Some(End::Idle));
                 }
-                return;
+                match io.poll_first(cx) {
+                    Poll::Ready(true) => Poll::Ready(None),
+                    Poll::Ready(false) => Poll::Ready(Some(End::Http(http1::End::Done))),
+                    Poll::Pending => watch.poll(cx).map(Some),
+                }
+            });
+            match waited.await {
+                None | Some(End::Park) => {}
+                Some(End::SlowHead) => {
+                    return refuse(io, &Error::HeadTimeout).await;
+                }
+                Some(End::Idle | End::Http(_)) => return,
             }
-            End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
-                let (stream, first) = io.into_raw();
-                let serves = http2::serve(
-                    stream,
-                    first,
-                    service,
-                    state.clone(),
-                    shared,
-                    timeouts,
-                    limits,
-                );
-                // Boxed, since it is large, and others never need it.
-                Box::pin(serves).await;
-                return;
-            }
-            End::Http(http1::End::Refused(bad)) => {
-                io.refuse(&bad.into()).await;
-                io.linger().await;
-                return;
-            }
-            End::Http(http1::End::Done) => {
-                io.linger().await;
-                return;
+
+            watch.start(false);
+            let mut connection = Box::new(http1::Connection::new(io, service));
+            let mut closing = false;
+            let end = poll_fn(|cx| {
+                if !closing && shared.phase() == Phase::Closing {
+                    closing = true;
+                    connection.close();
+                }
+                match connection.poll(cx) {
+                    Poll::Ready(end) => Poll::Ready(End::Http(end)),
+                    Poll::Pending => watch.poll(cx),
+                }
+            })
+            .await;
+            (io, service) = connection.into_parts();
+            match end {
+                End::Park => io.rest(),
+                End::Idle => return,
+                End::SlowHead => {
+                    return refuse(io, &Error::HeadTimeout).await;
+                }
+                End::Http(http1::End::Switched) => {
+                    if let Some(tunnel) = state.take_tunnel() {
+                        let closing = || shared.phase() == Phase::Closing;
+                        // Boxed, since few connections ever need it.
+                        Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
+                    }
+                    return;
+                }
+                End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
+                    let (stream, first) = io.into_raw();
+                    let serves = http2::serve(
+                        stream,
+                        first,
+                        service,
+                        state.clone(),
+                        shared,
+                        timeouts,
+                        limits,
+                    );
+                    // Boxed, since it is large, and others never need it.
+                    Box::pin(serves).await;
+                    return;
+                }
+                End::Http(http1::End::Refused(bad)) => {
+                    return refuse(io, &bad.into()).await;
+                }
+                End::Http(http1::End::Done) => {
+                    if io.lingers() {
+                        Box::pin(io.linger()).await;
+                    }
+                    return;
+                }
             }
         }
     }
+}
+
+/// Says why the connection ends. In a box, since few connections ever need it.
+fn refuse<'a>(
+    mut io: Box<ClientIo>,
+    error: &'a Error,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    Box::pin(async move {
+        io.refuse(error).await;
+        // Whoever has not sent a head for so long has nothing on its way.
+        if !matches!(error, Error::HeadTimeout) {
+            io.linger().await;
+        }
+    })
 }
 
 /// The timeouts of one connection, and what others ask of it.
@@ -528,4 +543,20 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
         );
     }
     reject::to_wire(&response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is moved several times before it is where it stays, and there is one for each client.
+    #[test]
+    fn the_future_of_a_connection_is_small() {
+        let size = size(serve);
+        assert!(size <= 800, "{size} bytes");
+    }
 }

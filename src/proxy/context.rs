@@ -12,14 +12,14 @@ use std::{
 use http::{HeaderValue, Method, Request, Response, uri::PathAndQuery};
 
 use super::{
-    forwarded,
+    forwarded::{self, Appended},
     live::{Live, LiveRoute},
     request_id::RequestId,
     state::State,
 };
 use crate::{
     admission::{Ask, AskFor, Class},
-    backend::{Lines, RequestBody, Timers},
+    backend::{self, Lines, RequestBody, Size, Timers},
     clock, observe,
     sync::{Mutex, lock},
 };
@@ -51,7 +51,7 @@ impl Peer {
     ) -> Self {
         // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
         let ip = address.map(|address| address.ip().to_canonical());
-        let forwarded_for = ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok());
+        let forwarded_for = ip.and_then(|ip| HeaderValue::from_bytes(&text(ip)).ok());
         let forwarded_port = HeaderValue::from(port.unwrap_or(80));
         Self {
             lines: forwarded::lines(forwarded_for.as_ref(), &forwarded_port),
@@ -62,6 +62,22 @@ impl Peer {
             timers,
         }
     }
+}
+
+/// An address as text. That of IPv4 by hand: each connection has one, and to format it costs more than to
+/// judge a small request.
+fn text(ip: IpAddr) -> Vec<u8> {
+    let IpAddr::V4(ip) = ip else {
+        return ip.to_string().into_bytes();
+    };
+    let mut text = Vec::with_capacity("255.255.255.255".len());
+    for octet in ip.octets() {
+        if !text.is_empty() {
+            text.push(b'.');
+        }
+        text.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+    }
+    text
 }
 
 /// Shared by the layers of one request.
@@ -84,15 +100,19 @@ pub struct Context {
     pub request_id: RequestId,
     /// Whether its client speaks HTTP/2.
     pub http2: bool,
-    /// Fields for the backend beside those in the request's map.
-    pub added: Lines,
+    /// What is added to its head, where that does not go into the request's map.
+    appended: Option<Appended>,
     phase: AtomicU8,
     asked_nanos: AtomicU64,
     queued_nanos: AtomicU64,
     backend_nanos: AtomicU64,
     attempts: AtomicU8,
+    /// When the backend was done, nanoseconds after its arrival.
+    done_nanos: AtomicU64,
     /// What the backend has said on the way to its answer.
     told: Mutex<Option<Box<Response<()>>>>,
+    /// What is left of its head, if it was refused: memory for the next.
+    spent: Mutex<Option<Box<Request<()>>>>,
 }
 
 impl Context {
@@ -107,7 +127,7 @@ impl Context {
         ask: Ask,
         request_id: RequestId,
         http2: bool,
-        added: Lines,
+        appended: Option<Appended>,
     ) -> Self {
         Self {
             live,
@@ -119,13 +139,15 @@ impl Context {
             route,
             ask,
             request_id,
-            added,
+            appended,
             phase: AtomicU8::new(observe::Phase::Reading as u8),
             asked_nanos: AtomicU64::new(0),
             queued_nanos: AtomicU64::new(0),
             backend_nanos: AtomicU64::new(0),
             attempts: AtomicU8::new(0),
+            done_nanos: AtomicU64::new(0),
             told: Mutex::default(),
+            spent: Mutex::default(),
         }
     }
 
@@ -137,6 +159,11 @@ impl Context {
     /// An interim answer that has not been passed on.
     pub fn told(&self) -> Option<Box<Response<()>>> {
         lock(&self.told).take()
+    }
+
+    /// What is left of its head, if it was refused.
+    pub fn take_spent(&self) -> Option<Box<Request<()>>> {
+        lock(&self.spent).take()
     }
 
     /// Its route.
@@ -169,8 +196,7 @@ impl Context {
 
     /// Notes that it is at the gate.
     pub fn asks(&self, now: Instant) {
-        let since = now.saturating_duration_since(self.arrived);
-        self.asked_nanos.store(nanos(since).max(1), Relaxed);
+        self.asked_nanos.store(self.age(now).max(1), Relaxed);
         self.enter(observe::Phase::Queued);
     }
 
@@ -182,7 +208,17 @@ impl Context {
 
     /// How long it has been at the gate; `None` if it has not come to it.
     pub fn at_gate(&self, now: Instant) -> Option<Duration> {
-        Some(now.saturating_duration_since(self.asked()?))
+        let asked = self.asked_nanos.load(Relaxed);
+        (asked > 0).then(|| Duration::from_nanos(self.age(now).saturating_sub(asked)))
+    }
+
+    /// Nanoseconds since it arrived.
+    fn age(&self, now: Instant) -> u64 {
+        // One without a body asks when it has come: a comparison costs less than a difference.
+        if now <= self.arrived {
+            return 0;
+        }
+        nanos(now.saturating_duration_since(self.arrived))
     }
 
     /// Notes how long it waited for its permit.
@@ -195,9 +231,19 @@ impl Context {
         Duration::from_nanos(self.queued_nanos.load(Relaxed))
     }
 
-    /// Notes how long the backend had it.
-    pub fn served(&self, took: Duration) {
+    /// Notes how long the backend had it, and that it is done now.
+    pub fn served(&self, took: Duration, now: Instant) {
         self.backend_nanos.store(nanos(took).max(1), Relaxed);
+        self.done_nanos.store(self.age(now), Relaxed);
+    }
+
+    /// How long after its arrival there was an answer, if that is just now.
+    pub fn answered(&self) -> Duration {
+        match self.done_nanos.load(Relaxed) {
+            // It comes as it is made.
+            0 => clock::now().saturating_duration_since(self.arrived),
+            done => Duration::from_nanos(done),
+        }
     }
 
     /// How long the backend had it, once that is known.
@@ -214,6 +260,20 @@ impl Context {
     /// How many attempts there were to reach one.
     pub fn attempts(&self) -> u8 {
         self.attempts.load(Relaxed)
+    }
+}
+
+impl backend::Added for Context {
+    fn size(&self) -> Size {
+        self.appended
+            .as_ref()
+            .map_or_else(Size::default, |it| it.size)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if let Some(appended) = &self.appended {
+            appended.write(&self.peer, &self.live, &self.request_id, self.arrived, out);
+        }
     }
 }
 
@@ -260,5 +320,23 @@ impl AskFor<Asked<RequestBody>> for AtGate {
         };
         asked.context.asks(now);
         now
+    }
+
+    fn refused(&self, mut asked: Asked<RequestBody>) {
+        backend::empty(&mut asked.head);
+        *lock(&asked.context.spent) = Some(asked.head);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_usual() {
+        for address in ["0.0.0.0", "127.0.0.1", "255.25.5.100", "::1", "2001:db8::a"] {
+            let ip: IpAddr = address.parse().expect("an address");
+            assert_eq!(text(ip), address.as_bytes());
+        }
     }
 }

@@ -103,7 +103,7 @@ fn forward(
                     .filter(|_| !reconnects)
                     .unwrap_or_else(clock::now),
                 timers: &context.peer.timers,
-                added: &context.added,
+                added: &*context,
             };
             let lease = Box::new(Serving {
                 permit: Some(permit),
@@ -228,7 +228,7 @@ impl Serving {
             Completion::Overloaded => {}
             _ => {
                 self.shared.note_endpoint(&self.endpoint, true, now);
-                self.context.served(took);
+                self.context.served(took, now);
                 self.context.route().metrics.backend_seconds(took);
             }
         }

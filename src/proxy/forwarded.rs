@@ -1,12 +1,15 @@
 //! Who asked, for the backend: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Start`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use ipnet::IpNet;
 
-use super::context::Peer;
-use crate::{backend::Lines, clock};
+use super::{context::Peer, hygiene::via, live::Live, request_id::RequestId};
+use crate::{
+    backend::{Lines, Size, line},
+    clock,
+};
 
 /// The addresses that a request came by, the nearest last.
 pub const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -76,6 +79,9 @@ impl Peer {
 
 /// Whether that is the address of a trusted proxy.
 pub fn is_trusted(ip: IpAddr, proxies: &[IpNet]) -> bool {
+    if proxies.is_empty() {
+        return false;
+    }
     // ::ffff:10.0.0.1 is what a dual-stack listener sees of 10.0.0.1.
     let ip = ip.to_canonical();
     proxies.iter().any(|net| net.contains(&ip))
@@ -86,7 +92,7 @@ const COMMON_BYTES: usize = 112;
 
 /// What is the same for each request of a connection from a peer that is not trusted.
 pub fn lines(address: Option<&HeaderValue>, port: &HeaderValue) -> Lines {
-    let mut lines = Lines::from(&Lines::default(), COMMON_BYTES);
+    let mut lines = Lines::with_room(COMMON_BYTES);
     if let Some(address) = address {
         lines.push(FOR.as_str(), address.as_bytes());
     }
@@ -95,15 +101,66 @@ pub fn lines(address: Option<&HeaderValue>, port: &HeaderValue) -> Lines {
     lines
 }
 
-/// The rest of the lines, for one request.
-pub fn add_host(lines: &mut Lines, host: &HeaderValue) {
-    lines.push(HOST.as_str(), host.as_bytes());
+/// What one request is to be given beside that, in the order in which it is written: the host, `Via`, the
+/// id, and when it came. Not before it is sent: one that is refused needs none of it.
+#[derive(Debug)]
+pub struct Appended {
+    host: HeaderValue,
+    version: Version,
+    /// How much there is of it, with what its connection's requests have in common.
+    pub size: Size,
 }
 
-/// `X-Request-Start` of now, as a line.
-pub fn add_request_start(lines: &mut Lines) {
-    let mut text = [0; START_MAX];
-    lines.push(REQUEST_START.as_str(), request_start(&mut text));
+impl Appended {
+    /// For a request to that host, which came by this version of HTTP.
+    pub fn new(
+        host: HeaderValue,
+        version: Version,
+        peer: &Peer,
+        live: &Live,
+        id: &RequestId,
+    ) -> Self {
+        let mut size = peer.lines.size;
+        size = size.and(HOST.as_str().len(), host.len());
+        if live.config.headers.via {
+            size = size.and(header::VIA.as_str().len(), via(version).len());
+        }
+        if let Some(name) = &live.request_id {
+            size = size.and(name.as_str().len(), id.as_bytes().len());
+        }
+        if live.config.headers.request_start {
+            size = size.and(REQUEST_START.as_str().len(), START_MAX);
+        }
+        Self {
+            host,
+            version,
+            size,
+        }
+    }
+
+    /// Writes it.
+    pub fn write(
+        &self,
+        peer: &Peer,
+        live: &Live,
+        id: &RequestId,
+        arrived: Instant,
+        out: &mut Vec<u8>,
+    ) {
+        out.extend_from_slice(peer.lines.as_bytes());
+        line(HOST.as_str(), self.host.as_bytes(), out);
+        if live.config.headers.via {
+            line("via", via(self.version).as_bytes(), out);
+        }
+        if let Some(name) = &live.request_id {
+            line(name.as_str(), id.as_bytes(), out);
+        }
+        if live.config.headers.request_start {
+            let mut text = [0; START_MAX];
+            let start = request_start(arrived, &mut text);
+            line(REQUEST_START.as_str(), start, out);
+        }
+    }
 }
 
 /// Sets the forwarding fields. Those of an untrusted peer have been removed already. Where the backend's
@@ -178,10 +235,10 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
     joined
 }
 
-/// `X-Request-Start` of now, in the map.
-pub fn set_request_start(headers: &mut HeaderMap) {
+/// `X-Request-Start`, in the map.
+pub fn set_request_start(headers: &mut HeaderMap, arrived: Instant) {
     let mut text = [0; START_MAX];
-    if let Ok(value) = HeaderValue::from_bytes(request_start(&mut text)) {
+    if let Ok(value) = HeaderValue::from_bytes(request_start(arrived, &mut text)) {
         headers.insert(REQUEST_START, value);
     }
 }
@@ -190,8 +247,8 @@ pub fn set_request_start(headers: &mut HeaderMap) {
 const START_MAX: usize = 2 + 20;
 
 /// `t=<microseconds since the epoch>`, as New Relic, Heroku and others read it.
-fn request_start(text: &mut [u8; START_MAX]) -> &[u8] {
-    let since_epoch = clock::since_epoch();
+fn request_start(arrived: Instant, text: &mut [u8; START_MAX]) -> &[u8] {
+    let since_epoch = clock::wall(arrived);
     let micros = since_epoch.as_secs() * 1_000_000 + u64::from(since_epoch.subsec_micros());
     let mut digits = itoa::Buffer::new();
     let digits = digits.format(micros).as_bytes();

@@ -1,6 +1,6 @@
 //! What is done to a head, without a connection around it: for `benches/hygiene.rs`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::{Request, Response};
 
@@ -12,7 +12,7 @@ use super::{
     request_id::RequestId,
     state::State,
 };
-use crate::{admission::Limiter, backend::Lines, clock, config::Config, observe::Metrics};
+use crate::{admission::Limiter, clock, config::Config, observe::Metrics};
 
 /// A client's connection, as far as heads go.
 #[derive(Debug)]
@@ -43,18 +43,15 @@ impl Heads {
         head.map_or(0, |head| head.length)
     }
 
-    /// Checks and cleans a request's head, and adds what a gateway adds. Whether it may pass.
-    pub fn inbound(&self, request: &mut Request<()>) -> bool {
-        let mut added = Lines::default();
-        hygiene::inbound(
-            request,
-            &self.peer,
-            &self.live,
-            &self.id,
-            Some(&mut added),
-            usize::MAX,
-        )
-        .is_ok()
+    /// Checks and cleans a request's head, and adds what a gateway adds; what of that is not in the head goes
+    /// to `out`. Whether it may pass.
+    pub fn inbound(&self, request: &mut Request<()>, arrived: Instant, out: &mut Vec<u8>) -> bool {
+        let (peer, live, id) = (&self.peer, &self.live, &self.id);
+        let inbound = hygiene::inbound(request, peer, live, id, arrived, true, usize::MAX);
+        if let Ok(Some(appended)) = &inbound {
+            appended.write(peer, live, id, arrived, out);
+        }
+        inbound.is_ok()
     }
 
     /// The same for the head of an answer, which always may.

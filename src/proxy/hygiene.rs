@@ -4,13 +4,21 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Instant;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header,
     uri::PathAndQuery,
 };
 
-use super::{context::Peer, forwarded, http2, live::Live, request_id::RequestId};
-use crate::backend::{Lines, Usual, members};
+use super::{
+    context::Peer,
+    forwarded::{self, Appended},
+    http2,
+    live::Live,
+    request_id::RequestId,
+};
+use crate::backend::{Usual, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +95,6 @@ const ADDED: usize = 8;
 const NEEDED: usize = 3;
 /// The rest, by how much they are worth: the host, the request's id, the port, the start.
 const OPTIONAL: usize = 4;
-/// The same as lines, bytes, without what a connection's requests have in common and the host.
-const ADDED_BYTES: usize = 160;
 
 /// What a `Connection` field must not remove, whatever it says.
 fn is_end_to_end(name: &HeaderName) -> bool {
@@ -106,8 +112,8 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 /// Checks a request's head and makes it fit for the backend.
 ///
-/// What it adds goes into `added` where there is one, and nothing in the head is in its way; else into
-/// the head's map.
+/// What it adds is to be written behind the head's fields, if that is possible (`behind`) and nothing in the
+/// head is in its way: that is what it gives back. Else it is in the head's map.
 ///
 /// # Errors
 /// Says what is wrong; such a request goes no further.
@@ -116,9 +122,10 @@ pub fn inbound<B>(
     peer: &Peer,
     live: &Live,
     request_id: &RequestId,
-    added: Option<&mut Lines>,
+    arrived: Instant,
+    behind: bool,
     most: usize,
-) -> Result<(), BadHead> {
+) -> Result<Option<Appended>, BadHead> {
     let headers = &live.config.headers;
     match *request.method() {
         Method::CONNECT => return Err(BadHead::Connect),
@@ -162,19 +169,9 @@ pub fn inbound<B>(
     *request.version_mut() = Version::HTTP_11;
     let room = most.saturating_sub(request.headers().len() + NEEDED);
     let in_map = trusted || in_the_way || headers.forwarded || room < OPTIONAL;
-    if let Some(lines) = added.filter(|_| !in_map) {
-        *lines = Lines::from(&peer.lines, ADDED_BYTES + host.len());
-        forwarded::add_host(lines, &host);
-        if headers.via {
-            lines.push("via", via(version).as_bytes());
-        }
-        if let Some(name) = &live.request_id {
-            lines.push(name.as_str(), request_id.as_bytes());
-        }
-        if headers.request_start {
-            forwarded::add_request_start(lines);
-        }
-        return Ok(());
+    if behind && !in_map {
+        let appended = Appended::new(host, version, peer, live, request_id);
+        return Ok(Some(appended));
     }
     let fields = request.headers_mut();
     fields.reserve(ADDED);
@@ -186,9 +183,9 @@ pub fn inbound<B>(
         fields.insert(name, request_id.to_value());
     }
     if headers.request_start && room >= OPTIONAL {
-        forwarded::set_request_start(fields);
+        forwarded::set_request_start(fields, arrived);
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Cleans a response's head for the client. What it adds goes behind the usual fields, where there is a
@@ -253,7 +250,8 @@ pub fn interim(response: &mut Response<()>, live: &Live) {
     }
 }
 
-fn via(version: Version) -> &'static str {
+/// What `Via` says of us, who got the message by this version of HTTP.
+pub fn via(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0 tidegate",
         Version::HTTP_2 => "2.0 tidegate",

@@ -27,6 +27,9 @@ use crate::{backend::Stream, buffer::Reservation, clock};
 
 /// The first bytes of a connection, or of a parked one.
 const FIRST_READ: usize = 2048;
+/// Room for them, bytes: little, since many connections carry one request, and a small piece of memory costs less
+/// than a large one.
+const FIRST_ROOM: usize = 1024;
 /// A read takes up to this, bytes: most heads.
 const READ: usize = 4 * 1024;
 /// The most one takes of a body.
@@ -117,6 +120,10 @@ impl ClientIo {
             let mut buf = ReadBuf::uninit(&mut space);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
             self.ended = read.is_err() || buf.filled().is_empty();
+            if self.held.is_empty() && buf.filled().len() < FIRST_ROOM {
+                // With room for what comes while the request is being served, which is mostly nothing.
+                self.held = BytesMut::with_capacity(FIRST_ROOM);
+            }
             self.held.extend_from_slice(buf.filled());
         }
         Poll::Ready(!is_blank(&self.held))
@@ -329,7 +336,7 @@ impl ClientIo {
     }
 
     /// Lets a client that is still sending read the answer before the socket is closed.
-    pub async fn linger(mut self) {
+    pub async fn linger(&mut self) {
         use tokio::io::AsyncReadExt;
         if !self.lingers() {
             return;

@@ -20,7 +20,7 @@ use crate::{
         state,
     },
     backend::{
-        Endpoint, Lines,
+        Endpoint, Size,
         profile::{self, Excess, Limits},
     },
     buffer::Budget,
@@ -160,7 +160,7 @@ impl Shared {
     }
 
     /// What of a request's head is more than some endpoint is sure to take.
-    pub fn excess<B>(&self, request: &http::Request<B>, added: &Lines) -> Option<Excess> {
+    pub fn excess<B>(&self, request: &http::Request<B>, added: Size) -> Option<Excess> {
         let endpoints = self.endpoints.load();
         let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
         limits.find_map(|limits| limits.excess(request, added))

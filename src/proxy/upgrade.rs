@@ -121,7 +121,7 @@ impl Tunnel {
     /// Passes bytes both ways to the end, or until `closing` says that the time is over.
     pub async fn run(
         self: Box<Self>,
-        mut client: ClientIo,
+        mut client: Box<ClientIo>,
         idle_timeout: Duration,
         closing: impl Fn() -> bool,
     ) {

@@ -56,6 +56,11 @@ const CROWDED_OVER: f64 = 0.5;
 const CROWDED_STILL: f64 = 1.25;
 const STRETCH_INTERVALS: f64 = 4.0;
 
+/// So many seconds, to the nanosecond: `from_secs_f64` calculates with 128 bits, and each arrival asks.
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_nanos((seconds * 1e9 + 0.5) as u64)
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -139,7 +144,7 @@ impl Pace {
 
     /// The time until so many have been worked off, at the pace of late; zero while it is unknown.
     pub(super) fn wait_behind(&self, ahead: usize) -> Duration {
-        Duration::from_secs_f64(ahead as f64 * self.interval())
+        seconds(ahead as f64 * self.interval())
     }
 
     /// How many can be worked off within this time, at the pace of late; no bound while that is
@@ -308,6 +313,6 @@ impl Pace {
     pub(super) fn standing_wait(&self, limit: u32, inside: u32) -> Duration {
         let places = self.places * f64::from(limit.max(1)).sqrt() - f64::from(inside);
         let places = places.max(0.0);
-        Duration::from_secs_f64(places * self.interval()).max(STANDING_WAIT_MIN)
+        seconds(places * self.interval()).max(STANDING_WAIT_MIN)
     }
 }

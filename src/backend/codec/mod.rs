@@ -16,7 +16,7 @@ pub(super) use self::{
 };
 pub use self::{
     field::{has_member, length, members},
-    request::Lines,
+    request::{Added, Lines, Size, empty, line},
     response::can_have_body,
     usual::Usual,
 };

@@ -2,28 +2,55 @@
 
 use std::io::Write as _;
 
-use http::{HeaderName, HeaderValue, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
 
-/// Fields that go behind those in a request's map, written already. To put each of them into the map
-/// costs several times as much as writing it.
-#[derive(Clone, Debug, Default)]
-pub struct Lines {
-    text: Vec<u8>,
+/// Fields that go behind those in a request's map, written when the head is. To put each of them into the
+/// map costs several times as much as writing it.
+pub trait Added: std::fmt::Debug + Sync {
+    /// How much there is of them.
+    fn size(&self) -> Size;
+
+    /// Writes them, each with its end.
+    fn write(&self, out: &mut Vec<u8>);
+}
+
+/// How much there is of fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
     /// How many there are.
     pub fields: usize,
     /// The longest of them without its line end, bytes.
     pub longest: usize,
 }
 
+impl Size {
+    /// With one more field, of a name and a value of so many bytes.
+    pub fn and(self, name: usize, value: usize) -> Self {
+        Self {
+            fields: self.fields + 1,
+            longest: self.longest.max(name + ": ".len() + value),
+        }
+    }
+}
+
+/// Fields that are written already.
+#[derive(Clone, Debug, Default)]
+pub struct Lines {
+    text: Vec<u8>,
+    /// How much there is of them.
+    pub size: Size,
+}
+
 impl Lines {
-    /// Lines with room for `room` bytes, beginning with these.
-    pub fn from(first: &Self, room: usize) -> Self {
-        let mut text = Vec::with_capacity(first.text.len() + room);
-        text.extend_from_slice(&first.text);
-        Self { text, ..*first }
+    /// None, with room for `room` bytes.
+    pub fn with_room(room: usize) -> Self {
+        Self {
+            text: Vec::with_capacity(room),
+            size: Size::default(),
+        }
     }
 
     /// The lines, each with its end.
@@ -33,14 +60,27 @@ impl Lines {
 
     /// Adds a field. Both are taken to be as a parser let them through.
     pub fn push(&mut self, name: &str, value: &[u8]) {
-        let before = self.text.len();
-        self.text.extend_from_slice(name.as_bytes());
-        self.text.extend_from_slice(b": ");
-        self.text.extend_from_slice(value);
-        self.fields += 1;
-        self.longest = self.longest.max(self.text.len() - before);
-        self.text.extend_from_slice(b"\r\n");
+        line(name, value, &mut self.text);
+        self.size = self.size.and(name.len(), value.len());
     }
+}
+
+impl Added for Lines {
+    fn size(&self) -> Size {
+        self.size
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.text);
+    }
+}
+
+/// Writes a field.
+pub fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Whether a field of a request's map goes to the backend. What a client says of its own connection does
@@ -51,7 +91,7 @@ pub fn is_written(name: &HeaderName, value: &HeaderValue) -> bool {
 
 /// Writes the head. Fields are written as they are, then those that were added: whoever calls this has
 /// said by Content-Length or Transfer-Encoding how the body is framed.
-pub fn head<B>(request: &Request<B>, added: &Lines, out: &mut Vec<u8>) {
+pub fn head<B>(request: &Request<B>, added: &dyn Added, out: &mut Vec<u8>) {
     out.reserve(HEAD);
     out.extend_from_slice(request.method().as_str().as_bytes());
     out.push(b' ');
@@ -63,16 +103,20 @@ pub fn head<B>(request: &Request<B>, added: &Lines, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in request.headers() {
-        if !is_written(name, value) {
-            continue;
+        if is_written(name, value) {
+            line(name.as_str(), value.as_bytes(), out);
         }
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
     }
-    out.extend_from_slice(&added.text);
+    added.write(out);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Empties a request, whose memory the next may use. Nothing stays of what it holds of its client's buffers.
+pub fn empty(request: &mut Request<()>) {
+    request.headers_mut().clear();
+    request.extensions_mut().clear();
+    *request.uri_mut() = Uri::default();
+    *request.method_mut() = Method::GET;
 }
 
 /// Writes what goes before a chunk of this many bytes; CRLF goes after it. An empty chunk would end
@@ -128,11 +172,11 @@ mod tests {
             .header("a", "b")
             .body(())
             .expect("a request");
-        let mut first = Lines::default();
-        first.push("c", b"d");
-        let mut lines = Lines::from(&first, 8);
+        let mut lines = Lines::default();
+        lines.push("c", b"d");
         lines.push("eee", b"f g");
-        assert_eq!((lines.fields, lines.longest), (2, "eee: f g".len()));
+        let longest = "eee: f g".len();
+        assert_eq!(lines.size, Size { fields: 2, longest });
         let mut out = Vec::new();
         head(&request, &lines, &mut out);
         assert_eq!(out, b"GET / HTTP/1.1\r\na: b\r\nc: d\r\neee: f g\r\n\r\n");

@@ -244,11 +244,15 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
     let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
     let is_connection =
         |name: &str| name.len() == 10 && name.eq_ignore_ascii_case(header::CONNECTION.as_str());
+    // Mostly there is one or none: they are looked for once.
+    let fields = &parsed.headers[..];
+    let first = fields.iter().position(|field| is_connection(field.name));
+    let last = fields.iter().rposition(|field| is_connection(field.name));
     let connections = || {
-        parsed
-            .headers
-            .iter()
-            .filter(|field| is_connection(field.name))
+        let all = first
+            .zip(last)
+            .map_or(&fields[..0], |(first, last)| &fields[first..=last]);
+        all.iter().filter(|field| is_connection(field.name))
     };
     // Else a field may be named there: whoever cleans the head needs all of them.
     let plain = status != StatusCode::SWITCHING_PROTOCOLS
@@ -264,7 +268,7 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
     let mut usual = Usual::default();
     let mut headers = HeaderMap::new();
     let (mut codings, mut lengths, mut coding, mut length) = (0, 0, None, None);
-    for field in parsed.headers.iter() {
+    for field in fields {
         let value = field.value;
         match (field.name.len(), known(field.name.as_bytes())) {
             (_, Some(name)) => {
@@ -277,8 +281,8 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
                     _ => {}
                 }
                 if plain {
-                    if usual.lines.fields == 0 {
-                        usual.lines = Lines::from(&Lines::default(), head.len() + ADDED_BYTES);
+                    if usual.lines.size.fields == 0 {
+                        usual.lines = Lines::with_room(head.len() + ADDED_BYTES);
                     }
                     usual.lines.push(name, value);
                     continue;

@@ -39,10 +39,10 @@ impl Usual {
     /// Moves them into a map, before what is there already.
     pub fn unfold(&mut self, map: &mut HeaderMap) {
         let usual = std::mem::take(self);
-        if usual.lines.fields == 0 {
+        if usual.lines.size.fields == 0 {
             return;
         }
-        let mut all = HeaderMap::with_capacity(usual.lines.fields + map.len() + 2);
+        let mut all = HeaderMap::with_capacity(usual.lines.size.fields + map.len() + 2);
         for line in usual.lines.as_bytes().split(|&byte| byte == b'\n') {
             let Some(colon) = memchr::memchr(b':', line) else {
                 continue;
@@ -111,7 +111,7 @@ mod tests {
             ("x-own", b"1"),
         ];
         assert_eq!(fields, expected);
-        assert_eq!(usual.lines.fields, 0);
+        assert_eq!(usual.lines.size.fields, 0);
     }
 
     #[test]

@@ -41,7 +41,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// See the module's documentation.
 pub struct Connection<S: Service<Arrived>> {
-    io: ClientIo,
+    io: Box<ClientIo>,
     service: S,
     stage: Stage,
     /// The request that is being served. In one place for all of them.
@@ -108,7 +108,7 @@ where
     S::Future: Told,
 {
     /// Serves what comes from `io` by `service`, which is always ready.
-    pub fn new(io: ClientIo, service: S) -> Self {
+    pub fn new(io: Box<ClientIo>, service: S) -> Self {
         Self {
             io,
             service,
@@ -129,7 +129,7 @@ where
     }
 
     /// The connection and the service, for what comes next.
-    pub fn into_parts(self) -> (ClientIo, S) {
+    pub fn into_parts(self) -> (Box<ClientIo>, S) {
         (self.io, self.service)
     }
 

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, Response, StatusCode, header};
 use hyper::ext::ReasonPhrase;
 
 use crate::{
-    backend::{self, Usual, can_have_body, members},
+    backend::{self, Usual, can_have_body, line, members},
     proxy::{date, hygiene::is_trailer},
 };
 
@@ -291,13 +291,6 @@ fn status_line<B>(response: &Response<B>, asked: Asked, out: &mut Vec<u8>) {
         Some(reason) => reason.as_bytes(),
         None => status.canonical_reason().unwrap_or("<none>").as_bytes(),
     });
-    out.extend_from_slice(b"\r\n");
-}
-
-fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -22,6 +22,10 @@ pub fn head(answer: &mut ClientBody, bodiless: bool) -> (Response<()>, bool) {
         declare(fields, &length);
     }
     date::insert(fields);
+    if let Some(id) = answer.id_name().and_then(|name| fields.get_mut(name)) {
+        // It never comes again: in HPACK's table it would push out what does.
+        id.set_sensitive(true);
+    }
     (head, ends || bodiless || !can_have_body)
 }
 
