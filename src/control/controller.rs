@@ -558,7 +558,12 @@ impl Controller {
             |(_, at): &(BoundBy, Instant)| now.saturating_duration_since(*at) < CUT_REMEMBERED;
         let cause = self.law.cause();
         if self.limit < max && self.ceilings.fills_workers(self.limit) {
-            BoundBy::Workers
+            // Without CPU for those that there are, more workers would not help.
+            if self.ceilings.cpu_is_used_up() {
+                BoundBy::Cpu
+            } else {
+                BoundBy::Workers
+            }
         } else if self.limit >= ceiling && by != BoundBy::Configured {
             by
         } else if self.limit >= max || (self.limited && self.limit <= min && min > 1) {

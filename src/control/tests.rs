@@ -224,6 +224,23 @@ fn the_lowest_ceiling_is_named() {
     assert_eq!(bench.controller.limit(), 4);
 }
 
+/// With its quota used up, more workers would not help, though all of them are busy.
+#[test]
+fn a_quota_that_is_used_up_is_named_before_the_workers() {
+    let mut bench = Bench::new(Settings {
+        initial: 2,
+        ..settings()
+    });
+    bench.readings.slots = Some(2);
+    bench.readings.cpu = cpu(0.5, 0.0);
+    bench.run(2.0);
+    assert_eq!(bench.controller.bound_by(), BoundBy::Workers);
+    bench.latency = 0.2;
+    bench.readings.cpu = cpu(0.97, 1.0);
+    bench.run(10.0);
+    assert_eq!(bench.controller.bound_by(), BoundBy::Cpu);
+}
+
 /// What was seen of the accept queue is of the workers that there were before.
 #[test]
 fn more_workers_are_used_at_once_though_the_accept_queue_was_seen() {

@@ -73,6 +73,11 @@ impl Cpu {
         self.short
     }
 
+    /// Whether its quota is used up time and again.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.mean.throttled > THROTTLED_HARD
+    }
+
     /// Whether it is known to be no bottleneck.
     pub(super) fn idles(&self) -> bool {
         self.at.is_some() && !self.short && !self.pinned && self.mean.utilisation < OWN
@@ -82,7 +87,7 @@ impl Cpu {
     pub(super) fn cut(&self) -> Option<f64> {
         let mean = &self.mean;
         let waits = mean.run_delay > DELAYED_HARD || mean.pressure > PRESSED_HARD;
-        (mean.throttled > THROTTLED_HARD || (waits && mean.utilisation > OWN)).then_some(CUT)
+        (self.is_throttled() || (waits && mean.utilisation > OWN)).then_some(CUT)
     }
 }
 

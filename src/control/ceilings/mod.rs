@@ -105,6 +105,11 @@ impl Ceilings {
         }
     }
 
+    /// Whether the backend's CPU quota is used up time and again.
+    pub(super) fn cpu_is_used_up(&self) -> bool {
+        self.cpu.is_throttled()
+    }
+
     /// Whether the CPU is what makes the backend slow.
     pub(super) fn cpu_is_short(&self) -> bool {
         self.cpu.veto()
