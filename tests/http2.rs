@@ -290,13 +290,7 @@ fn a_length_that_data_does_not_keep_never_reaches_the_backend() {
     let gate = Tidegate::to(backend.address()).start();
     for (declared, sent) in [("5", "1234"), ("3", "1234")] {
         let mut client = Http2::connect(gate.address(), &[]);
-        let head = frames::fields(&[
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":authority", "app"),
-            (":path", "/"),
-            ("content-length", declared),
-        ]);
+        let head = frames::head("POST", "/", &[("content-length", declared)]);
         client.send(frame(frames::HEADERS, frames::END_HEADERS, 1, &head));
         client.send(frame(frames::DATA, frames::END_STREAM, 1, sent.as_bytes()));
         let reset = client.next(&[frames::RST_STREAM]);
@@ -565,12 +559,7 @@ fn a_slow_upload_is_408_and_costs_no_permit() {
         .set("server.body_min_rate=100000")
         .start();
     let mut client = Http2::connect(gate.address(), &[]);
-    let head = frames::fields(&[
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "app"),
-        (":path", "/"),
-    ]);
+    let head = frames::head("POST", "/", &[]);
     client.send(frame(frames::HEADERS, frames::END_HEADERS, 1, &head));
     client.send(frame(frames::DATA, 0, 1, b"x"));
     client.get(3, "/other");
@@ -771,18 +760,8 @@ fn floods_and_bombs_cost_little_and_nobody_else() {
         50_000,
     );
     let post = || {
-        let fields = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":authority", "app"),
-            (":path", "/"),
-        ];
-        frame(
-            frames::HEADERS,
-            frames::END_HEADERS,
-            1,
-            &frames::fields(&fields),
-        )
+        let head = frames::head("POST", "/", &[]);
+        frame(frames::HEADERS, frames::END_HEADERS, 1, &head)
     };
     survives(
         "empty DATA",

@@ -14,30 +14,18 @@ use common::{
 
 const MIB: usize = 1 << 20;
 
-/// The head of a request with a body.
-fn post(extra: &[(&str, &str)]) -> Vec<u8> {
-    let mut head = frames::fields(&[
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "app"),
-        (":path", "/"),
-    ]);
-    head.extend(frames::fields(extra));
-    head
-}
-
 /// How much a window opens.
 fn update(stream: u32, bytes: usize) -> Vec<u8> {
     let bytes = u32::try_from(bytes).expect("a window");
     frame(frames::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
 }
 
-/// A backend that answers with a mebibyte, or with the length of what it got.
-fn large() -> Raw {
-    Raw::start(|mut conn| {
+/// A backend that answers with so many bytes, or with the length of what it got.
+fn large(bytes: usize) -> Raw {
+    Raw::start(move |mut conn| {
         while let Some(request) = conn.request() {
             let answered = match request.body.len() {
-                0 => conn.ok(&"x".repeat(MIB)),
+                0 => conn.ok(&"x".repeat(bytes)),
                 length => conn.ok(&length.to_string()),
             };
             if !answered {
@@ -112,7 +100,7 @@ fn a_connect_with_a_length_is_refused_like_any_other_and_alone() {
 
 #[test]
 fn a_stalled_stream_does_not_hold_up_its_neighbour() {
-    let backend = large();
+    let backend = large(MIB);
     let gate = Tidegate::to(backend.address())
         .limit(4)
         .set("buffers.response=64KiB")
@@ -144,7 +132,7 @@ fn a_stalled_stream_does_not_hold_up_its_neighbour() {
 /// the answer waits where nobody counts it.
 #[test]
 fn not_a_byte_comes_without_room() {
-    let backend = large();
+    let backend = large(MIB);
     let gate = Tidegate::to(backend.address())
         .set("server.write_timeout=2s")
         .start();
@@ -165,17 +153,7 @@ fn not_a_byte_comes_without_room() {
 #[test]
 fn large_bodies_pass_both_ways_in_bounded_memory() {
     const LENGTH: usize = 32 * MIB;
-    let backend = Raw::start(|mut conn| {
-        while let Some(request) = conn.request() {
-            let answered = match request.body.len() {
-                0 => conn.ok(&"x".repeat(LENGTH)),
-                length => conn.ok(&length.to_string()),
-            };
-            if !answered {
-                return;
-            }
-        }
-    });
+    let backend = large(LENGTH);
     let gate = Tidegate::to(backend.address()).limit(8).start();
     assert_eq!(gate.get("/").body.len(), LENGTH);
     let (before, _) = memory(gate.pid());
@@ -245,7 +223,7 @@ fn a_body_that_nobody_reads_is_held_back() {
 /// What was sent of a body that is refused comes out of the connection's window, and goes back into it.
 #[test]
 fn refused_uploads_leave_no_hole_in_the_connections_window() {
-    let backend = large();
+    let backend = large(MIB);
     let gate = Tidegate::to(backend.address())
         .set("server.max_body_bytes=300000")
         .start();
@@ -270,12 +248,12 @@ fn refused_uploads_leave_no_hole_in_the_connections_window() {
 
 #[test]
 fn an_answer_before_the_end_of_an_upload_is_whole_and_the_rest_is_not_wanted() {
-    let backend = large();
+    let backend = large(MIB);
     let gate = Tidegate::to(backend.address())
         .set("server.max_body_bytes=1000")
         .start();
     let mut client = Http2::connect(gate.address(), &[]);
-    let head = post(&[("content-length", "5000")]);
+    let head = frames::head("POST", "/", &[("content-length", "5000")]);
     client.send(frame(frames::HEADERS, frames::END_HEADERS, 1, &head));
     assert_eq!(client.next(&[frames::HEADERS]).stream, 1);
     let body = client.next(&[frames::DATA, frames::RST_STREAM]);
@@ -289,7 +267,7 @@ fn an_answer_before_the_end_of_an_upload_is_whole_and_the_rest_is_not_wanted() {
 
 #[test]
 fn an_upload_that_its_client_resets_never_looks_whole() {
-    let backend = large();
+    let backend = large(MIB);
     let gate = Tidegate::to(backend.address()).start();
     let mut client = Http2::connect(gate.address(), &[]);
     // CANCEL, and NO_ERROR, which ends a response's body without harm, but not a request's.
@@ -298,7 +276,7 @@ fn an_upload_that_its_client_resets_never_looks_whole() {
             frames::HEADERS,
             frames::END_HEADERS,
             stream,
-            &post(&[]),
+            &frames::head("POST", "/", &[]),
         ));
         client.send(frame(frames::DATA, 0, stream, b"half of it"));
         client.send(frame(frames::PING, 0, 0, &[0; 8]));
@@ -345,13 +323,7 @@ fn answers_without_a_body_have_none() {
     });
     // A refusal of HEAD has a length, and nothing of it comes.
     let mut client = Http2::connect(gate.address(), &[]);
-    let head = frames::fields(&[
-        (":method", "HEAD"),
-        (":scheme", "http"),
-        (":authority", "app"),
-        (":path", "/"),
-        ("host", "another"),
-    ]);
+    let head = frames::head("HEAD", "/", &[("host", "another")]);
     let flags = frames::END_HEADERS | frames::END_STREAM;
     client.send(frame(frames::HEADERS, flags, 1, &head));
     let refused = client.next(&[frames::HEADERS]);

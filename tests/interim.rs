@@ -67,13 +67,18 @@ fn http_1_0_knows_none() {
     assert_eq!(answer.interim, [""; 0]);
 }
 
+/// A backend that invites every client to send its body, and hints.
+fn inviting() -> Raw {
+    Raw::answering(|_| {
+        let invitation = "HTTP/1.1 100 Continue\r\n\r\n";
+        format!("{invitation}{HINTS}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()
+    })
+}
+
 /// The backend was not asked for a 100: the client gets the one that it has asked us for.
 #[test]
 fn a_100_that_the_client_asks_for_comes_once() {
-    let backend = Raw::answering(|_| {
-        let invitation = "HTTP/1.1 100 Continue\r\n\r\n";
-        format!("{invitation}{HINTS}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()
-    });
+    let backend = inviting();
     let gate = Tidegate::to(backend.address()).start();
     let mut client = gate.client();
     let head = "POST / HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
@@ -279,10 +284,7 @@ fn over_http_2_they_come_while_the_answer_is_still_to_come() {
 
 #[test]
 fn over_http_2_a_100_comes_once_when_the_body_is_wanted() {
-    let backend = Raw::answering(|_| {
-        let invitation = "HTTP/1.1 100 Continue\r\n\r\n";
-        format!("{invitation}{HINTS}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").into_bytes()
-    });
+    let backend = inviting();
     let gate = Tidegate::to(backend.address()).start();
     run(async {
         let mut client = connect(gate.address()).await;
@@ -323,13 +325,7 @@ fn over_http_2_who_does_not_wait_for_a_100_or_would_wait_in_vain_gets_none() {
         .limit(1)
         .set("queue.max_wait=0s")
         .start();
-    let head = frames::fields(&[
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":authority", "app"),
-        (":path", "/"),
-        ("expect", "100-continue"),
-    ]);
+    let head = frames::head("POST", "/", &[("expect", "100-continue")]);
     let mut client = Http2::connect(gate.address(), &[]);
     client.send(
         [

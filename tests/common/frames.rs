@@ -63,14 +63,21 @@ fn text(block: &mut Vec<u8>, text: &str) {
     block.extend(text.as_bytes());
 }
 
-/// A GET's head.
-pub fn get(path: &str) -> Vec<u8> {
-    fields(&[
-        (":method", "GET"),
+/// A request's head, with these fields behind what each has.
+pub fn head(method: &str, path: &str, extra: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = fields(&[
+        (":method", method),
         (":scheme", "http"),
         (":authority", "app"),
         (":path", path),
-    ])
+    ]);
+    block.extend(fields(extra));
+    block
+}
+
+/// A GET's head.
+pub fn get(path: &str) -> Vec<u8> {
+    head("GET", path, &[])
 }
 
 /// A frame that came.
