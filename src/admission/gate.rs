@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Class,
-    sync::{Arc, Mutex, lock},
+    sync::{Arc, Mutex, MutexGuard, lock},
 };
 
 /// Counts the requests in flight and lets no more pass than the limit. Cheap to clone.
@@ -72,9 +72,7 @@ impl Gate {
         if matches!(entry, Entry::Queued { .. }) {
             inner.claim();
         }
-        let wakers = inner.deliver();
-        drop(inner);
-        wake(wakers);
+        finish(inner);
         match entry {
             Entry::Admitted(admitted) => {
                 Entered::Admitted(self.permit(admitted, ask.route, ask.cap, now))
@@ -107,9 +105,7 @@ impl Gate {
             state, verdicts, ..
         } = &mut *inner;
         let result = change(state, verdicts);
-        let wakers = inner.deliver();
-        drop(inner);
-        wake(wakers);
+        finish(inner);
         result
     }
 
@@ -159,9 +155,6 @@ impl Inner {
     /// Hands the verdicts to their waiters; the wakers are for outside the lock.
     fn deliver(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        if self.verdicts.is_empty() {
-            return wakers;
-        }
         for (key, verdict) in self.verdicts.drain(..) {
             let waiter = &mut self.waiters[key as usize];
             debug_assert!(waiter.verdict.is_none(), "one verdict for each waiter");
@@ -172,7 +165,13 @@ impl Inner {
     }
 }
 
-fn wake(wakers: Vec<Waker>) {
+/// Unlocks, and wakes whom the verdicts are about: mostly nobody.
+fn finish(mut inner: MutexGuard<'_, Inner>) {
+    if inner.verdicts.is_empty() {
+        return;
+    }
+    let wakers = inner.deliver();
+    drop(inner);
     for waker in wakers {
         waker.wake();
     }
@@ -253,10 +252,8 @@ impl Drop for Ticket {
             }
         }
         let waker = inner.forget(self.key);
-        let wakers = inner.deliver();
-        drop(inner);
+        finish(inner);
         drop(waker);
-        wake(wakers);
     }
 }
 

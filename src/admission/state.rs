@@ -294,12 +294,16 @@ impl State {
         let limit = self.lanes.limit();
         let inside = self.lanes.waiting_inside();
         self.pace.note_release(self.excess(), inside, limit, now);
-        self.put_back(lane, cap, now, out);
+        self.leave_lane(lane, cap, now, out);
     }
 
     /// A permit comes back unused, which says nothing of the backend's pace.
     pub fn put_back(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.advance(now);
+        self.leave_lane(lane, cap, now, out);
+    }
+
+    fn leave_lane(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.caps.leave(cap);
         self.lanes.leave(lane);
         self.note_excess();

@@ -1,5 +1,7 @@
 //! The lanes of the gate: one for each endpoint, with its limit, what is in flight, and its integrals.
 
+use std::cmp::Ordering;
+
 use super::{
     LaneId,
     snapshot::{LaneSnapshot, LaneUsage},
@@ -30,8 +32,10 @@ impl Lane {
         Some(self.in_flight.saturating_sub(self.slots?) as usize)
     }
 
-    fn load(&self) -> f64 {
-        f64::from(self.in_flight) / f64::from(self.limit.max(1))
+    /// Compares how full they are, without a division.
+    fn by_load(&self, other: &Self) -> Ordering {
+        let times = |a: u32, b: u32| u64::from(a) * u64::from(b.max(1));
+        times(self.in_flight, other.limit).cmp(&times(other.in_flight, self.limit))
     }
 }
 
@@ -104,7 +108,7 @@ impl Lanes {
             .iter()
             .enumerate()
             .filter(|(_, lane)| eligible(lane) && (lane.healthy || !some_healthy))
-            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))
+            .min_by(|(_, a), (_, b)| a.by_load(b))
             .map(|(at, _)| at)
     }
 
