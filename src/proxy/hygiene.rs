@@ -471,18 +471,23 @@ fn other_host<B>(
     Ok(host)
 }
 
-/// Whether a byte may be in a host that is no IPv6 address. A table, since every request has one.
+/// Whether a byte may be as it is in a host that is no IPv6 address. A table, since every request has one.
 const IN_HOST: [bool; 256] = {
     let mut table = [false; 256];
     let mut at = 0;
     while at < table.len() {
         let byte = at as u8;
-        table[at] =
-            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~' | b'%');
+        table[at] = byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~');
         at += 1;
     }
     table
 };
+
+/// What follows the bytes that may be in a host as they are.
+fn after_host(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|&byte| !IN_HOST[usize::from(byte)]);
+    bytes.get(end.unwrap_or(bytes.len())..).unwrap_or_default()
+}
 
 /// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
 /// address, and a comma is two Hosts that somebody has merged.
@@ -498,12 +503,16 @@ fn is_authority(host: &HeaderValue) -> bool {
         }
         &bracketed[end + 1..]
     } else {
-        let end = bytes.iter().position(|&byte| !IN_HOST[usize::from(byte)]);
-        let (name, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-        let encoded = |rest: &[u8]| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
-        if name.is_empty()
-            || (name.contains(&b'%') && !name.split(|&byte| byte == b'%').skip(1).all(encoded))
-        {
+        let mut rest = after_host(bytes);
+        while let [b'%', encoded @ ..] = rest {
+            match encoded {
+                [a, b, behind @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                    rest = after_host(behind);
+                }
+                _ => return false,
+            }
+        }
+        if rest.len() == bytes.len() {
             return false;
         }
         rest

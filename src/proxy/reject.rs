@@ -213,7 +213,12 @@ pub fn response(
         let media_type;
         (body, media_type) = match &reject.body {
             RejectBody::ProblemJson => (
-                problem(error, rejection, id.as_bytes()),
+                problem(
+                    error,
+                    rejection,
+                    id.as_bytes(),
+                    matches!(id, RequestId::Made(_)),
+                ),
                 "application/problem+json",
             ),
             RejectBody::Text => (
@@ -251,13 +256,14 @@ pub fn response(
 }
 
 /// RFC 9457, with two members of our own. By hand: under an overload most answers are this one, and a
-/// serializer makes up a good part of what they cost.
-fn problem(error: &Error, rejection: &Rejection, id: &[u8]) -> Bytes {
+/// serializer makes up a good part of what they cost. What no client has a part in, as an id that was made here,
+/// needs no look at each byte.
+fn problem(error: &Error, rejection: &Rejection, id: &[u8], made: bool) -> Bytes {
     let reason = rejection.reason.map_or("internal_error", Reason::as_str);
     let title = rejection.status.canonical_reason().unwrap_or("Error");
-    let detail = match error {
-        Error::Refused(refusal) => Cow::Borrowed(refusal.text()),
-        other => Cow::Owned(other.to_string()),
+    let (detail, ours) = match error {
+        Error::Refused(refusal) => (Cow::Borrowed(refusal.text()), true),
+        other => (Cow::Owned(other.to_string()), false),
     };
     // What must be escaped is longer, and rare.
     let size = PROBLEM + 2 * reason.len() + title.len() + detail.len() + id.len();
@@ -269,11 +275,11 @@ fn problem(error: &Error, rejection: &Rejection, id: &[u8]) -> Bytes {
     text.extend_from_slice(b"\",\"status\":");
     text.extend_from_slice(rejection.status.as_str().as_bytes());
     text.extend_from_slice(b",\"detail\":");
-    quote(detail.as_bytes(), &mut text);
+    quote(detail.as_bytes(), ours, &mut text);
     text.extend_from_slice(b",\"reason\":\"");
     text.extend_from_slice(reason.as_bytes());
     text.extend_from_slice(b"\",\"request_id\":");
-    quote(id, &mut text);
+    quote(id, made, &mut text);
     text.push(b'}');
     Bytes::from(text)
 }
@@ -288,13 +294,10 @@ const PROBLEM: usize = concat!(
 /// Room for its fields, bytes.
 const FIELDS: usize = 224;
 
-/// A string of JSON. Few have anything that must be escaped, and those are left to the serializer.
-fn quote(string: &[u8], text: &mut Vec<u8>) {
-    // Without a branch, for the compiler to take sixteen at a time.
-    let plain = string.iter().fold(true, |plain, &byte| {
-        plain & (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\')
-    });
-    if plain {
+/// A string of JSON, which is `plain` if it is known to have nothing that must be escaped. Few have, and those
+/// are left to the serializer.
+fn quote(string: &[u8], plain: bool, text: &mut Vec<u8>) {
+    if plain || is_plain(string) {
         text.push(b'"');
         text.extend_from_slice(string);
         text.push(b'"');
@@ -302,6 +305,14 @@ fn quote(string: &[u8], text: &mut Vec<u8>) {
         // A Vec takes everything.
         let _ = serde_json::to_writer(text, &String::from_utf8_lossy(string));
     }
+}
+
+/// Whether it is in a string of JSON as it is.
+fn is_plain(string: &[u8]) -> bool {
+    // Without a branch, for the compiler to take sixteen at a time.
+    string.iter().fold(true, |plain, &byte| {
+        plain & (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\')
+    })
 }
 
 /// A response as it goes over the wire, for a client whose request could not be read.
@@ -390,6 +401,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_written_without_a_look_needs_none() {
+        use admission::Reason::{Deadline, Draining, QueueFull, QueueTimeout, RouteLimit};
+        for reason in [Deadline, Draining, QueueFull, QueueTimeout, RouteLimit] {
+            let drain_time = Duration::ZERO;
+            let refusal = admission::Refusal { reason, drain_time };
+            assert!(is_plain(refusal.text().as_bytes()), "{reason:?}");
+        }
+        assert!(is_plain(RequestId::new().as_bytes()));
+    }
+
     /// What differs from one document to another, bytes.
     fn document_strings(document: &serde_json::Value) -> usize {
         let length = |name: &str| document[name].as_str().map_or(0, str::len);
@@ -401,7 +423,7 @@ mod tests {
         let error = Error::BodyTooLarge(7);
         let rejection = rejection(&error, &reject(0.0));
         for id in ["", "a", "\"", "\\", "a\"b\\c\u{1}\u{7f}ü"] {
-            let text = problem(&error, &rejection, id.as_bytes());
+            let text = problem(&error, &rejection, id.as_bytes(), false);
             let document: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
             assert_eq!(document["request_id"], id);
             assert_eq!(document["type"], "urn:tidegate:reason:body_too_large");
