@@ -1,5 +1,7 @@
 //! What a string must look like, per kind of key. The messages follow the value: `"x" <message>`.
 
+use tracing_subscriber::filter::{ParseError, Targets};
+
 use super::{
     address::Address,
     problem::{closest, did_you_mean},
@@ -196,10 +198,25 @@ pub(super) fn log_filter(text: &str) -> Result<(), String> {
             did_you_mean(meant)
         ));
     }
-    match tracing_subscriber::filter::EnvFilter::builder().parse(text) {
+    match log_targets(text) {
         Ok(_) => Ok(()),
         Err(error) => fail(format!(
             "is not a filter ({error}); write one as \"info,tidegate::proxy=debug\""
         )),
+    }
+}
+
+/// Levels by target, with commas between them: `info,tidegate::proxy=debug`. (There are no spans that a filter could
+/// name.)
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn log_targets(text: &str) -> Result<Targets, ParseError> {
+    let parts = text.split(',').map(str::trim);
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    // The empty string would be a target, of which everything is a part.
+    match &*parts {
+        [] => Ok(Targets::new()),
+        parts => parts.join(",").parse(),
     }
 }

@@ -25,6 +25,7 @@ mod value;
 pub mod watch;
 
 pub use address::{Address, AddressError};
+pub(crate) use check::log_targets;
 pub use load::{Loaded, Sources, load, needs_restart};
 pub use origin::{Origin, Origins, Position};
 pub use problem::{Problem, Problems};

@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Subscriber, level_filters::LevelFilter};
+use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt, reload,
+    Layer, Registry, filter::Targets, fmt::MakeWriter, layer::SubscriberExt, reload,
     util::SubscriberInitExt,
 };
 
@@ -31,7 +31,7 @@ const MAX_PATH: usize = 1024;
 /// Changes the log while it is running.
 #[derive(Clone, Debug)]
 pub struct LogControl {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
 impl LogControl {
@@ -66,10 +66,8 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
 /// What a client of HTTP/2 does wrong is not worth a line each time, unless somebody asks for it.
 const QUIET: &str = "h2=off";
 
-fn parse_filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(format!("{QUIET},{level}"))
+fn parse_filter(level: &str) -> Result<Targets, String> {
+    config::log_targets(&format!("{QUIET},{level}"))
         .map_err(|error| format!("{level:?} is not a log filter: {error}"))
 }
 
