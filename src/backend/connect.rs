@@ -123,21 +123,40 @@ impl Local {
 
     /// Connects without waiting for anything: `None` if that would be necessary.
     pub(super) fn connect(&self) -> Option<Result<Stream, Error>> {
-        let connected = match self {
-            Self::Tcp(address) => match begin_tcp(*address) {
-                Ok((stream, true)) => Ok(Stream::Tcp(stream)),
-                Ok((_, false)) => return None,
-                Err(error) => Err(error),
-            },
-            Self::Unix(address) => connect_unix(address).map(Stream::Unix),
-        };
-        match connected {
+        match self.begin() {
+            Ok((stream, true)) => Some(Ok(stream)),
+            Ok((_, false)) => None,
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
             {
                 None
             }
-            connected => Some(connected.map_err(Error::Connect)),
+            Err(error) => Some(Err(Error::Connect(error))),
+        }
+    }
+
+    /// Connects once: [`ErrorKind::WouldBlock`] if the backlog is full.
+    async fn connect_patiently(&self) -> io::Result<Stream> {
+        let (stream, connected) = self.begin()?;
+        if let (Stream::Tcp(tcp), false) = (&stream, connected) {
+            match tokio::time::timeout(LOOPBACK_PATIENCE, tcp.writable()).await {
+                Ok(ready) => ready?,
+                Err(_) => return Err(ErrorKind::WouldBlock.into()),
+            }
+            if let Some(error) = tcp.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Begins to connect, and whether that is all.
+    fn begin(&self) -> io::Result<(Stream, bool)> {
+        match self {
+            Self::Tcp(address) => {
+                begin_tcp(*address).map(|(stream, connected)| (Stream::Tcp(stream), connected))
+            }
+            Self::Unix(address) => Ok((Stream::Unix(connect_unix(address)?), true)),
         }
     }
 }
@@ -173,35 +192,18 @@ pub(super) async fn dial(address: &Address, timeout: Duration) -> Result<Stream,
 }
 
 async fn connect_once(address: &Address) -> io::Result<Stream> {
+    if let Some(local) = Local::of(address) {
+        return local.connect_patiently().await;
+    }
     match address {
+        // (Of a literal address no resolver is asked, whose lookups run on a thread pool.)
         Address::Tcp { host, port } => {
-            // A literal address needs no resolver, whose lookups run on a thread pool.
-            let stream = match host.parse::<IpAddr>() {
-                Ok(ip) if ip.is_loopback() => {
-                    let (stream, connected) = begin_tcp((ip, *port).into())?;
-                    if !connected {
-                        match tokio::time::timeout(LOOPBACK_PATIENCE, stream.writable()).await {
-                            Ok(ready) => ready?,
-                            Err(_) => return Err(ErrorKind::WouldBlock.into()),
-                        }
-                        if let Some(error) = stream.take_error()? {
-                            return Err(error);
-                        }
-                    }
-                    stream
-                }
-                Ok(ip) => TcpStream::connect((ip, *port)).await?,
-                Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
-            };
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
             Ok(Stream::Tcp(stream))
         }
-        Address::Unix(path) => {
-            let address = SocketAddrUnix::new(path)?;
-            Ok(Stream::Unix(connect_unix(&address)?))
-        }
-        Address::Fd(name) => Err(io::Error::new(
+        Address::Unix(_) | Address::Fd(_) => Err(io::Error::new(
             ErrorKind::InvalidInput,
-            format!("fd:{name} is for listening only"),
+            format!("{address} cannot be connected to"),
         )),
     }
 }

@@ -3,20 +3,20 @@
 
 use std::{
     future::Future as _,
-    io::{self, ErrorKind, IoSlice},
-    pin::{Pin, pin},
+    io::ErrorKind,
+    pin::pin,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, header};
-use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use http::{HeaderMap, Request, Response};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     Error, RequestBody, Stream,
-    body::Streamed,
-    codec::{self, Added, BodyDecoder, Head, Heads, Malformed, Step},
+    codec::{Added, BodyDecoder, Head, Heads, Malformed, Step},
+    sending::Sending,
 };
 
 /// The first read takes up to this, bytes: most heads, and many whole answers.
@@ -25,10 +25,6 @@ const READ_FIRST: usize = 4 * 1024;
 const READ_MOST: usize = 256 * 1024;
 /// The least that it may be.
 const READ_LITTLE: usize = 4 * 1024;
-/// A body up to this is written together with the head from one buffer, bytes.
-const JOINED_MAX: usize = 16 * 1024;
-/// So much goes out in one segment of TCP whatever the network, bytes: RFC 8200 5, without two headers.
-const ONE_SEGMENT: usize = 1200;
 
 /// Under load a connection changes hands within this time. The look at all sockets that brought the request
 /// is younger, and the kernel knows little more than it did: not worth a system call for each request.
@@ -55,44 +51,15 @@ pub(super) struct Link {
     idle_since: Option<Instant>,
 }
 
-/// What is left of the request to write.
-#[derive(Default)]
-struct Sending {
-    /// The request, until its response begins: it may have to be sent again.
-    request: Option<(Box<Request<()>>, RequestBody)>,
-    /// What is left of the request, empty.
-    spent: Option<Box<Request<()>>>,
-    /// Head, or a chunk's size; then `data`; then `tail`.
-    head: Vec<u8>,
-    head_at: usize,
-    data: Bytes,
-    tail: &'static [u8],
-    upload: Option<Upload>,
-    /// Parts of `upload` so far.
-    moved: u64,
-    /// Whether a byte of it was written.
-    begun: bool,
-    /// The other side takes no more: what is left is never written.
-    broken: bool,
-    /// The socket is new: the reactor has not looked at it.
-    unknown: bool,
-}
-
-/// A body that is still coming.
-struct Upload {
-    body: Streamed,
-    /// Bytes to come of a declared length; `None`: it goes in chunks.
-    left: Option<u64>,
-}
-
 enum Receiving {
     Head(Heads),
     Body(BodyDecoder),
 }
 
-/// Why there is no head, and the request if it is whole: whether it may be sent again is another question.
+/// Why there is no head.
 pub(super) struct NoHead {
     pub(super) error: Error,
+    /// The request, if it is whole: whether it may be sent again is another question.
     pub(super) request: Option<(Box<Request<()>>, RequestBody)>,
     /// Whether a byte of it was written.
     pub(super) begun: bool,
@@ -111,10 +78,7 @@ impl Link {
     pub(super) fn new(stream: Stream, read: BytesMut) -> Box<Self> {
         Box::new(Self {
             stream,
-            sending: Sending {
-                unknown: true,
-                ..Sending::default()
-            },
+            sending: Sending::on_new_socket(),
             read,
             room: READ_FIRST,
             most: READ_MOST,
@@ -131,60 +95,19 @@ impl Link {
     /// place of its head.
     pub(super) fn send(
         &mut self,
-        (request, mut body): (Box<Request<()>>, RequestBody),
+        request: (Box<Request<()>>, RequestBody),
         upgrade: bool,
         added: &dyn Added,
         packet: Option<Bytes>,
     ) {
-        let sending = &mut self.sending;
-        sending.begun = false;
-        sending.head.clear();
-        sending.head_at = 0;
-        let chunked = packet.is_none()
-            && !body.is_empty()
-            && request.headers().contains_key(header::TRANSFER_ENCODING);
-        match packet {
-            Some(packet) => sending.head.extend_from_slice(&packet),
-            None => codec::head(&request, added, &mut sending.head),
-        }
-        match &mut body {
-            RequestBody::Empty => {}
-            RequestBody::Full(bytes, _) => {
-                // A clone of a reference: the request stays whole.
-                let bytes = bytes.clone().unwrap_or_default();
-                let tail = match (chunked, bytes.is_empty()) {
-                    (false, _) => "",
-                    (true, true) => "0\r\n\r\n",
-                    (true, false) => {
-                        codec::chunk(bytes.len(), &mut sending.head);
-                        "\r\n0\r\n\r\n"
-                    }
-                };
-                if bytes.len() <= JOINED_MAX {
-                    sending.head.extend_from_slice(&bytes);
-                    sending.head.extend_from_slice(tail.as_bytes());
-                } else {
-                    sending.data = bytes;
-                    sending.tail = tail.as_bytes();
-                }
-            }
-            body @ RequestBody::Stream(_) => {
-                if let RequestBody::Stream(body) = std::mem::replace(body, RequestBody::Empty) {
-                    let declared = request.headers().get(header::CONTENT_LENGTH);
-                    let left = declared.and_then(|value| value.to_str().ok()?.parse().ok());
-                    sending.upload = Some(Upload { body, left });
-                }
-            }
-        }
-        let one_segment = sending.upload.is_none() && sending.pieces_left() <= ONE_SEGMENT;
-        if !self.hurried && (self.reused || upgrade || !one_segment) {
+        self.receiving = Receiving::Head(Heads::new(request.0.method(), upgrade));
+        self.sending.begin(request, added, packet);
+        if !self.hurried && (self.reused || upgrade || !self.sending.is_one_segment()) {
             // What goes out in one segment, with nothing before it, waits for nothing: mostly that is all
             // that a connection carries.
             self.stream.hurry();
             self.hurried = true;
         }
-        self.receiving = Receiving::Head(Heads::new(request.method(), upgrade));
-        sending.request = Some((request, body));
         self.room = READ_FIRST;
         self.most = READ_MOST;
     }
@@ -194,7 +117,7 @@ impl Link {
         let polled = self.poll_for_head(cx);
         polled.map_err(|error| NoHead {
             error,
-            begun: self.sending.begun,
+            begun: self.sending.has_begun(),
             request: self.sending.take_back(),
         })
     }
@@ -208,7 +131,7 @@ impl Link {
                 return Poll::Pending;
             };
             if let Some(head) = heads.take(&mut self.read).map_err(Error::Protocol)? {
-                if !self.sending.begun {
+                if !self.sending.has_begun() {
                     // An answer to nobody's question.
                     return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
                 }
@@ -218,7 +141,7 @@ impl Link {
                 return Poll::Ready(Ok(Box::new(head)));
             }
             if heads.has_told() {
-                if !self.sending.begun {
+                if !self.sending.has_begun() {
                     return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
                 }
                 // Whoever says something on the way has the request, and is not to be asked again.
@@ -243,7 +166,7 @@ impl Link {
 
     /// What is left of the request once its response has begun: an empty one with its memory.
     pub(super) fn take_spent(&mut self) -> Option<Box<Request<()>>> {
-        self.sending.spent.take()
+        self.sending.take_spent()
     }
 
     /// Whether the response has not begun.
@@ -253,7 +176,7 @@ impl Link {
 
     /// How many parts of a body that is still coming were passed on.
     pub(super) fn moved(&self) -> u64 {
-        self.sending.moved
+        self.sending.moved()
     }
 
     /// From here on [`Link::poll_data`] reads this body.
@@ -344,7 +267,7 @@ impl Link {
     /// response: that is the answer to nobody's question.
     pub(super) fn reusable(&mut self) -> bool {
         let idle = matches!(&self.receiving, Receiving::Body(body) if body.is_done());
-        if !(idle && self.keep_alive && self.sending.is_over() && !self.sending.broken)
+        if !(idle && self.keep_alive && self.sending.is_whole())
             || self.ended
             || !self.read.is_empty()
         {
@@ -372,7 +295,7 @@ impl Link {
     /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
     /// server that switches before it has the whole request.
     pub(super) fn into_raw(self) -> Option<(Stream, Bytes)> {
-        let switched = self.sending.is_over() && !self.sending.broken && !self.ended;
+        let switched = self.sending.is_whole() && !self.ended;
         switched.then(|| (self.stream, self.read.freeze()))
     }
 
@@ -401,150 +324,6 @@ impl Link {
 /// The backend closed before the end.
 fn cut() -> Error {
     Error::Reset(ErrorKind::UnexpectedEof.into())
-}
-
-fn would_wait(result: &io::Result<usize>) -> bool {
-    let kind = result.as_ref().err().map(io::Error::kind);
-    matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::Interrupted))
-}
-
-impl Sending {
-    /// Whether nothing more will be written.
-    fn is_over(&self) -> bool {
-        self.broken || (self.upload.is_none() && self.pieces_left() == 0)
-    }
-
-    fn pieces_left(&self) -> usize {
-        self.head.len() - self.head_at + self.data.len() + self.tail.len()
-    }
-
-    /// Writes what it can.
-    fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        loop {
-            while self.pieces_left() > 0 && !self.broken {
-                ready!(self.poll_write(stream, cx))?;
-            }
-            if self.broken {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(upload) = &mut self.upload else {
-                self.forget_body();
-                return Poll::Ready(Ok(()));
-            };
-            let Some(data) = ready!(upload.poll_next(cx)).transpose()? else {
-                let chunked = upload.left.is_none();
-                self.upload = None;
-                if chunked {
-                    self.head.clear();
-                    self.head_at = 0;
-                    codec::last_chunk(&mut self.head);
-                }
-                continue;
-            };
-            self.moved += 1;
-            if upload.left.is_none() {
-                self.head.clear();
-                self.head_at = 0;
-                codec::chunk(data.len(), &mut self.head);
-                self.tail = b"\r\n";
-            }
-            self.data = data;
-        }
-    }
-
-    fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let head = &self.head[self.head_at..];
-        let written = if self.data.is_empty() && self.tail.is_empty() {
-            match std::mem::take(&mut self.unknown).then(|| stream.send_now(head)) {
-                Some(result) if !would_wait(&result) => result,
-                _ => ready!(Pin::new(stream).poll_write(cx, head)),
-            }
-        } else {
-            let pieces = [head, &self.data, self.tail].map(IoSlice::new);
-            let from = usize::from(head.is_empty());
-            ready!(Pin::new(stream).poll_write_vectored(cx, &pieces[from..]))
-        };
-        match written {
-            Ok(written) => {
-                self.begun |= written > 0;
-                self.advance(written);
-                Poll::Ready(Ok(()))
-            }
-            // A server that has answered an upload early and closed cannot be written to, but its
-            // answer is there to be read: failing is left to the reading.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
-                ) =>
-            {
-                self.broken = true;
-                Poll::Ready(Ok(()))
-            }
-            Err(error) => Poll::Ready(Err(Error::Reset(error))),
-        }
-    }
-
-    fn advance(&mut self, written: usize) {
-        let of_head = written.min(self.head.len() - self.head_at);
-        self.head_at += of_head;
-        let of_data = (written - of_head).min(self.data.len());
-        if of_data > 0 {
-            drop(self.data.split_to(of_data));
-        }
-        self.tail = &self.tail[written - of_head - of_data..];
-    }
-
-    /// The request, unless a part of its body is gone.
-    fn take_back(&mut self) -> Option<(Box<Request<()>>, RequestBody)> {
-        let (request, body) = self.request.take()?;
-        match self.upload.take() {
-            None => Some((request, body)),
-            // Not polled before the head is written.
-            Some(upload) if !self.begun => Some((request, RequestBody::Stream(upload.body))),
-            Some(_) => None,
-        }
-    }
-
-    /// It will not be sent again.
-    fn forget(&mut self) {
-        if let Some((mut request, _)) = self.request.take() {
-            codec::empty(&mut request);
-            self.spent = Some(request);
-        }
-    }
-
-    /// All of it is written: what its body holds of the budget goes back.
-    fn forget_body(&mut self) {
-        if let Some((_, RequestBody::Full(..))) = &self.request {
-            self.forget();
-        }
-    }
-}
-
-impl Upload {
-    /// The next bytes, never none.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        loop {
-            let frame = ready!(self.body.as_mut().poll_frame(cx));
-            let data = match frame {
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => return Poll::Ready(Some(Err(Error::RequestBody(error)))),
-                None if self.left.is_none_or(|left| left == 0) => return Poll::Ready(None),
-                None => {
-                    let short =
-                        io::Error::new(ErrorKind::UnexpectedEof, "it is shorter than declared");
-                    return Poll::Ready(Some(Err(Error::RequestBody(short.into()))));
-                }
-            };
-            if let Some(left) = &mut self.left {
-                *left = left.saturating_sub(data.len() as u64);
-            }
-            if !data.is_empty() {
-                return Poll::Ready(Some(Ok(data)));
-            }
-        }
-    }
 }
 
 #[cfg(test)]

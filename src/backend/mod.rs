@@ -18,6 +18,7 @@ mod pool;
 pub mod profile;
 mod pump;
 mod raised;
+mod sending;
 mod timers;
 mod upgraded;
 pub mod uwsgi;
@@ -25,8 +26,8 @@ pub mod uwsgi;
 pub use self::{
     body::{Answered, RequestBody, ResponseBody},
     codec::{
-        Added, Lines, Malformed, Size, Usual, can_have_body, empty, has_member, length, line,
-        members,
+        Added, Lines, Malformed, Size, Usual, can_have_body, chunk, empty, has_member, length,
+        line, members,
     },
     connect::{Stream, connect},
     endpoint::Endpoint,

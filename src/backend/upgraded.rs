@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 
 use super::{
     Answered, Error, ResponseBody, Stream,
+    codec::{has_member, members},
     exchange::{Completion, Lease},
     flight::Flight,
     raised::Raised,
@@ -107,23 +108,16 @@ pub(super) fn switch<L: Lease>(
 
 /// Whether a 101 with these fields switches to nothing but what was asked for.
 fn switches_to(asked: Option<&HeaderValue>, answer: &HeaderMap) -> bool {
-    let Some(asked) = asked.and_then(|asked| asked.to_str().ok()) else {
+    let Some(asked) = asked else {
         return false;
     };
+    let lines = answer.get_all(header::UPGRADE);
+    let mut protocols = lines.iter().flat_map(|line| members(line.as_bytes()));
     let mut switched = false;
-    for line in answer.get_all(header::UPGRADE) {
-        let Ok(line) = line.to_str() else {
-            return false;
-        };
-        for token in line.split(',').map(str::trim) {
-            let known = |asked: &str| asked.trim().eq_ignore_ascii_case(token);
-            if token.is_empty() || !asked.split(',').any(known) {
-                return false;
-            }
-            switched = true;
-        }
-    }
-    switched
+    protocols.all(|protocol| {
+        switched = true;
+        !protocol.is_empty() && has_member(asked.as_bytes(), protocol)
+    }) && switched
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ mod usual;
 
 pub(super) use self::{
     body::{BodyDecoder, Step},
-    request::{chunk, head, is_written, last_chunk},
+    request::{head, is_written, last_chunk},
     response::{Head, Heads},
     usual::Signs,
 };
 pub use self::{
     field::{has_member, length, members},
-    request::{Added, Lines, Size, empty, line},
+    request::{Added, Lines, Size, chunk, empty, line},
     response::can_have_body,
     usual::Usual,
 };

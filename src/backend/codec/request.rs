@@ -1,7 +1,5 @@
 //! A request on its way to bytes.
 
-use std::io::Write as _;
-
 use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 
 /// Room for an ordinary head: one allocation.
@@ -123,8 +121,12 @@ pub fn empty(request: &mut Request<()>) {
 /// the body.
 pub fn chunk(length: usize, out: &mut Vec<u8>) {
     debug_assert!(length > 0, "an empty chunk ends the body");
-    // A Vec takes everything.
-    let _ = write!(out, "{length:x}\r\n");
+    let digits = (usize::BITS - length.leading_zeros()).div_ceil(4);
+    for at in (0..digits).rev() {
+        let digit = (length >> (4 * at)) & 15;
+        out.push(b"0123456789abcdef"[digit]);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Writes the end of a chunked body.
@@ -188,5 +190,14 @@ mod tests {
         chunk(26, &mut out);
         last_chunk(&mut out);
         assert_eq!(out, b"1a\r\n0\r\n\r\n");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn sizes_are_hexadecimal(size in 1_usize..) {
+            let mut out = Vec::new();
+            chunk(size, &mut out);
+            proptest::prop_assert_eq!(out, format!("{size:x}\r\n").into_bytes());
+        }
     }
 }

@@ -123,8 +123,7 @@ impl Outgoing {
             }
             Framing::Chunked(_) if data.is_empty() => return,
             Framing::Chunked(_) => {
-                hexadecimal(data.len(), &mut self.text);
-                self.text.extend_from_slice(b"\r\n");
+                backend::chunk(data.len(), &mut self.text);
                 self.tail = b"\r\n";
             }
             Framing::UntilClose => {}
@@ -300,12 +299,4 @@ fn content_length(length: u64, out: &mut Vec<u8>) {
         itoa::Buffer::new().format(length).as_bytes(),
         out,
     );
-}
-
-fn hexadecimal(number: usize, out: &mut Vec<u8>) {
-    let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
-    for at in (0..digits).rev() {
-        let digit = (number >> (4 * at)) & 15;
-        out.push(b"0123456789abcdef"[digit]);
-    }
 }

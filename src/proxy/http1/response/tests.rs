@@ -247,12 +247,3 @@ fn trailers_are_those_that_were_announced() {
     let (wire, _) = body(&[1], framing, Some(&trailers));
     assert_eq!(wire, b"1\r\nx\r\n0\r\n\r\n", "without TE there are none");
 }
-
-proptest::proptest! {
-    #[test]
-    fn sizes_are_hexadecimal(number: usize) {
-        let mut out = Vec::new();
-        hexadecimal(number, &mut out);
-        proptest::prop_assert_eq!(out, format!("{number:x}").into_bytes());
-    }
-}
