@@ -120,22 +120,17 @@ impl Appended {
         live: &Live,
         id: &RequestId,
     ) -> Self {
-        let mut size = peer.lines.size;
-        size = size.and(HOST.as_str().len(), host.len());
-        if live.config.headers.via {
-            size = size.and(header::VIA.as_str().len(), via(version).len());
-        }
-        if let Some(name) = &live.request_id {
-            size = size.and(name.as_str().len(), id.as_bytes().len());
-        }
-        if live.config.headers.request_start {
-            size = size.and(REQUEST_START.as_str().len(), START_MAX);
-        }
-        Self {
+        let mut appended = Self {
             host,
             version,
-            size,
-        }
+            size: peer.lines.size,
+        };
+        let mut size = appended.size;
+        appended.each(live, id, &[0; START_MAX], |name, value| {
+            size = size.and(name.len(), value.len());
+        });
+        appended.size = size;
+        appended
     }
 
     /// Writes it.
@@ -148,17 +143,27 @@ impl Appended {
         out: &mut Vec<u8>,
     ) {
         out.extend_from_slice(peer.lines.as_bytes());
-        line(HOST.as_str(), self.host.as_bytes(), out);
-        if live.config.headers.via {
-            line("via", via(self.version).as_bytes(), out);
+        let mut text = [0; START_MAX];
+        let start = match live.config.headers.request_start {
+            true => request_start(arrived, &mut text),
+            false => &[],
+        };
+        self.each(live, id, start, |name, value| line(name, value, out));
+    }
+
+    /// Each field that this request does not have in common with others.
+    #[inline]
+    fn each(&self, live: &Live, id: &RequestId, start: &[u8], mut field: impl FnMut(&str, &[u8])) {
+        let headers = &live.config.headers;
+        field(HOST.as_str(), self.host.as_bytes());
+        if headers.via {
+            field("via", via(self.version).as_bytes());
         }
         if let Some(name) = &live.request_id {
-            line(name.as_str(), id.as_bytes(), out);
+            field(name.as_str(), id.as_bytes());
         }
-        if live.config.headers.request_start {
-            let mut text = [0; START_MAX];
-            let start = request_start(arrived, &mut text);
-            line(REQUEST_START.as_str(), start, out);
+        if headers.request_start {
+            field(REQUEST_START.as_str(), start);
         }
     }
 }
