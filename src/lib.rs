@@ -55,6 +55,7 @@ mod reference;
 pub mod replay;
 pub mod runtime;
 pub mod sense;
+mod socket_file;
 mod sync;
 pub mod tuner;
 

@@ -351,6 +351,20 @@ fn a_socket_that_a_killed_tidegate_left_behind_is_replaced() {
 }
 
 #[test]
+fn a_file_in_the_place_of_a_socket_stays_and_is_told_of() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("precious.txt");
+    fs::write(&file, "words").expect("written");
+    let mut tidegate = Tidegate::to("127.0.0.1:1")
+        .listen(&format!("unix:{}", file.display()))
+        .launch();
+    assert_eq!(tidegate.process.exit_code(), 3, "{}", tidegate.log());
+    let log = tidegate.log();
+    assert!(log.contains("is no socket; remove it, or choose"), "{log}");
+    assert_eq!(fs::read_to_string(&file).expect("it stays"), "words");
+}
+
+#[test]
 fn exec_runs_gunicorn_and_ctrl_c_stops_all_of_it_with_0() {
     let mut tidegate = exec_gunicorn(&["--workers", "2"]).start();
     assert_eq!(tidegate.get("/").text(), "hello\n");

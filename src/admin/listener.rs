@@ -1,11 +1,14 @@
 //! The admin server's socket.
 
-use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::guard::Peer;
-use crate::config::{self, Address, Mutations};
+use crate::{
+    config::{self, Address, Mutations},
+    socket_file::{SocketFile, make_room},
+};
 
 /// A bound socket, and who may change something over it.
 #[derive(Debug)]
@@ -17,8 +20,11 @@ pub struct AdminListener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    /// The path is ours to remove when we bound it; a passed socket has none.
-    Unix(UnixListener, Option<PathBuf>),
+    Unix {
+        listener: UnixListener,
+        /// Ours to remove when we bound it; a passed socket has none.
+        _file: Option<SocketFile>,
+    },
 }
 
 /// A connection to the admin server.
@@ -42,11 +48,15 @@ impl AdminListener {
                 Socket::Tcp(TcpListener::bind((host, *port)).await?)
             }
             Address::Unix(path) => {
-                remove_stale(path).await?;
+                make_room(path)?;
                 let listener = UnixListener::bind(path)?;
+                let file = SocketFile::of(path);
                 // Who may connect may drain: not everybody on the machine.
                 fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-                Socket::Unix(listener, Some(path.clone()))
+                Socket::Unix {
+                    listener,
+                    _file: Some(file),
+                }
             }
             Address::Fd(name) => {
                 return Err(io::Error::new(
@@ -84,7 +94,10 @@ impl AdminListener {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         Ok(AdminListener {
-            socket: Socket::Unix(listener, None),
+            socket: Socket::Unix {
+                listener,
+                _file: None,
+            },
             mutations,
         })
     }
@@ -93,7 +106,7 @@ impl AdminListener {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Unix(..) => None,
+            Socket::Unix { .. } => None,
         }
     }
 
@@ -105,31 +118,10 @@ impl AdminListener {
                 stream.set_nodelay(true)?;
                 Ok((Connection::Tcp(stream), Peer::Ip(address.ip())))
             }
-            Socket::Unix(listener, _) => {
+            Socket::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Connection::Unix(stream), Peer::Unix))
             }
         }
-    }
-}
-
-impl Drop for AdminListener {
-    fn drop(&mut self) {
-        if let Socket::Unix(_, Some(path)) = &self.socket {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// Removes the socket of a process that is gone; one that still answers is left, and binding fails.
-async fn remove_stale(path: &PathBuf) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Ok(()),
     }
 }

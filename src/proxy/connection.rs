@@ -4,11 +4,8 @@ use std::{
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -16,13 +13,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderValue, header};
 use tokio::{
     io::{AsyncRead, ReadBuf},
-    sync::Notify,
     task::unconstrained,
     time::{Instant as TokioInstant, Sleep},
 };
 
 use super::{
     Error,
+    connections::{Counted, Registered},
     context::Peer,
     date,
     forwarded::is_trusted,
@@ -37,12 +34,11 @@ use super::{
     state::{Activity, State},
 };
 use crate::{
-    backend::{Stream, Timers},
+    backend::Stream,
     buffer::Direction,
     clock,
     config::ProxyProtocol,
     observe::{self, Source},
-    sync::{Mutex, lock},
 };
 
 /// A connection that has been idle for so long gives its buffers back, some 10 kB.
@@ -51,137 +47,6 @@ const PARK_AFTER: Duration = Duration::from_millis(250);
 /// process keeps ever after.
 const PARK_SOON: Duration = Duration::from_millis(25);
 const MANY: usize = 100;
-
-/// The open connections of one data-plane thread.
-#[derive(Debug, Default)]
-pub struct Connections {
-    open: AtomicUsize,
-    /// To tell them that something has changed, a drain for example.
-    places: Mutex<Places>,
-    closed: Notify,
-    timers: Arc<Timers>,
-}
-
-#[derive(Debug, Default)]
-struct Places {
-    all: Vec<Option<Place>>,
-    free: Vec<usize>,
-}
-
-/// An open connection.
-#[derive(Debug)]
-struct Place {
-    waker: Waker,
-    state: Arc<State>,
-}
-
-impl Connections {
-    /// How many there are.
-    pub fn open(&self) -> usize {
-        self.open.load(Relaxed)
-    }
-
-    /// Makes every connection look at the phase again.
-    pub fn wake_all(&self) {
-        let places = lock(&self.places);
-        let wakers: Vec<Waker> = places.iter().map(|p| p.waker.clone()).collect();
-        drop(places);
-        for waker in wakers {
-            waker.wake();
-        }
-    }
-
-    /// Ready when one has closed since.
-    pub async fn one_closed(&self) {
-        self.closed.notified().await;
-    }
-
-    /// Since when the connection has been idle that has been so for the longest; if none is, the one
-    /// that has taken the longest for a head.
-    pub fn oldest(&self) -> Option<(bool, Instant)> {
-        let places = lock(&self.places);
-        places.iter().filter_map(Place::rank).min()
-    }
-
-    /// Closes the one that [`Connections::oldest`] speaks of.
-    pub fn close_oldest(&self) {
-        let places = lock(&self.places);
-        let oldest = places
-            .iter()
-            .filter_map(|place| Some((place.rank()?, place)))
-            .min_by_key(|&(rank, _)| rank);
-        let waker = oldest.map(|(_, place)| {
-            place.state.evict();
-            place.waker.clone()
-        });
-        drop(places);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn register(self: &Arc<Self>, waker: Waker, state: Arc<State>) -> Registered {
-        let place = Place { waker, state };
-        let mut places = lock(&self.places);
-        let at = places.free.pop().unwrap_or_else(|| {
-            places.all.push(None);
-            places.all.len() - 1
-        });
-        places.all[at] = Some(place);
-        Registered {
-            connections: self.clone(),
-            at,
-        }
-    }
-
-    /// Counts one more, from before its task has run.
-    pub fn count(self: &Arc<Self>) -> Counted {
-        self.open.fetch_add(1, Relaxed);
-        Counted(self.clone())
-    }
-}
-
-/// A connection that counts as open.
-#[derive(Debug)]
-pub struct Counted(Arc<Connections>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
-        self.0.closed.notify_one();
-    }
-}
-
-#[derive(Debug)]
-struct Registered {
-    connections: Arc<Connections>,
-    at: usize,
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        let mut places = lock(&self.connections.places);
-        let place = places.all[self.at].take();
-        places.free.push(self.at);
-        drop(places);
-        drop(place);
-    }
-}
-
-impl Places {
-    fn iter(&self) -> impl Iterator<Item = &Place> {
-        self.all.iter().flatten()
-    }
-}
-
-impl Place {
-    /// Who goes first, if it may go at all.
-    fn rank(&self) -> Option<(bool, Instant)> {
-        let (activity, since) = self.state.activity();
-        let may_go = matches!(activity, Activity::Idle | Activity::Head);
-        (may_go && !self.state.is_evicted()).then_some((activity == Activity::Head, since))
-    }
-}
 
 /// What ends a connection.
 enum End {
@@ -241,7 +106,7 @@ pub fn serve(
                 Err(None) => return,
             }
         }
-        let timers = counted.0.timers.clone();
+        let timers = counted.connections().timers().clone();
         let peer = Peer::new(ends.0, ends.1, state.clone(), timers);
         let refuse_head = {
             let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
@@ -330,12 +195,7 @@ pub fn serve(
                 End::Http(http1::End::Refused(bad)) => {
                     return refuse(io, &bad.into()).await;
                 }
-                End::Http(http1::End::Done) => {
-                    if io.lingers() {
-                        Box::pin(io.linger()).await;
-                    }
-                    return;
-                }
+                End::Http(http1::End::Done) => return io.linger().await,
             }
         }
     }
@@ -385,7 +245,7 @@ impl Watch<'_> {
     }
 
     fn park_after(&self) -> Duration {
-        if self.counted.0.open() > MANY {
+        if self.counted.connections().open() > MANY {
             PARK_SOON
         } else {
             PARK_AFTER
@@ -394,7 +254,7 @@ impl Watch<'_> {
 
     fn register(&mut self, cx: &Context<'_>) {
         self._registered.get_or_insert_with(|| {
-            let connections = &self.counted.0;
+            let connections = self.counted.connections();
             connections.register(cx.waker().clone(), self.state.clone())
         });
     }

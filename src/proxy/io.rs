@@ -337,10 +337,14 @@ impl ClientIo {
 
     /// Lets a client that is still sending read the answer before the socket is closed.
     pub async fn linger(&mut self) {
-        use tokio::io::AsyncReadExt;
-        if !self.lingers() {
-            return;
+        if self.lingers() {
+            // Boxed, since few connections ever need it.
+            Box::pin(self.read_on()).await;
         }
+    }
+
+    /// Reads the rest of what a client sends, within bounds.
+    async fn read_on(&mut self) {
         self.held.clear();
         let _ = tokio::time::timeout(LINGER, async {
             let mut read = 0;

@@ -4,7 +4,7 @@ use std::{
     io::{self, ErrorKind},
     net::{SocketAddr, TcpListener, ToSocketAddrs},
     os::unix::net::{UnixListener, UnixStream},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,12 +13,14 @@ use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    connection::{Connections, serve},
+    connection::serve,
+    connections::{Connections, Counted},
     live::{Phase, Shared},
 };
 use crate::{
     backend::Stream,
     config::{Address, Config},
+    socket_file::{SocketFile, make_room},
 };
 
 /// Connections that the kernel holds for us until they are accepted; it caps this by `somaxconn`.
@@ -46,16 +48,6 @@ pub enum Listener {
     InheritedTcp(TcpListener),
     /// A Unix socket, by systemd.
     InheritedUnix(UnixListener),
-}
-
-/// The file of a Unix socket, removed when dropped.
-#[derive(Debug)]
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 impl Listener {
@@ -91,7 +83,7 @@ impl Listener {
             Self::Tcp(listener) | Self::InheritedTcp(listener) => listener
                 .local_addr()
                 .map_or_else(|_| "?".to_owned(), |address| address.to_string()),
-            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path().display()),
             Self::InheritedUnix(listener) => listener
                 .local_addr()
                 .ok()
@@ -118,21 +110,12 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bind_unix(path: &Path) -> io::Result<Listener> {
-    if path.exists() {
-        // Left by a process that was killed, or in use?
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(ErrorKind::AddrInUse.into()),
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    make_room(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::Unix(socket.into(), SocketFile(path.to_owned())))
+    Ok(Listener::Unix(socket.into(), SocketFile::of(path)))
 }
 
 /// A socket that systemd passed by name: sd_listen_fds_with_names(3).
@@ -197,7 +180,7 @@ pub struct Worker {
     /// Its open connections.
     pub connections: Arc<Connections>,
     /// `None` for the acceptor's own thread.
-    pub sender: Option<tokio::sync::mpsc::UnboundedSender<(Accepted, super::connection::Counted)>>,
+    pub sender: Option<tokio::sync::mpsc::UnboundedSender<(Accepted, Counted)>>,
 }
 
 /// Accepts connections and gives each to the thread that has the fewest.
@@ -335,7 +318,7 @@ impl Acceptor {
 
 /// Serves what the acceptor sends to this thread.
 pub async fn serve_accepted(
-    mut accepted: tokio::sync::mpsc::UnboundedReceiver<(Accepted, super::connection::Counted)>,
+    mut accepted: tokio::sync::mpsc::UnboundedReceiver<(Accepted, Counted)>,
     shared: Arc<Shared>,
 ) {
     while let Some((stream, counted)) = accepted.recv().await {
@@ -422,7 +405,7 @@ mod tests {
     /// Three threads, of which the test is each.
     struct Threads {
         open: Vec<Arc<Connections>>,
-        accepted: Vec<mpsc::UnboundedReceiver<(Accepted, crate::proxy::connection::Counted)>>,
+        accepted: Vec<mpsc::UnboundedReceiver<(Accepted, Counted)>>,
         address: String,
         acceptor: tokio::task::JoinHandle<io::Result<()>>,
     }

@@ -9,6 +9,7 @@ mod answer;
 mod body;
 mod client;
 mod connection;
+mod connections;
 mod context;
 mod date;
 mod departure;
@@ -46,7 +47,8 @@ use self::{
 };
 pub use self::{
     answer::ClientBody,
-    connection::{Connections, serve},
+    connection::serve,
+    connections::Connections,
     context::Peer,
     error::Error,
     listener::{Acceptor, Listener, Worker, descriptors, room_for_clients, serve_accepted},
