@@ -62,11 +62,15 @@ pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
                     let line = source.position(first).line;
                     format!("duplicate key {key}: line {line} has it already; remove one")
                 }
-                None => format!("duplicate key {name}; remove one"),
+                None => format!("duplicate section [{name}]; put its keys together"),
             };
             report.plain(&origin, None, message);
         } else {
-            report.plain(&origin, None, format!("TOML syntax: {}", error.message()));
+            let message = match meant(source.line(offset)) {
+                Some(meant) => format!("a value that is none; write {meant}"),
+                None => error.message().to_owned(),
+            };
+            report.plain(&origin, None, format!("TOML syntax: {message}"));
             // An array that isn't closed swallows the rest of the file.
             if error.message().contains("between array elements") {
                 break;
@@ -108,12 +112,45 @@ impl Source<'_> {
         }
     }
 
+    /// The line that this byte is in.
+    fn line(&self, offset: usize) -> &str {
+        let line = self.position(offset).line;
+        self.text.lines().nth(line - 1).unwrap_or_default()
+    }
+
     fn origin(&self, offset: usize) -> Origin {
         Origin::File {
             path: self.path.to_owned(),
             position: self.position(offset),
         }
     }
+}
+
+/// What is meant by a line such as `level = info`: a value without its quotes.
+fn meant(line: &str) -> Option<String> {
+    let (name, value) = line.split_once('=')?;
+    let (name, value) = (name.trim(), value.split(" #").next()?.trim());
+    if let Some(items) = value
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        let items: Option<Vec<_>> = items
+            .split(',')
+            .map(|item| in_quotes(item.trim()))
+            .collect();
+        return Some(format!("{name} = [{}]", items?.join(", ")));
+    }
+    match value.to_ascii_lowercase() {
+        word if word == "true" || word == "false" => Some(format!("{name} = {word}")),
+        _ => Some(format!("{name} = {}", in_quotes(value)?)),
+    }
+}
+
+/// Plain text that is no number, in quotes.
+fn in_quotes(text: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".:/-_,=%*+".contains(c);
+    let worded = |c: char| c.is_ascii_alphabetic() || ":/".contains(c);
+    (text.chars().all(plain) && text.contains(worded)).then(|| format!("\"{text}\""))
 }
 
 /// The dotted key and the place of the nearest key of this name before the offset.

@@ -116,6 +116,10 @@ fn unreadable(path: &Path, error: &io::Error) -> Problems {
         io::ErrorKind::NotFound => {
             "no such file; name the configuration with -c FILE or TIDEGATE_CONFIG".to_owned()
         }
+        io::ErrorKind::IsADirectory => "is a directory; name the file in it".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            format!("cannot be read: {error}; let the user that runs tidegate read it")
+        }
         _ => format!("cannot be read: {error}"),
     };
     Problems(vec![Problem {

@@ -123,8 +123,8 @@ fn names(routes: &[RouteSettings], report: &mut Report) {
     for (i, route) in routes.iter().enumerate() {
         let name = route.settings.get("route.name");
         if name.value == Typed::Text(String::new()) {
-            let message = "a route needs a name (it is a metric label); write name = \"...\"";
-            report.plain(&route.origin, Some("route.name"), message);
+            let message = "is missing: it is a metric label; write name = \"...\"";
+            report.value(&route.origin, "route.name", message);
         } else if let Some(first) = routes[..i]
             .iter()
             .find(|other| other.settings.get("route.name").value == name.value)

@@ -289,7 +289,14 @@ fn network(value: &Value) -> Result<IpNet, String> {
 fn list<T>(value: &Value, one: impl Fn(&Value) -> Result<T, String>) -> Result<Vec<T>, Vec<Fault>> {
     let Value::List(items) = value else {
         let message = match value {
-            Value::String(_) => format!("{value} is not a list; write [{value}]"),
+            Value::String(text) => {
+                // A command, for one, is not meant to be one word.
+                let words: Vec<_> = text
+                    .split_whitespace()
+                    .map(|word| format!("{word:?}"))
+                    .collect();
+                format!("{value} is not a list; write [{}]", words.join(", "))
+            }
             _ => format!("{value} is not a list; write [\"...\"]"),
         };
         return Err(vec![message.into()]);

@@ -13,6 +13,7 @@ mod threads;
 
 use std::{
     fmt,
+    io::{self, ErrorKind},
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -28,7 +29,7 @@ use crate::{
     admin::{self, AdminListener},
     admission::Limiter,
     clock,
-    config::{self, Loaded, Sources},
+    config::{self, Address, Loaded, Sources},
     observe::{Metrics, log::LogControl, trace::Recorder},
     proxy::{self, Listener, Shared},
     sense::{self, Senses},
@@ -103,6 +104,7 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
         tracing::warn!(%error, "the configuration file is not watched; HUP still reloads it");
     }
     process::raise_descriptor_limit(&loaded.config);
+    process::try_spool(&loaded.config);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -147,7 +149,7 @@ async fn serve(
     ));
     if let Some(file) = &shared.live().config.trace.file {
         let recorder = Recorder::start(file)
-            .map_err(|error| Failure::Runtime(format!("no trace: {error}")))?;
+            .map_err(|error| Failure::Runtime(format!("trace.file: {error}")))?;
         let _ = shared.trace.set(recorder);
     }
     let drain = Drain::new(shared.clone());
@@ -250,23 +252,34 @@ fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
     addresses
         .iter()
         .map(|address| {
-            Listener::bind(address).map_err(|error| {
-                Failure::Bind(format!(
-                    "cannot listen on {address}: {error}; choose another address with --listen or server.listen"
-                ))
-            })
+            Listener::bind(address)
+                .map_err(|error| cannot_listen(address, &error, "--listen or server.listen"))
         })
         .collect()
 }
 
 async fn bind_admin(loaded: &Loaded) -> Result<AdminListener, Failure> {
     let admin = &loaded.config.admin;
-    AdminListener::bind(admin).await.map_err(|error| {
-        Failure::Bind(format!(
-            "cannot listen on {}: {error}; choose another address with --admin or admin.listen",
-            admin.listen
-        ))
-    })
+    AdminListener::bind(admin)
+        .await
+        .map_err(|error| cannot_listen(&admin.listen, &error, "--admin or admin.listen"))
+}
+
+fn cannot_listen(address: &Address, error: &io::Error, with: &str) -> Failure {
+    let remedy = match (error.kind(), address) {
+        (ErrorKind::NotFound, Address::Unix(_)) => "make its directory, or ",
+        (ErrorKind::AlreadyExists, Address::Unix(_)) => "remove it, or ",
+        (ErrorKind::PermissionDenied, Address::Unix(_)) => {
+            "let the user that runs tidegate write to its directory, or "
+        }
+        (ErrorKind::PermissionDenied, Address::Tcp { .. }) => {
+            "grant CAP_NET_BIND_SERVICE for a port below 1024, or "
+        }
+        _ => "",
+    };
+    Failure::Bind(format!(
+        "cannot listen on {address}: {error}; {remedy}choose another address with {with}"
+    ))
 }
 
 fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {

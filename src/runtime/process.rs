@@ -34,3 +34,16 @@ pub fn raise_descriptor_limit(config: &Config) {
         );
     }
 }
+
+/// Says at once what would otherwise be said of each large body.
+pub fn try_spool(config: &Config) {
+    if let Some(dir) = &config.buffers.spool_dir
+        && let Err(error) = tempfile::tempfile_in(dir)
+    {
+        tracing::warn!(
+            dir = %dir.display(),
+            %error,
+            "buffers.spool_dir cannot be written to: larger bodies are streamed, each of which holds a slot while it comes"
+        );
+    }
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use super::process;
 use crate::{
     config::{self, Address, Config, Loaded, Sources},
     observe::log::LogControl,
@@ -92,6 +93,7 @@ impl Settings {
         {
             tracing::error!(%error, "the log level stays");
         }
+        process::try_spool(&config);
         self.shared.apply(config);
         self.shared.metrics.config_reload(true);
         let summary = if restart.is_empty() {

@@ -97,6 +97,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "2:13: backend.endpoints: \"app:8000\" is not a list; write [\"app:8000\"]",
         ),
         (
+            "[process]\ncommand = \"gunicorn -w 4 app:app\"",
+            "2:11: process.command: \"gunicorn -w 4 app:app\" is not a list; write [\"gunicorn\", \"-w\", \"4\", \"app:app\"]",
+        ),
+        (
             "[log]\nlevel = 3",
             "2:9: log.level: 3 is not a string; write it in quotes",
         ),
@@ -204,7 +208,7 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
         // Routes.
         (
             "[[route]]\npath = \"/a\"",
-            "1:1: a route needs a name (it is a metric label); write name = \"...\"",
+            "1:1: route.name: is missing: it is a metric label; write name = \"...\"",
         ),
         (
             "[[route]]\nname = \"a\"\n[[route]]\nname = \"a\"",
@@ -231,7 +235,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "[queue]\nmax_wait = \"1s\"\nmax_wait = \"2s\"",
             "3:1: duplicate key queue.max_wait: line 2 has it already; remove one",
         ),
-        ("[queue]\n[queue]", "2:2: duplicate key queue; remove one"),
+        (
+            "[queue]\n[queue]",
+            "2:2: duplicate section [queue]; put its keys together",
+        ),
     ];
     let mut wrong = Vec::new();
     for (text, expected) in cases {
@@ -304,6 +311,7 @@ fn all_problems_of_all_layers_are_told_in_order() {
         ("TIDEGATE_BACKEND", "nowhere"),
         ("TIDEGATE_ROUTE__NAME", "a"),
         ("TIDEGATE_ANYTHING", "is not ours"),
+        ("TIDEGATE_QUEUE_CAPACITY", "5"),
         ("OTHER__KEY", "neither"),
     ]);
     let sources = set(set(sources, "queue.max_wait", "soon"), "limit.mim", "4");
@@ -314,6 +322,7 @@ fn all_problems_of_all_layers_are_told_in_order() {
          tidegate.toml:5:7: limit.min: 0 is out of range; write a whole number from 1 to 100000\n\
          TIDEGATE_QUEUE__MAX_WIAT: unknown variable; did you mean TIDEGATE_QUEUE__MAX_WAIT?\n\
          TIDEGATE_ROUTE__NAME: routes are set in the configuration file only\n\
+         TIDEGATE_QUEUE_CAPACITY: unknown variable; did you mean TIDEGATE_QUEUE__CAPACITY?\n\
          TIDEGATE_BACKEND: backend.endpoints: \"nowhere\" has no port; write host:port, as \"nowhere:8000\"\n\
          TIDEGATE_QUEUE__MAX_WAIT: \"500\" is not a duration; write a number with a unit, as \"500ms\" or \"5s\"\n\
          --set queue.max_wait: \"soon\" is not a duration; write a number with a unit, as \"500ms\" or \"5s\"\n\
@@ -338,6 +347,26 @@ fn syntax_errors_have_their_place_on_one_line() {
             first.starts_with(&format!("tidegate.toml:{place}: TOML syntax: ")),
             "{text:?}: {lines}"
         );
+    }
+    // What is meant is told, where it can be seen.
+    for (line, meant) in [
+        ("level = info", "level = \"info\""),
+        (
+            "level = info,tower=debug # why",
+            "level = \"info,tower=debug\"",
+        ),
+        ("max_wait = 500ms", "max_wait = \"500ms\""),
+        ("listen = 127.0.0.1:80", "listen = \"127.0.0.1:80\""),
+        (
+            "listen = [127.0.0.1:80, unix:/a]",
+            "listen = [\"127.0.0.1:80\", \"unix:/a\"]",
+        ),
+        ("http2 = True", "http2 = true"),
+    ] {
+        let lines = lines(load_text(line, &Sources::default()));
+        let told = format!("; write {meant}");
+        assert!(lines.ends_with(&told), "{line}: {lines}");
+        assert!(lines.contains(": TOML syntax: "), "{line}: {lines}");
     }
     // An array that isn't closed is one problem, whatever follows.
     let open = "[server]\nlisten = [\":80\"\nhttp2 = 0\n[a]\n";
