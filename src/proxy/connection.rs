@@ -195,7 +195,12 @@ pub fn serve(
                 End::Http(http1::End::Refused(bad)) => {
                     return refuse(io, &bad.into()).await;
                 }
-                End::Http(http1::End::Done) => return io.linger().await,
+                End::Http(http1::End::Done) => {
+                    if let Some(lingering) = io.linger() {
+                        lingering.await;
+                    }
+                    return;
+                }
             }
         }
     }
@@ -209,8 +214,10 @@ fn refuse<'a>(
     Box::pin(async move {
         io.refuse(error).await;
         // Whoever has not sent a head for so long has nothing on its way.
-        if !matches!(error, Error::HeadTimeout) {
-            io.linger().await;
+        if !matches!(error, Error::HeadTimeout)
+            && let Some(lingering) = io.linger()
+        {
+            lingering.await;
         }
     })
 }

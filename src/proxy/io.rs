@@ -2,7 +2,7 @@
 //! reads from it gets heads whole, and one message at a time.
 
 use std::{
-    future::Future as _,
+    future::Future,
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::{Pin, pin},
@@ -335,12 +335,11 @@ impl ClientIo {
         !(self.ended || (between && is_blank(&self.held)))
     }
 
-    /// Lets a client that is still sending read the answer before the socket is closed.
-    pub async fn linger(&mut self) {
-        if self.lingers() {
-            // Boxed, since few connections ever need it.
-            Box::pin(self.read_on()).await;
-        }
+    /// What lets a client that is still sending read the answer before the socket is closed. Boxed, since few
+    /// connections ever need it.
+    pub fn linger(&mut self) -> Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> {
+        self.lingers()
+            .then(|| Box::pin(self.read_on()) as Pin<Box<_>>)
     }
 
     /// Reads the rest of what a client sends, within bounds.

@@ -193,7 +193,9 @@ impl Tunnel {
         drop(busy);
         record.end(from_backend.bytes());
         let _ = tokio::time::timeout(LAST_WORDS, client.shutdown()).await;
-        client.inner.linger().await;
+        if let Some(lingering) = client.inner.linger() {
+            lingering.await;
+        }
     }
 }
 
