@@ -88,9 +88,10 @@ fn blocks(language: &str) -> Vec<Block> {
 }
 
 /// The commands of a shell block: comments removed, continued lines joined. Where some lines begin with
-/// a prompt, the others are output.
+/// a prompt, the others are output. Where the quick start has built tidegate is nothing special.
 fn commands(block: &Block) -> Vec<String> {
     let joined = block.text.replace("\\\n", " ");
+    let joined = joined.replace("target/release/tidegate", "tidegate");
     let session = joined.lines().any(|line| line.starts_with("$ "));
     let typed = joined
         .lines()
