@@ -30,10 +30,9 @@ pub struct Best {
     pub outcomes: Vec<Outcome>,
 }
 
-/// Seeds on which all limits are tried.
-const SCREENED: usize = 2;
-/// Limits of each phase that are tried on the others.
-const FINALISTS: usize = 3;
+/// How many limits of each phase go on to the next seed; from there, so many as the last says are tried on
+/// all that are left. (On the first seed all are.)
+const GO_ON: [usize; 2] = [5, 3];
 /// Steps of the sweep, as a factor.
 const STEP: f64 = 1.35;
 /// The sweep goes up to this many times the largest knee, and 8 more.
@@ -55,29 +54,34 @@ pub fn all_seeds(scenario: &Scenario, law: &MakeLaw<'_>) -> Runs {
 /// The best fixed limit of each phase. The first seeds say which limits are in question, all of
 /// them which is best.
 pub fn oracle(scenario: &Scenario) -> Vec<Best> {
-    let seeds = &scenario.seeds;
-    let (screened, rest) = seeds.split_at(seeds.len().min(SCREENED));
     let limits = candidates(scenario);
-    let mut runs = fixed(scenario, &limits, screened);
+    let all: Vec<usize> = (0..limits.len()).collect();
     // By phase, places in `limits`.
-    let finalists: Vec<Vec<usize>> = (0..scenario.phases.len())
-        .map(|phase| {
-            let mut places: Vec<usize> = (0..limits.len()).collect();
-            // Of equals the lowest comes first: the sort is stable.
-            places.sort_by_key(|&at| std::cmp::Reverse(good(&runs[at], phase)));
-            places.truncate(FINALISTS);
-            places.sort_unstable();
-            places
-        })
-        .collect();
-    let mut places: Vec<usize> = finalists.iter().flatten().copied().collect();
-    places.sort_unstable();
-    places.dedup();
-    let chosen: Vec<u32> = places.iter().map(|&at| limits[at]).collect();
-    for (&at, more) in places.iter().zip(fixed(scenario, &chosen, rest)) {
-        runs[at].extend(more);
+    let mut in_question = vec![all; scenario.phases.len()];
+    let mut runs: Vec<Runs> = vec![Runs::new(); limits.len()];
+    let mut seeds = scenario.seeds.as_slice();
+    let mut rounds = GO_ON.iter();
+    while !seeds.is_empty() {
+        let round = rounds.next();
+        let (tried, left) = seeds.split_at(round.map_or(seeds.len(), |_| 1));
+        seeds = left;
+        let mut places = in_question.concat();
+        places.sort_unstable();
+        places.dedup();
+        let chosen: Vec<u32> = places.iter().map(|&at| limits[at]).collect();
+        for (&at, more) in places.iter().zip(fixed(scenario, &chosen, tried)) {
+            runs[at].extend(more);
+        }
+        if let Some(&most) = round {
+            for (phase, places) in in_question.iter_mut().enumerate() {
+                // Of equals the lowest comes first: the sort is stable.
+                places.sort_by_key(|&at| std::cmp::Reverse(good(&runs[at], phase)));
+                places.truncate(most);
+                places.sort_unstable();
+            }
+        }
     }
-    (finalists.iter().enumerate())
+    (in_question.iter().enumerate())
         .map(|(phase, places)| {
             let best = (places.iter().rev())
                 .max_by_key(|&&at| good(&runs[at], phase))
