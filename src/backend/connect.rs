@@ -4,6 +4,7 @@ use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     pin::Pin,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -31,6 +32,24 @@ const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// dropped the SYN. It tries again after a second, and then after ever longer; we ask anew instead.
 const LOOPBACK_PATIENCE: Duration = Duration::from_millis(25);
 
+/// The thread whose reactor looks at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home(u32);
+
+thread_local! {
+    static HERE: Home = {
+        static HOMES: AtomicU32 = AtomicU32::new(0);
+        Home(HOMES.fetch_add(1, Relaxed))
+    };
+}
+
+impl Home {
+    /// This thread.
+    pub(super) fn here() -> Self {
+        HERE.with(|&here| here)
+    }
+}
+
 /// A byte stream of either family.
 #[derive(Debug)]
 pub enum Stream {
@@ -50,6 +69,14 @@ impl Stream {
             Self::Tcp(stream) => stream.take_error(),
             Self::Unix(stream) => stream.take_error(),
         }
+    }
+
+    /// The same socket, looked at by this thread's reactor from now on.
+    pub(super) fn move_here(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+        })
     }
 
     /// Sends small parts at once, without waiting until the other side has confirmed those before.

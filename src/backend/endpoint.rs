@@ -192,7 +192,8 @@ impl Endpoint {
         replayable: bool,
         now: Instant,
     ) -> Option<Box<Link>> {
-        lock(&self.pool).take(max_idle, replayable, now)
+        let link = lock(&self.pool).take(max_idle, replayable, now);
+        link?.come_home()
     }
 
     pub(super) fn put_link(&self, link: Box<Link>, max_idle: Duration, now: Instant) {

@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt as _;
 use super::{
     Error, RequestBody, Stream,
     codec::{Added, BodyDecoder, Head, Heads, Malformed, Step},
+    connect::Home,
     sending::Sending,
 };
 
@@ -33,6 +34,8 @@ const JUST_NOW: Duration = Duration::from_millis(10);
 /// See the module's documentation.
 pub(super) struct Link {
     stream: Stream,
+    /// Whose reactor looks at it.
+    home: Home,
     sending: Sending,
     read: BytesMut,
     /// Room to make for the next read.
@@ -78,6 +81,7 @@ impl Link {
     pub(super) fn new(stream: Stream, read: BytesMut) -> Box<Self> {
         Box::new(Self {
             stream,
+            home: Home::here(),
             sending: Sending::on_new_socket(),
             read,
             room: READ_FIRST,
@@ -286,10 +290,30 @@ impl Link {
 
     /// Before another request: whether it is still as quiet as it was. The runtime knows what had come at its
     /// last look at all sockets; what has come since, only the kernel does, and it is asked unless the last
-    /// request was over just now and this one may be sent again.
+    /// request was over just now and this one may be sent again. Of another thread's looks nobody knows when they were.
     pub(super) fn is_still_quiet(&mut self, replayable: bool, now: Instant) -> bool {
-        self.reusable()
-            && ((replayable && self.idle_for(now) < JUST_NOW) || !self.stream.has_something())
+        let known = replayable && self.is_at_home() && self.idle_for(now) < JUST_NOW;
+        self.reusable() && (known || !self.stream.has_something())
+    }
+
+    /// Whether this thread's reactor looks at it.
+    pub(super) fn is_at_home(&self) -> bool {
+        self.home == Home::here()
+    }
+
+    /// Makes this thread its home, if it is not. From elsewhere each answer would have to wake this thread: a system
+    /// call, and later than by its own reactor. `None` if the reactor does not take it.
+    pub(super) fn come_home(self: Box<Self>) -> Option<Box<Self>> {
+        if self.is_at_home() {
+            return Some(self);
+        }
+        let link = *self;
+        Some(Box::new(Self {
+            stream: link.stream.move_here().ok()?,
+            home: Home::here(),
+            sending: Sending::on_new_socket(),
+            ..link
+        }))
     }
 
     /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
@@ -363,6 +387,44 @@ mod tests {
         };
         stream.readable().await.expect("it is readable");
         assert!(!link.is_still_quiet(true, now));
+    }
+
+    #[test]
+    fn one_of_another_thread_is_asked_and_comes_home() {
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+        };
+        let made = std::thread::spawn(move || {
+            let there = runtime().expect("a runtime");
+            let pairs = there.block_on(async { [pair().await, pair().await] });
+            (there, pairs)
+        });
+        let (there, [(mut spoilt, mut unasked), (mut link, mut backend)]) =
+            made.join().expect("two connections");
+        let now = crate::clock::now();
+        spoilt.park(now);
+        unasked.write_all(b"x").expect("written");
+        assert!(
+            !spoilt.is_still_quiet(true, now),
+            "its reactor has not looked, so the kernel is asked"
+        );
+        link.park(now);
+        assert!(link.is_still_quiet(true, now) && !link.is_at_home());
+        let here = runtime().expect("a runtime");
+        let link = here.block_on(async { link.come_home() });
+        let link = link.expect("it is taken");
+        assert!(link.is_at_home() && link.reused);
+        // Nobody looks at it there any more.
+        drop(there);
+        backend.write_all(b"x").expect("written");
+        let Stream::Tcp(stream) = &link.stream else {
+            unreachable!("it is TCP");
+        };
+        let told = async { tokio::time::timeout(Duration::from_secs(30), stream.readable()).await };
+        let told = here.block_on(told).expect("it is heard here");
+        told.expect("it is readable");
     }
 
     async fn pair() -> (Box<Link>, std::net::TcpStream) {

@@ -27,25 +27,29 @@ const POOL_MAX: usize = 256;
 
 impl Pool {
     /// A connection that has been idle for less than `max_idle` and still seems alive, for a request that may
-    /// be sent again, or not.
+    /// be sent again, or not: one that is at home on this thread, if there is one.
     pub(super) fn take(
         &mut self,
         max_idle: Duration,
         replayable: bool,
         now: Instant,
     ) -> Option<Box<Link>> {
-        // The last is the freshest: if it is too old, so are the others.
-        while self
-            .idle
-            .last()
-            .is_some_and(|link| link.idle_for(now) < max_idle)
-        {
-            let mut link = self.idle.pop()?;
+        loop {
+            // The last is the freshest: if it is too old, so are the others.
+            let links = self.idle.iter().rev();
+            let mut fresh = links.take_while(|link| link.idle_for(now) < max_idle);
+            let last = fresh.next()?;
+            let back = match last.is_at_home() {
+                true => 0,
+                false => fresh
+                    .position(|link| link.is_at_home())
+                    .map_or(0, |at| at + 1),
+            };
+            let mut link = self.idle.remove(self.idle.len() - 1 - back);
             if link.is_still_quiet(replayable, now) {
                 return Some(link);
             }
         }
-        None
     }
 
     pub(super) fn put(&mut self, mut link: Box<Link>, max_idle: Duration, now: Instant) {
