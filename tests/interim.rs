@@ -395,13 +395,14 @@ fn over_http_2_who_does_not_read_them_costs_little() {
     for stream in 0..STREAMS {
         client.get(2 * stream + 1, "/");
     }
-    // That is some 50 MB of them, and what is read ahead from a hundred connections to the backend.
+    // That is some 50 MB of them; of each connection to the backend little is read ahead.
     let all = STREAMS as usize + 1;
     until("all have been sent", || backend.requests().len() == all);
     gate.until_metric("tidegate_in_flight_requests", &[], 0.0);
     let (_, most) = memory(gate.pid());
     let grown = most.saturating_sub(before);
-    assert!(grown < 32 << 20, "{grown} bytes more");
+    println!("{grown} bytes more");
+    assert!(grown < 24 << 20, "{grown} bytes more");
     for _ in 0..STREAMS {
         assert_eq!(client.next(&[frames::DATA]).payload, b"done");
     }

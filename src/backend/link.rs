@@ -26,6 +26,9 @@ const READ_FIRST: usize = 4 * 1024;
 const READ_MOST: usize = 256 * 1024;
 /// The least that it may be.
 const READ_LITTLE: usize = 4 * 1024;
+/// The most one read takes while the head is still to come, bytes: what lies there are interim answers, which
+/// wait until the client takes them.
+const READ_HEAD: usize = 16 * 1024;
 
 /// Under load a connection changes hands within this time. The look at all sockets that brought the request
 /// is younger, and the kernel knows little more than it did: not worth a system call for each request.
@@ -256,7 +259,11 @@ impl Link {
             }
             Ok(read) => {
                 if read == room {
-                    self.room = (2 * self.room).min(self.most);
+                    let most = match self.receiving {
+                        Receiving::Head(_) => self.most.min(READ_HEAD),
+                        Receiving::Body(_) => self.most,
+                    };
+                    self.room = (2 * self.room).min(most);
                 }
                 Poll::Ready(Ok(true))
             }
