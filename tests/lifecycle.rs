@@ -365,6 +365,18 @@ fn a_file_in_the_place_of_a_socket_stays_and_is_told_of() {
 }
 
 #[test]
+fn a_spool_that_cannot_be_written_to_is_told_of_at_the_start() {
+    let tidegate = Tidegate::to("127.0.0.1:1")
+        .set("buffers.spool_dir=/nonexistent")
+        .start();
+    let log = tidegate.log();
+    assert!(
+        log.contains("buffers.spool_dir cannot be written to"),
+        "{log}"
+    );
+}
+
+#[test]
 fn exec_runs_gunicorn_and_ctrl_c_stops_all_of_it_with_0() {
     let mut tidegate = exec_gunicorn(&["--workers", "2"]).start();
     assert_eq!(tidegate.get("/").text(), "hello\n");

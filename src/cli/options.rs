@@ -19,7 +19,7 @@ pub struct Options {
     pub listen: Vec<String>,
 
     /// Where the backend is: host:port, :port or unix:/path; may be repeated [env:
-    /// TIDEGATE_BACKEND] [default: 127.0.0.1:8000]
+    /// TIDEGATE_BACKEND] [default: 127.0.0.1:8000; of exec, a free port]
     #[arg(long, value_name = "ADDR")]
     pub backend: Vec<String>,
 
