@@ -88,14 +88,7 @@ fn two_sync_workers_are_two_requests_and_a_backlog() {
 
 #[test]
 fn threads_are_slots_too_but_wait_where_the_kernel_does_not_see() {
-    let app = Gunicorn::start(&[
-        "--workers",
-        "2",
-        "--worker-class",
-        "gthread",
-        "--threads",
-        "4",
-    ]);
+    let app = Gunicorn::gthreads(2, 4);
     let found = examine(app.address());
     usable(&found);
     assert_eq!(

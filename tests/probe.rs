@@ -9,12 +9,12 @@ mod common;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use common::{
     Gunicorn, Process, Tidegate,
+    cgroup::Group,
     servers::{self, Server},
     tidegate, tidegate_command, until,
 };
@@ -36,7 +36,7 @@ fn probe(address: &str, path: &str, more: &[&str]) -> Value {
         None => format!("http://{address}{path}"),
     };
     let mut args = vec![
-        "probe", "--url", &url, "--step", "400ms", "--format", "json",
+        "probe", "--url", &url, "--step", "250ms", "--format", "json",
     ];
     args.extend(more);
     let (code, out, err) = tidegate(&args);
@@ -62,7 +62,7 @@ fn measured(address: &str, path: &str, more: &[&str], right: impl Fn(&Value) -> 
 /// The workers or threads that it has, found by a view that sleeps.
 #[track_caller]
 fn finds(address: &str, slots: std::ops::RangeInclusive<u64>) -> Value {
-    measured(address, "/sleep?ms=50", &[], |report| {
+    measured(address, "/sleep?ms=25", &[], |report| {
         report["knee"]["concurrency"]
             .as_u64()
             .is_some_and(|knee| slots.contains(&knee))
@@ -126,14 +126,7 @@ fn four_threads_are_four_while_they_wait() {
 /// thread for.
 #[test]
 fn two_workers_of_four_threads_are_nearly_eight() {
-    let app = Gunicorn::start(&[
-        "--workers",
-        "2",
-        "--worker-class",
-        "gthread",
-        "--threads",
-        "4",
-    ]);
+    let app = Gunicorn::gthreads(2, 4);
     finds(app.address(), 6..=9);
 }
 
@@ -162,8 +155,8 @@ fn the_development_server_without_threads_is_one() {
 /// found to bind it at all, but never its workers.
 #[track_caller]
 fn finds_many(address: &str) {
-    let most = ["--max-concurrency", "64"];
-    let report = measured(address, "/sleep?ms=100", &most, |report| {
+    let most = ["--max-concurrency", "32"];
+    let report = measured(address, "/sleep?ms=50", &most, |report| {
         report["knee"]["concurrency"].as_u64() >= Some(10)
             && ["gil", "cpu", "nothing"]
                 .iter()
@@ -190,7 +183,7 @@ const LITTLE: u64 = 250 << 20;
 
 /// 16 threads, but memory for nine requests of 20 MiB: it stops before the app is killed.
 fn memory_binds(app: &Gunicorn, more: &[&str]) {
-    let report = measured(app.address(), "/memory?mb=20&ms=100", more, |report| {
+    let report = measured(app.address(), "/memory?mb=20&ms=60", more, |report| {
         report["bound_by"] == "memory"
             && report["knee"]["concurrency"]
                 .as_u64()
@@ -220,85 +213,19 @@ fn memory_binds_where_there_is_little_of_it() {
     }
 }
 
-/// A control group of its own below that of this process, with this limit of memory. `None`, said aloud,
-/// where none may be made.
-struct Group(PathBuf);
-
-impl Group {
-    fn with_memory(limit: u64) -> Option<Self> {
-        let made = Self::make(limit);
-        if let Err(why) = &made {
-            println!("left out: no control group can be made here: {why}");
-        }
-        made.ok()
-    }
-
-    fn make(limit: u64) -> std::io::Result<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup")?;
-        let path = |controller: &str| {
-            own.lines().find_map(|line| {
-                let (_, rest) = line.split_once(':')?;
-                let (controllers, path) = rest.split_once(':')?;
-                controllers
-                    .split(',')
-                    .any(|one| one == controller)
-                    .then(|| path.trim_start_matches('/').to_owned())
-            })
-        };
-        // Version 1 has a hierarchy for memory, version 2 one for all.
-        let (dir, file) = match path("memory") {
-            Some(path) => (
-                Path::new("/sys/fs/cgroup/memory").join(path),
-                "memory.limit_in_bytes",
-            ),
-            None => {
-                let path = path("").unwrap_or_default();
-                (Path::new("/sys/fs/cgroup").join(path), "memory.max")
-            }
-        };
-        let dir = dir.join(format!("tidegate-test-{}", std::process::id()));
-        fs::create_dir(&dir)?;
-        let group = Self(dir);
-        fs::write(group.0.join(file), limit.to_string())?;
-        Ok(group)
-    }
-
-    /// How often something in it was killed for want of memory.
-    fn kills(&self) -> Option<u64> {
-        ["memory.oom_control", "memory.events"]
-            .iter()
-            .find_map(|file| {
-                let text = fs::read_to_string(self.0.join(file)).ok()?;
-                let line = text.lines().find(|line| line.starts_with("oom_kill "))?;
-                line.split(' ').nth(1)?.parse().ok()
-            })
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // It can be removed when the last process in it is gone, zombies included.
-        for _ in 0..200 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        println!("{} remains", self.0.display());
-    }
-}
-
 /// The same with a limit that the kernel would enforce, and that nobody tells.
 #[test]
 fn memory_binds_in_a_control_group_and_nothing_is_killed() {
-    let Some(group) = Group::with_memory(LITTLE) else {
+    let Some(group) = Group::memory() else {
+        println!("left out: no control group can be made here");
         return;
     };
-    let app = Gunicorn::within(&group.0, &["--worker-class", "gthread", "--threads", "16"]);
+    group.set_memory(LITTLE);
+    let dir = group.dirs[0].clone();
+    let app = Gunicorn::within(&dir, &["--worker-class", "gthread", "--threads", "16"]);
     memory_binds(&app, &[]);
     assert_eq!(group.kills().unwrap_or(0), 0);
     drop(app);
-    let dir = group.0.clone();
     drop(group);
     assert!(!dir.exists(), "it is removed");
 }
@@ -322,7 +249,7 @@ fn through_tidegate_its_limit_is_the_answer_and_the_backend_is_watched() {
     let gate = Tidegate::to(app.address()).limit(2).start();
     let report = measured(
         gate.address(),
-        "/sleep?ms=50",
+        "/sleep?ms=25",
         &["--backend", app.address(), "--max-concurrency", "8"],
         |report| report["knee"]["concurrency"] == 2,
     );

@@ -220,14 +220,7 @@ fn gate(peer: &Peer) -> (Tidegate, String) {
 fn reloads_under_load_lose_nothing() {
     let count = std::env::var("TIDEGATE_RELOADS").ok();
     let count: u32 = count.map_or(200, |count| count.parse().expect("a number"));
-    let app = Gunicorn::start(&[
-        "--workers",
-        "2",
-        "--worker-class",
-        "gthread",
-        "--threads",
-        "8",
-    ]);
+    let app = Gunicorn::gthreads(2, 8);
     let base = |wait: u32| {
         format!(
             "[backend]\nendpoints = [\"{}\"]\n[limit]\nalgorithm = \"fixed\"\ninitial = 12\n\

@@ -37,8 +37,14 @@ impl Gunicorn {
 
     /// One `gthread` worker.
     pub fn gthread(threads: u32) -> Self {
-        let threads = threads.to_string();
-        Self::start(&["--worker-class", "gthread", "--threads", &threads])
+        Self::gthreads(1, threads)
+    }
+
+    /// So many `gthread` workers, of so many threads each.
+    pub fn gthreads(workers: u32, threads: u32) -> Self {
+        let (workers, threads) = (workers.to_string(), threads.to_string());
+        let threads = ["--worker-class", "gthread", "--threads", &threads];
+        Self::start(&[&threads[..], &["--workers", &workers]].concat())
     }
 
     /// On a port of its own.

@@ -70,6 +70,17 @@ impl Group {
         fs::write(self.dirs[0].join(file), bytes.to_string()).expect("a limit");
     }
 
+    /// How often something in it was killed for want of memory.
+    pub fn kills(&self) -> Option<u64> {
+        ["memory.oom_control", "memory.events"]
+            .iter()
+            .find_map(|file| {
+                let text = fs::read_to_string(self.dirs[0].join(file)).ok()?;
+                let line = text.lines().find(|line| line.starts_with("oom_kill "))?;
+                line.split(' ').nth(1)?.parse().ok()
+            })
+    }
+
     /// Moves a process and its children in.
     pub fn take(&self, pid: u32) {
         for pid in std::iter::once(pid).chain(children(pid)) {
