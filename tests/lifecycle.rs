@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "lifecycle/exec.rs"]
+mod exec;
+
 use std::{fs, time::Duration};
 
 use common::{
@@ -374,142 +377,6 @@ fn a_spool_that_cannot_be_written_to_is_told_of_at_the_start() {
         log.contains("buffers.spool_dir cannot be written to"),
         "{log}"
     );
-}
-
-#[test]
-fn exec_runs_gunicorn_and_ctrl_c_stops_all_of_it_with_0() {
-    let mut tidegate = exec_gunicorn(&["--workers", "2"]).start();
-    assert_eq!(tidegate.get("/").text(), "hello\n");
-    assert_eq!(tidegate.admin_get("/readyz").status, 200);
-    let family = family_of(&tidegate, 3);
-    let mut client = tidegate.client();
-    client.ask("/sleep?ms=500");
-    tidegate.until_metric(FLIGHT, &[], 1.0);
-    tidegate.process.signal(Signal::INT);
-    assert_eq!(client.response().text(), "slept\n", "before gunicorn ends");
-    assert_eq!(tidegate.process.exit_code(), 0, "{}", tidegate.log());
-    until_gone(&family);
-}
-
-#[test]
-fn exec_tells_the_command_where_to_listen() {
-    let script = "echo \"seen: $PORT $TIDEGATE_BACKEND {port} {addr}\"; exec sleep 600";
-    let mut tidegate = Tidegate::exec(["sh", "-c", script]).launch();
-    let seen = tidegate.process.logged("the command's output", |log| {
-        log.lines()
-            .find_map(|line| line.strip_prefix("seen: ").map(str::to_owned))
-    });
-    let words: Vec<&str> = seen.split(' ').collect();
-    let port: u16 = words[0].parse().expect("a port");
-    let address = format!("127.0.0.1:{port}");
-    assert_eq!(words, [words[0], &address, words[0], &address]);
-    // It never listens; a signal ends the wait all the same.
-    let family = descendants(tidegate.pid());
-    tidegate.stop();
-    until_gone(&family);
-}
-
-#[test]
-fn exec_uses_the_address_that_backend_names() {
-    let (listener, address) = common::raw::reserved_port();
-    drop(listener);
-    let mut tidegate = exec_gunicorn(&[]).backend(&address).start();
-    assert_eq!(tidegate.get("/").text(), "hello\n");
-    assert_eq!(common::get(&address, "/").text(), "hello\n");
-    assert_eq!(tidegate.stop(), 0);
-}
-
-#[test]
-fn exec_ends_with_its_commands_exit_code() {
-    let mut quick = Tidegate::exec(["sh", "-c", "exit 7"]).launch();
-    assert_eq!(quick.process.exit_code(), 7);
-    let mut missing = Tidegate::exec(["no-such-command-anywhere"]).launch();
-    assert_eq!(missing.process.exit_code(), 1);
-    assert!(missing.log().contains("no-such-command-anywhere"));
-
-    let mut tidegate = exec_gunicorn(&[]).start();
-    let family = descendants(tidegate.pid());
-    let master = master(&tidegate);
-    kill(master, Signal::KILL);
-    assert_eq!(tidegate.process.exit_code(), 137, "{}", tidegate.log());
-    until_gone(&family);
-}
-
-/// The pid of the backend that was started last.
-fn master(tidegate: &Tidegate) -> u32 {
-    let events = tidegate.events("started the backend");
-    let last = events.last().expect("a start");
-    u32::try_from(last["pid"].as_u64().expect("a pid")).expect("a pid")
-}
-
-#[test]
-fn exec_starts_a_command_that_failed_again() {
-    let mut tidegate = exec_gunicorn(&[]).set("process.restart=on-failure").start();
-    assert_eq!(tidegate.get("/").status, 200);
-    let first = master(&tidegate);
-    kill(first, Signal::KILL);
-    until("another is started", || master(&tidegate) != first);
-    let answer = common::until_some("it serves again", || {
-        let answer = try_get(tidegate.address(), "/").ok()?;
-        (answer.status == 200).then_some(answer)
-    });
-    assert_eq!(answer.text(), "hello\n");
-    let family = descendants(tidegate.pid());
-    assert_eq!(tidegate.stop(), 0);
-    until_gone(&family);
-
-    // An end without failure is an end.
-    let mut done = Tidegate::exec(["sh", "-c", "exit 0"])
-        .set("process.restart=on-failure")
-        .launch();
-    assert_eq!(done.process.exit_code(), 0);
-}
-
-#[test]
-fn signals_do_not_keep_exec_from_starting_its_command_again() {
-    let mut tidegate = Tidegate::exec(["sh", "-c", "exit 3"])
-        .set("process.restart=on-failure")
-        .launch();
-    tidegate.process.logged("the first start", |log| {
-        log.contains("started the backend").then_some(())
-    });
-    // Each of them interrupts the pause before the next start.
-    until("there were four starts", || {
-        tidegate.process.signal(Signal::USR1);
-        tidegate.events("started the backend").len() >= 4
-    });
-    let ends = tidegate.events("the backend exited").len();
-    let starts = tidegate.events("started the backend").len();
-    assert!(ends <= starts, "each end is told once: {}", tidegate.log());
-    tidegate.stop();
-}
-
-#[test]
-fn a_signal_while_the_command_starts_ends_both() {
-    let mut tidegate = Tidegate::exec([
-        "sh",
-        "-c",
-        "trap 'exit 5' TERM; while :; do sleep 0.05; done",
-    ])
-    .launch();
-    tidegate.process.logged("the start", |log| {
-        log.contains("started the backend").then_some(())
-    });
-    let family = descendants(tidegate.pid());
-    assert!(!family.is_empty());
-    // A shell that has not set its trap yet is killed by the signal itself.
-    let code = tidegate.stop();
-    assert!([5, 143].contains(&code), "{code}");
-    until_gone(&family);
-}
-
-#[test]
-fn a_killed_tidegate_takes_its_command_along() {
-    let mut tidegate = exec_gunicorn(&["--workers", "2"]).start();
-    let family = family_of(&tidegate, 3);
-    tidegate.process.signal(Signal::KILL);
-    assert_eq!(tidegate.process.exit_code(), 128 + 9);
-    until_gone(&family);
 }
 
 fn file_with(text: &str) -> (tempfile::TempDir, String) {

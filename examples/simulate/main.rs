@@ -108,7 +108,12 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
-use sim::{compare, engine, law::Product, oracle, report, scenario::Scenario};
+use sim::{
+    compare, engine,
+    law::{MakeLaw, Product},
+    oracle, report,
+    scenario::Scenario,
+};
 
 /// Runs scenarios through tidegate's gate, queue and control law in virtual time.
 #[derive(Debug, Parser)]
@@ -208,7 +213,7 @@ fn say(text: &str) -> Result<(), String> {
 }
 
 fn print_decisions(scenario: &Scenario) {
-    let law: &engine::MakeLaw<'_> = &|now| Box::new(Product::new(&scenario.limit, now));
+    let law: &MakeLaw<'_> = &|now| Box::new(Product::new(&scenario.limit, now));
     let mut out = io::stdout().lock();
     let watch = move |at: f64, tidegate: usize, d: &tidegate::limit::Decision| {
         let e = d.evidence;

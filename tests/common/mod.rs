@@ -11,6 +11,8 @@ pub mod client;
 pub mod dice;
 pub mod frames;
 pub mod http2;
+pub mod metrics;
+pub mod process;
 pub mod raw;
 pub mod servers;
 pub mod venv;
@@ -33,6 +35,8 @@ use tidegate::clock;
 
 pub use app::Gunicorn;
 pub use client::{Client, Response, get, request, try_get};
+pub use metrics::Metrics;
+pub use process::Process;
 pub use raw::{Held, Raw};
 
 /// Long enough that only a broken test waits for it.
@@ -139,170 +143,6 @@ pub fn descriptors(pid: u32) -> Vec<String> {
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
         .map(|link| link.display().to_string())
         .collect()
-}
-
-/// A process of a test's, in a group of its own, whose output is kept.
-#[derive(Debug)]
-pub struct Process {
-    name: String,
-    child: Child,
-    log: Arc<Mutex<String>>,
-    readers: Vec<JoinHandle<()>>,
-    ended: Option<ExitStatus>,
-}
-
-impl Process {
-    /// Starts it; both outputs go into one log.
-    #[track_caller]
-    pub fn start(name: &str, command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        let log = Arc::new(Mutex::new(String::new()));
-        let mut readers = Vec::new();
-        let out = child.stdout.take().map(|it| Box::new(it) as Box<_>);
-        let err = child.stderr.take().map(|it| Box::new(it) as Box<_>);
-        for stream in [out, err].into_iter().flatten() {
-            readers.push(keep(stream, log.clone()));
-        }
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-            readers,
-            ended: None,
-        }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it has written so far.
-    pub fn log(&self) -> String {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        if self.ended.is_none() {
-            self.ended = self.child.try_wait().expect("wait");
-        }
-        self.ended
-    }
-
-    /// To this process alone.
-    pub fn signal(&mut self, signal: Signal) {
-        if self.ended().is_none() {
-            let pid = Pid::from_raw(self.pid().cast_signed()).expect("a pid");
-            kill_process(pid, signal).expect("a signal");
-        }
-    }
-
-    /// Waits for its end; fails with the log if it does not come.
-    #[track_caller]
-    pub fn wait(&mut self) -> ExitStatus {
-        let start = clock::now();
-        loop {
-            if let Some(status) = self.ended() {
-                return status;
-            }
-            if since(start) > PATIENCE {
-                self.kill();
-                panic!("{} does not end. Its log:\n{}", self.name, self.log());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Waits for its end and for the last of its output: the exit code, or 128 + the signal.
-    #[track_caller]
-    pub fn exit_code(&mut self) -> i32 {
-        let status = self.wait();
-        status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-    }
-
-    /// TERM, then its exit code.
-    #[track_caller]
-    pub fn stop(&mut self) -> i32 {
-        self.signal(Signal::TERM);
-        self.exit_code()
-    }
-
-    /// Waits for what `look` finds in the log.
-    #[track_caller]
-    pub fn logged<T>(&mut self, what: &str, mut look: impl FnMut(&str) -> Option<T>) -> T {
-        let start = clock::now();
-        loop {
-            if let Some(found) = look(&self.log()) {
-                return found;
-            }
-            // What was written before the end is still to be read.
-            let ended = self.ended().is_some();
-            if ended {
-                std::thread::sleep(Duration::from_millis(50));
-                if let Some(found) = look(&self.log()) {
-                    return found;
-                }
-            }
-            assert!(
-                !ended && since(start) < PATIENCE,
-                "{}: waited in vain for {what}. Its log:\n{}",
-                self.name,
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// KILL to its whole group.
-    pub fn kill(&mut self) {
-        if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        self.ended = self.child.wait().ok();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The group may outlive its leader.
-        if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        if self.ended.is_none() {
-            let _ = self.child.wait();
-        }
-        if std::thread::panicking() {
-            // Through the test's own output, which is shown when it has failed.
-            println!("--- log of {}\n{}---", self.name, self.log());
-        }
-    }
-}
-
-fn keep(stream: Box<dyn Read + Send>, log: Arc<Mutex<String>>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut lines = BufReader::new(stream);
-        let mut line = Vec::new();
-        while lines
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|read| read > 0)
-        {
-            log.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_str(&String::from_utf8_lossy(&line));
-            line.clear();
-        }
-    })
 }
 
 /// `tidegate` with nothing of this process's environment that would configure it.
@@ -599,79 +439,4 @@ impl Tidegate {
     pub fn stop(&mut self) -> i32 {
         self.process.stop()
     }
-}
-
-/// Metrics in Prometheus' text format.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    samples: Vec<(String, BTreeMap<String, String>, f64)>,
-}
-
-impl Metrics {
-    /// # Panics
-    /// If a line is not in the format.
-    pub fn parse(text: &str) -> Self {
-        let lines = text
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'));
-        Self {
-            samples: lines.map(sample).collect(),
-        }
-    }
-
-    /// The sum of all samples of this name that have these labels.
-    ///
-    /// # Panics
-    /// If no sample has this name.
-    #[track_caller]
-    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        assert!(
-            self.samples.iter().any(|(known, ..)| known == name),
-            "there is no metric {name}"
-        );
-        self.samples
-            .iter()
-            .filter(|(known, of, _)| {
-                known == name
-                    && labels
-                        .iter()
-                        .all(|(label, value)| of.get(*label).is_some_and(|of| of == value))
-            })
-            .map(|(.., value)| value)
-            .sum()
-    }
-
-    /// All samples: name, labels, value.
-    pub fn samples(&self) -> &[(String, BTreeMap<String, String>, f64)] {
-        &self.samples
-    }
-}
-
-fn sample(line: &str) -> (String, BTreeMap<String, String>, f64) {
-    let (series, value) = line.rsplit_once(' ').expect("a value");
-    let value = value
-        .parse()
-        .unwrap_or_else(|_| panic!("not a number: {line}"));
-    let Some((name, labels)) = series.split_once('{') else {
-        return (series.to_owned(), BTreeMap::new(), value);
-    };
-    let mut rest = labels.strip_suffix('}').expect("the labels' end");
-    let mut labels = BTreeMap::new();
-    while let Some((label, after)) = rest.split_once("=\"") {
-        let mut text = String::new();
-        let mut chars = after.char_indices();
-        let end = loop {
-            match chars.next().expect("the value's end") {
-                (at, '"') => break at,
-                (_, '\\') => match chars.next().expect("an escaped character").1 {
-                    'n' => text.push('\n'),
-                    other => text.push(other),
-                },
-                (_, other) => text.push(other),
-            }
-        };
-        labels.insert(label.trim_start_matches(',').to_owned(), text);
-        rest = &after[end + 1..];
-    }
-    (name.to_owned(), labels, value)
 }

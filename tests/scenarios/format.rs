@@ -2,7 +2,7 @@
 
 use super::sim::{
     engine,
-    law::Product,
+    law::{MakeLaw, Product},
     oracle,
     outcome::Outcome,
     report,
@@ -95,7 +95,7 @@ fn one_seed_is_one_run() {
     let text = format!("[client]\nretries = 2\nhonours_retry_after = true\n{CLASS}{PHASE}");
     let scenario = Scenario::parse("s.toml", &text).unwrap();
     let once = |seed| {
-        let law: &engine::MakeLaw<'_> = &|now| Box::new(Product::new(&scenario.limit, now));
+        let law: &MakeLaw<'_> = &|now| Box::new(Product::new(&scenario.limit, now));
         format!("{:?}", engine::run(&scenario, seed, law, None))
     };
     assert_eq!(once(7), once(7));

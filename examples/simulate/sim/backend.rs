@@ -17,6 +17,16 @@ pub type JobId = usize;
 /// Nanoseconds since the start.
 pub type Time = u64;
 
+/// So many seconds.
+pub fn nanos(seconds: f64) -> Time {
+    (seconds * 1e9).round() as Time
+}
+
+/// In seconds.
+pub fn seconds(time: Time) -> f64 {
+    time as f64 / 1e9
+}
+
 /// The efficiency that thrashing leaves at least.
 const EFFICIENCY_LEAST: f64 = 0.1;
 /// Rounding of a clock in seconds that is read in nanoseconds.

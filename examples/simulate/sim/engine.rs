@@ -1,6 +1,8 @@
 //! The event loop: clients, the product's gate and queue, a law, and the backend, in virtual time.
 //! One seed gives one run, always the same.
 
+mod sensors;
+
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
@@ -14,14 +16,15 @@ use tidegate::{
         state::{Entry, LaneId, Seq, State, Verdict, Verdicts},
     },
     clock,
-    limit::{BoundBy, CpuReading, Decision, MemoryReading, Outcome as End, Readings, Sample},
+    limit::{BoundBy, Outcome as End, Sample},
 };
 
+use self::sensors::Seen;
 use super::{
-    backend::{Backend, Cpu, Ended, Time},
-    law::Law,
+    backend::{Backend, Cpu, Ended, Time, nanos, seconds},
+    law::{Law, MakeLaw, Watch},
     outcome::Outcome,
-    scenario::{Kind, Phase, Scenario},
+    scenario::{Phase, Scenario},
     traffic::{Arrival, Traffic, Work},
 };
 
@@ -31,18 +34,8 @@ const LANE: LaneId = 0;
 const TICK: f64 = 0.05;
 /// ... while nothing is in flight.
 const IDLE_TICK: f64 = 0.25;
-/// Between two looks at how many workers there are, seconds.
-const DISCOVERY: f64 = 1.0;
-/// What the CPU did is a mean over this many seconds.
-const CPU_WINDOW: f64 = 1.0;
 /// `Retry-After` is spread up to this share beyond the drain time, as `reject.retry_after_jitter`.
 const RETRY_JITTER: f64 = 0.5;
-
-/// Makes the law of one tidegate.
-pub type MakeLaw<'a> = dyn Fn(Instant) -> Box<dyn Law> + Sync + 'a;
-
-/// Called with each decision: seconds since the start, tidegate, decision.
-pub type Watch = dyn FnMut(f64, usize, &Decision);
 
 /// Runs the scenario once: what came of each phase.
 pub fn run(
@@ -97,13 +90,6 @@ struct Proxy {
     bound_by: Option<BoundBy>,
 }
 
-/// What was last seen of the backend.
-struct Seen {
-    slots: (f64, u32),
-    cpu: (f64, Cpu),
-    reading: Option<CpuReading>,
-}
-
 struct Engine<'a> {
     scenario: &'a Scenario,
     watch: Option<Box<Watch>>,
@@ -128,14 +114,6 @@ struct Engine<'a> {
     verdicts: Verdicts,
     outcomes: Vec<Outcome>,
     seen: Seen,
-}
-
-fn nanos(seconds: f64) -> Time {
-    (seconds * 1e9).round() as Time
-}
-
-fn seconds(time: Time) -> f64 {
-    time as f64 / 1e9
 }
 
 impl<'a> Engine<'a> {
@@ -505,16 +483,10 @@ impl<'a> Engine<'a> {
                 self.finish(id, error.then_some(End::Overload));
             }
             for id in lost {
-                let connected = matches!(
-                    self.attempts[id].stage,
-                    Stage::InFlight { since, .. } if since < self.now
-                );
-                // A connection that breaks is a sign of overload to the product, one that is
-                // refused is not.
-                let end = if connected {
-                    End::Overload
-                } else {
-                    End::Neutral
+                // A connection that breaks is a sign of overload to the product, one that is refused is not.
+                let end = match self.attempts[id].stage {
+                    Stage::InFlight { since, .. } if since < self.now => End::Overload,
+                    _ => End::Neutral,
                 };
                 self.finish(id, Some(end));
             }
@@ -619,47 +591,5 @@ impl<'a> Engine<'a> {
             }
         }
         self.set_limit(proxy, limit);
-    }
-
-    /// What the sensors would see. A reading that is not simulated stays unknown.
-    #[allow(clippy::needless_update)]
-    fn readings(&mut self) -> Readings {
-        let settings = &self.scenario.backend;
-        let at = seconds(self.now);
-        if at - self.seen.slots.0 >= DISCOVERY {
-            self.seen.slots = (at, self.backend.slots());
-        }
-        if at - self.seen.cpu.0 >= CPU_WINDOW {
-            self.seen.reading = Some(self.cpu(at));
-            self.seen.cpu = (at, self.backend.cpu);
-        }
-        Readings {
-            slots: settings.slots_known.then_some(self.seen.slots.1),
-            accept_queue: settings
-                .accept_queue_visible
-                .then(|| self.backend.accept_queue()),
-            cpu: self.seen.reading.filter(|_| settings.kind == Kind::Sharing),
-            memory: (settings.memory_limit > 0).then(|| MemoryReading {
-                used: self.backend.memory(),
-                limit: settings.memory_limit,
-                hits: self.backend.killed,
-                ..MemoryReading::default()
-            }),
-            ..Readings::default()
-        }
-    }
-
-    /// The use of the CPU since the last look.
-    fn cpu(&self, at: f64) -> CpuReading {
-        let (since, before) = self.seen.cpu;
-        let (now, cores, window) = (self.backend.cpu, self.backend.cores(), at - since);
-        let busy = now.busy - before.busy;
-        CpuReading {
-            utilisation: busy / (window * cores),
-            cores,
-            run_delay: (now.delay - before.delay) / busy.max(1e-9),
-            pressure: (now.pressed - before.pressed) / window,
-            ..CpuReading::default()
-        }
     }
 }

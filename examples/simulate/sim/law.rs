@@ -27,6 +27,12 @@ pub trait Law: Send {
     }
 }
 
+/// Makes the law of one tidegate.
+pub type MakeLaw<'a> = dyn Fn(Instant) -> Box<dyn Law> + Sync + 'a;
+
+/// Called with each decision: seconds since the start, tidegate, decision.
+pub type Watch = dyn FnMut(f64, usize, &Decision);
+
 /// The product's own.
 pub struct Product(pub Controller);
 

@@ -12,8 +12,8 @@ use std::{
 use tidegate::limit::{Algorithm, Settings};
 
 use super::{
-    engine::{self, MakeLaw},
-    law::Product,
+    engine,
+    law::{MakeLaw, Product},
     outcome::Outcome,
     scenario::Scenario,
 };
