@@ -62,6 +62,7 @@ impl Sending {
     }
 
     /// Takes a request. A `packet` goes in the place of its head.
+    #[inline]
     pub(super) fn begin(
         &mut self,
         (request, mut body): (Box<Request<()>>, RequestBody),
