@@ -160,6 +160,7 @@ impl Aimd {
             .last
             .map_or(Duration::ZERO, |last| m.point.at.duration_since(last.at));
         self.trials.fade(passed);
+        self.trials.note(&m);
         self.steady = Some(Steady::with(self.steady, &m.point));
         let reason = self.judge(&mut m, curve, settings);
         self.trials.reached(self.limit);
@@ -219,7 +220,7 @@ impl Aimd {
             self.cause = BoundBy::Latency;
             if limited && self.last.is_some_and(|last| m.point.surprises(&last)) {
                 // The backend has changed within this window: the next one tells by how much.
-                self.decreases.push(m.point, false);
+                self.decreases.surprised(m.point);
                 self.surprised = true;
                 return reason::HOLD;
             }
@@ -294,8 +295,8 @@ impl Aimd {
         if dropping && (alone || verdict == Verdict::Failing) {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
-        } else if stretched && (alone || verdict == Verdict::Slower) {
-            m.rebase(m.point.stretch, curve);
+        } else if stretched && let Some(rise) = self.slowdown(m, verdict, alone) {
+            m.rebase(rise, curve);
             let back = self.decreases.highest().unwrap_or(1);
             if curve.unmeasured(back) {
                 self.trials.doubt(m, curve);
@@ -313,6 +314,16 @@ impl Aimd {
         self.decreases.clear();
         self.refused = None;
         Some(reason::REBASE)
+    }
+
+    /// By how much the backend itself became slower, if the verdict says so.
+    fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
+        if alone || verdict == Verdict::Slower {
+            self.trials.proven_slower();
+            return Some(m.point.stretch);
+        }
+        let seems = verdict == Verdict::SeemsSlower;
+        seems.then(|| self.trials.believed(m, m.point.stretch))?
     }
 
     fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {

@@ -130,6 +130,8 @@ pub(super) enum Verdict {
     Elastic,
     /// Latency stayed and throughput fell: the backend is slower by itself.
     Slower,
+    /// The same near the baseline, where it also looks like that when others share a full backend.
+    SeemsSlower,
     /// It looks so, but may be chance.
     Unsure,
     /// The drops stayed and throughput fell: the drops are not ours.
@@ -148,6 +150,15 @@ impl Decreases {
     pub(super) fn push(&mut self, point: Point, clean: bool) {
         self.points[self.next] = Some((point, clean));
         self.next = (self.next + 1) % KEPT;
+    }
+
+    /// The backend has changed within this window, or began to in one before: what was seen until now
+    /// was another backend.
+    pub(super) fn surprised(&mut self, point: Point) {
+        for (_, clean) in self.points.iter_mut().flatten() {
+            *clean = false;
+        }
+        self.push(point, false);
     }
 
     /// Latency is fine at this limit: the run is over, except that drops, which come and go, still
@@ -193,10 +204,10 @@ impl Decreases {
                 *slot = None;
             }
         }
-        let (errors, part) = if now.stretch > FAR {
-            (ERRORS_FAR, LATENCY_PART)
+        let (errors, part, slower) = if now.stretch > FAR {
+            (ERRORS_FAR, LATENCY_PART, Verdict::Slower)
         } else {
-            (ERRORS_NEAR, LATENCY_PART_NEAR)
+            (ERRORS_NEAR, LATENCY_PART_NEAR, Verdict::SeemsSlower)
         };
         let mut verdict = Verdict::Elastic;
         for (point, clean) in self.points.iter().flatten() {
@@ -214,7 +225,7 @@ impl Decreases {
             let error = point.noise.hypot(now.noise);
             if *clean && point.stretch > 1.0 && same {
                 if work > errors * error {
-                    return Verdict::Slower;
+                    return slower;
                 }
                 verdict = Verdict::Unsure;
             }
@@ -251,6 +262,12 @@ mod tests {
         let mut slow = Decreases::default();
         slow.push(point(at, 16.0, 3.0, 5.3, 0.0), true);
         assert_eq!(slow.judge(&point(at, 9.0, 3.0, 3.0, 0.0)), Verdict::Slower);
+        let mut near = Decreases::default();
+        near.push(point(at, 16.0, 1.5, 10.6, 0.0), true);
+        assert_eq!(
+            near.judge(&point(at, 10.0, 1.5, 6.6, 0.0)),
+            Verdict::SeemsSlower
+        );
         assert_eq!(
             slow.judge(&point(at, 14.0, 3.0, 4.7, 0.0)),
             Verdict::Elastic,

@@ -47,6 +47,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_SELDOM: Duration = Duration::from_secs(10);
 /// ... so many times at most.
 const PROBE_PATIENCE: u32 = 3;
+/// Weak proof raises the baseline to no more than so many times the lowest of late: each of several
+/// tidegates before one backend sees some by chance now and then, and believing all of it would raise
+/// their limits for ever.
+const RAISED_MOST: f64 = 2.0;
+/// That is the lowest of this time, at least, and of twice as long at most.
+const LOWEST_OVER: Duration = Duration::from_secs(600);
 /// Half-life of the recent high.
 const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
 
@@ -84,6 +90,40 @@ pub(super) struct Trials {
     last_probe: Option<Instant>,
     /// Up-probes in a row that found nothing.
     probes_lost: u32,
+    lowest: Lowest,
+}
+
+/// The lowest baseline of late.
+#[derive(Clone, Copy, Debug)]
+struct Lowest {
+    /// Of this stretch of time, and of the one before.
+    now: f64,
+    before: f64,
+    since: Option<Instant>,
+}
+
+impl Lowest {
+    fn new() -> Self {
+        Lowest {
+            now: f64::INFINITY,
+            before: f64::INFINITY,
+            since: None,
+        }
+    }
+
+    /// The highest baseline that weak proof is good for, over this one.
+    fn room(&self, scale: f64) -> f64 {
+        RAISED_MOST * self.now.min(self.before) / scale
+    }
+
+    fn note(&mut self, scale: f64, at: Instant) {
+        let since = *self.since.get_or_insert(at);
+        if at.saturating_duration_since(since) >= LOWEST_OVER {
+            self.before = std::mem::replace(&mut self.now, f64::INFINITY);
+            self.since = Some(at);
+        }
+        self.now = self.now.min(scale);
+    }
 }
 
 impl Trials {
@@ -96,6 +136,7 @@ impl Trials {
             suspect: false,
             last_probe: None,
             probes_lost: 0,
+            lowest: Lowest::new(),
         }
     }
 
@@ -122,6 +163,24 @@ impl Trials {
     /// The limit is moved for another reason.
     pub(super) fn abandon(&mut self) {
         self.trial = None;
+    }
+
+    /// The baseline is what it was in this window.
+    pub(super) fn note(&mut self, m: &Measured) {
+        if m.known {
+            self.lowest.note(m.scale, m.point.at);
+        }
+    }
+
+    /// As much of a rise of the baseline as weak proof is good for, if any.
+    pub(super) fn believed(&self, m: &Measured, rise: f64) -> Option<f64> {
+        let room = self.lowest.room(m.scale);
+        (room > 1.0).then(|| rise.min(room))
+    }
+
+    /// There is strong proof that the backend became slower.
+    pub(super) fn proven_slower(&mut self) {
+        self.lowest = Lowest::new();
     }
 
     /// The recent high fades.
@@ -153,7 +212,7 @@ impl Trials {
                 let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
                 self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
                 self.suspect = false;
-                Some((back, dipped(m, before, known.then_some(scale), curve)))
+                Some((back, self.dipped(m, before, known.then_some(scale), curve)))
             }
             Trial::Probe {
                 before,
@@ -251,9 +310,12 @@ impl Trials {
             });
             return (limit, reason::PROBE_UP);
         }
-        if load > 0.05 && gain >= PROBE_GAIN {
+        if load > 0.05
+            && gain >= PROBE_GAIN
+            && let Some(rise) = self.believed(m, before.stretch.max(1.0))
+        {
             // More throughput for more load: it was not queueing that stretched latency.
-            m.rebase(before.stretch.max(1.0), curve);
+            m.rebase(rise, curve);
             self.doubt(m, curve);
             self.probes_lost = 0;
             return (limit, reason::REBASE);
@@ -262,32 +324,37 @@ impl Trials {
         self.probes_lost += 1;
         (back, reason::RESTORE)
     }
-}
 
-/// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
-/// backend itself got slower. Without that proof a higher baseline than the one that was `known` is not
-/// believed: somebody else may keep the backend busy, and believing it would be a ratchet.
-fn dipped(
-    m: &mut Measured,
-    before: Option<Point>,
-    known: Option<f64>,
-    curve: &mut Curve,
-) -> &'static str {
-    let Some(before) = before.filter(|_| m.known) else {
-        return reason::RESTORE;
-    };
-    let mut test = Decreases::default();
-    test.push(before, true);
-    if test.judge(&m.point) == Verdict::Slower {
-        if m.point.stretch > 1.0 + 2.0 * m.sigma {
-            // Few samples: half the way.
-            m.rebase(m.point.stretch.sqrt(), curve);
+    /// The end of a dip. Its samples are in the curve already; as a paired test it tells whether the
+    /// backend itself got slower. Without that proof a higher baseline than the one that was `known` is
+    /// not believed: somebody else may keep the backend busy, and believing it would be a ratchet.
+    fn dipped(
+        &self,
+        m: &mut Measured,
+        before: Option<Point>,
+        known: Option<f64>,
+        curve: &mut Curve,
+    ) -> &'static str {
+        let Some(before) = before.filter(|_| m.known) else {
+            return reason::RESTORE;
+        };
+        let mut test = Decreases::default();
+        test.push(before, true);
+        let is_slower = matches!(test.judge(&m.point), Verdict::Slower | Verdict::SeemsSlower);
+        let is_higher = m.point.stretch > 1.0 + 2.0 * m.sigma;
+        // Few samples: half the way.
+        let rise = self.believed(m, m.point.stretch.sqrt());
+        if let (true, true, Some(rise)) = (is_slower, is_higher, rise) {
+            m.rebase(rise, curve);
             return reason::REBASE;
         }
-    } else if let Some(known) = known.filter(|known| m.scale > HIGHER * known) {
-        m.rebase(HIGHER * known / m.scale, curve);
+        let known = known.map_or(f64::INFINITY, |known| HIGHER * known / m.scale);
+        let most = known.min(self.lowest.room(m.scale));
+        if !is_slower && most < 1.0 {
+            m.rebase(most, curve);
+        }
+        reason::RESTORE
     }
-    reason::RESTORE
 }
 
 /// A factor between 0.8 and 1.2, from what was measured and so different for each of several that share
@@ -296,4 +363,24 @@ fn jitter(point: &Point) -> f64 {
     let mixed =
         (point.work.to_bits() ^ point.in_flight.to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     0.8 + 0.4 * (mixed >> 40) as f64 / f64::from(1_u32 << 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_proof_raises_the_baseline_only_so_far_and_the_past_is_forgotten() {
+        let at = crate::clock::now();
+        let mut lowest = Lowest::new();
+        assert_eq!(lowest.room(1.0), f64::INFINITY, "nothing is known yet");
+        lowest.note(0.05, at);
+        lowest.note(0.06, at + Duration::from_secs(1));
+        assert!((lowest.room(0.06) - 0.05 * RAISED_MOST / 0.06).abs() < 1e-9);
+        assert!(lowest.room(0.12) < 1.0, "as high as is believed");
+        lowest.note(0.12, at + LOWEST_OVER);
+        assert!(lowest.room(0.12) < 1.0, "the stretch before still counts");
+        lowest.note(0.12, at + 2 * LOWEST_OVER);
+        assert!((lowest.room(0.12) - RAISED_MOST).abs() < 1e-9);
+    }
 }
