@@ -51,8 +51,9 @@ const PROBE_PATIENCE: u32 = 3;
 /// tidegates before one backend sees some by chance now and then, and believing all of it would raise
 /// their limits for ever.
 const RAISED_MOST: f64 = 2.0;
-/// That is the lowest of this time, at least, and of twice as long at most.
-const LOWEST_OVER: Duration = Duration::from_secs(600);
+/// That is the lowest of this time, at least, and of twice as long at most: a backend that gets slower by
+/// a tenth a minute under a standing overload is still followed.
+const LOWEST_OVER: Duration = Duration::from_secs(200);
 /// Half-life of the recent high.
 const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
 
