@@ -320,10 +320,12 @@ impl Aimd {
     fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
         if alone || verdict == Verdict::Slower {
             self.trials.proven_slower();
-            return Some(m.point.stretch);
+            Some(m.point.stretch)
+        } else if verdict == Verdict::SeemsSlower {
+            self.trials.believed(m, m.point.stretch)
+        } else {
+            None
         }
-        let seems = verdict == Verdict::SeemsSlower;
-        seems.then(|| self.trials.believed(m, m.point.stretch))?
     }
 
     fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {

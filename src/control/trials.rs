@@ -341,17 +341,19 @@ impl Trials {
         };
         let mut test = Decreases::default();
         test.push(before, true);
-        let is_slower = matches!(test.judge(&m.point), Verdict::Slower | Verdict::SeemsSlower);
-        let is_higher = m.point.stretch > 1.0 + 2.0 * m.sigma;
-        // Few samples: half the way.
-        let rise = self.believed(m, m.point.stretch.sqrt());
-        if let (true, true, Some(rise)) = (is_slower, is_higher, rise) {
-            m.rebase(rise, curve);
-            return reason::REBASE;
+        if matches!(test.judge(&m.point), Verdict::Slower | Verdict::SeemsSlower) {
+            // Few samples: half the way.
+            if m.point.stretch > 1.0 + 2.0 * m.sigma
+                && let Some(rise) = self.believed(m, m.point.stretch.sqrt())
+            {
+                m.rebase(rise, curve);
+                return reason::REBASE;
+            }
+            return reason::RESTORE;
         }
-        let known = known.map_or(f64::INFINITY, |known| HIGHER * known / m.scale);
-        let most = known.min(self.lowest.room(m.scale));
-        if !is_slower && most < 1.0 {
+        let room = self.lowest.room(m.scale);
+        let most = known.map_or(room, |known| room.min(HIGHER * known / m.scale));
+        if most < 1.0 {
             m.rebase(most, curve);
         }
         reason::RESTORE
