@@ -37,14 +37,11 @@ impl Pool {
         loop {
             // The last is the freshest: if it is too old, so are the others.
             let links = self.idle.iter().rev();
-            let mut fresh = links.take_while(|link| link.idle_for(now) < max_idle);
-            let last = fresh.next()?;
-            let back = match last.is_at_home() {
-                true => 0,
-                false => fresh
-                    .position(|link| link.is_at_home())
-                    .map_or(0, |at| at + 1),
-            };
+            let mut fresh = links
+                .take_while(|link| link.idle_for(now) < max_idle)
+                .peekable();
+            fresh.peek()?;
+            let back = fresh.position(|link| link.is_at_home()).unwrap_or(0);
             let mut link = self.idle.remove(self.idle.len() - 1 - back);
             if link.is_still_quiet(replayable, now) {
                 return Some(link);

@@ -170,10 +170,10 @@ fn environment(sources: &Sources, report: &mut Report) -> Vec<Entry> {
                 None,
                 "routes are set in the configuration file only",
             );
-            // With one underscore between section and key it is nobody else's variable either.
         } else if rest.contains("__")
             || schema::plain_keys().any(|key| key.path.replace('.', "_").eq_ignore_ascii_case(rest))
         {
+            // With one underscore between section and key it is nobody else's variable either.
             let names: Vec<_> = schema::plain_keys()
                 .map(|key| schema::env_name(key.path))
                 .collect();
