@@ -6,7 +6,7 @@
 //! ```
 
 use divan::{Bencher, black_box};
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderName, HeaderValue, Response};
 use tidegate::{config::Config, proxy::head::Heads};
 
 fn main() {
@@ -41,18 +41,6 @@ fn text(name: &str) -> &'static str {
         .map_or("", |(_, text)| text)
 }
 
-/// The head as a parser hands it over.
-fn request(text: &str) -> Request<()> {
-    let (line, fields) = text.split_once("\r\n").expect("a line");
-    let target = line.split(' ').nth(1).expect("a target");
-    let mut request = Request::get(target);
-    for field in fields.trim_end().split("\r\n") {
-        let (name, value) = field.split_once(": ").expect("a field");
-        request = request.header(name, value);
-    }
-    request.body(()).expect("a request")
-}
-
 /// The bytes of a head, in one piece.
 #[divan::bench(args = NAMES)]
 fn guard(bencher: Bencher, name: &str) {
@@ -64,9 +52,10 @@ fn guard(bencher: Bencher, name: &str) {
 /// Checked, cleaned, and with the forwarding fields. The copy of the head is not counted.
 #[divan::bench(args = NAMES)]
 fn inbound(bencher: Bencher, name: &str) {
-    let (heads, request) = (heads(), request(text(name)));
+    let heads = heads();
+    let request = heads.request(text(name).into()).expect("a request");
     let (now, mut out) = (tidegate::clock::now(), Vec::new());
-    let mut inbound = |mut request| {
+    let mut inbound = |mut request: Box<_>| {
         out.clear();
         assert!(heads.inbound(&mut request, now, &mut out), "it may pass");
         request

@@ -86,6 +86,12 @@ impl Routes {
             .unwrap_or(self.routes.len() - 1)
     }
 
+    /// The fields that they look at.
+    pub fn fields(&self) -> impl Iterator<Item = &HeaderName> {
+        let conditions = self.routes.iter().filter_map(|route| route.header.as_ref());
+        conditions.map(|(name, _)| name)
+    }
+
     /// The routes, the one for everything else last.
     pub fn all(&self) -> &[Route] {
         &self.routes

@@ -9,11 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-use super::{codec::Usual, pump::Pipe};
+use super::{
+    codec::{RequestHead, Usual},
+    pump::Pipe,
+};
 use crate::buffer::Reservation;
 
 /// A request's body on its way to the backend.
@@ -97,7 +100,7 @@ pub struct ResponseBody {
     /// The most that is delivered at once.
     piece: usize,
     /// What is left of its request: memory for the next.
-    spent: Option<Box<Request<()>>>,
+    spent: Option<Box<RequestHead>>,
     /// Returned as the bytes are delivered.
     _held: Option<Reservation>,
 }
@@ -166,7 +169,7 @@ impl ResponseBody {
     }
 
     /// With these fields, and what is left of the request.
-    pub fn with(mut self, usual: Usual, spent: Option<Box<Request<()>>>) -> Self {
+    pub fn with(mut self, usual: Usual, spent: Option<Box<RequestHead>>) -> Self {
         self.usual = usual;
         self.spent = spent;
         self
@@ -183,7 +186,7 @@ impl ResponseBody {
     }
 
     /// An empty request with the memory of the one that this answers.
-    pub fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+    pub fn take_spent(&mut self) -> Option<Box<RequestHead>> {
         self.spent.take()
     }
 

@@ -9,11 +9,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::Request;
 
 use super::{
     Error,
-    codec::{Signs, Size},
+    codec::{RequestHead, Signs, Size},
     connect::{Local, Stream, connect},
     link::Link,
     pool::Pool,
@@ -120,7 +119,7 @@ impl Endpoint {
     }
 
     /// What of a request may be too much for it; where it is sure, nobody sends it such a request.
-    pub(super) fn suspect<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
+    pub(super) fn suspect(&self, request: &RequestHead, added: Size) -> Option<Excess> {
         self.knowledge.suspect(request, added)
     }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Answered, Endpoint, Error, RequestBody, ResponseBody,
     body::Parts,
-    codec::{Added, Head},
+    codec::{Added, Head, RequestHead},
     connect::dial,
     flight::Flight,
     link::{Link, NoHead},
@@ -26,7 +26,7 @@ use crate::{
     config::{Config, Protocol},
     observe::Metrics,
 };
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 
 /// Responses of a declared length up to this are read whole before the client gets the head, bytes:
 /// it saves a task, and a backend that stops half-way is a 502 instead of a torn answer.
@@ -111,7 +111,7 @@ pub struct Failed<L> {
 #[derive(Debug)]
 pub struct Unsent<L> {
     /// Its head.
-    pub head: Box<Request<()>>,
+    pub head: Box<RequestHead>,
     /// Its body.
     pub body: RequestBody,
     /// Its lease.
@@ -138,7 +138,7 @@ impl<L> From<Error> for Failed<L> {
 #[allow(clippy::manual_async_fn)]
 pub fn exchange<L: Lease>(
     delivery: Delivery<'_>,
-    mut request: Box<Request<()>>,
+    mut request: Box<RequestHead>,
     mut body: RequestBody,
     mut lease: L,
 ) -> impl Future<Output = Result<Answered, Failed<L>>> + Send {
@@ -273,7 +273,7 @@ async fn open(
 
 /// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
 /// wrong, and without a body, which is gone once sent.
-fn is_replayable(request: &Request<()>, body: &RequestBody) -> bool {
+fn is_replayable(request: &RequestHead, body: &RequestBody) -> bool {
     matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE

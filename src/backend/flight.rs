@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Endpoint, Error, RequestBody,
-    codec::{BodyDecoder, Head},
+    codec::{BodyDecoder, Head, RequestHead},
     exchange::{Completion, Delivery, Lease},
     link::{Link, NoHead},
     raised::Raised,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{clock, config::Config, observe::Metrics};
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, StatusCode};
 
 /// Whoever wakes up late, stopped or starved, finds all time-outs over before it has looked at what has
 /// come meanwhile: so much longer for an answer that is there.
@@ -47,7 +47,7 @@ impl<L: Lease> Flight<L> {
     /// Sends the request.
     pub(super) fn launch(
         mut link: Box<Link>,
-        request: (Box<Request<()>>, RequestBody),
+        request: (Box<RequestHead>, RequestBody),
         upgrade: bool,
         packet: Option<Bytes>,
         lease: L,
@@ -126,7 +126,7 @@ impl<L: Lease> Flight<L> {
         &mut self,
         status: StatusCode,
         body: BodyDecoder,
-    ) -> Option<Box<Request<()>>> {
+    ) -> Option<Box<RequestHead>> {
         let inner = self.inner.as_mut()?;
         inner.status = Some(status);
         inner.link.expect(body);

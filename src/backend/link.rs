@@ -10,12 +10,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response};
 use tokio::io::AsyncReadExt as _;
 
 use super::{
     Error, RequestBody, Stream,
-    codec::{Added, BodyDecoder, Head, Heads, Malformed, Step},
+    codec::{Added, BodyDecoder, Head, Heads, Malformed, RequestHead, Step},
     connect::Home,
     sending::Sending,
 };
@@ -66,7 +66,7 @@ enum Receiving {
 pub(super) struct NoHead {
     pub(super) error: Error,
     /// The request, if it is whole: whether it may be sent again is another question.
-    pub(super) request: Option<(Box<Request<()>>, RequestBody)>,
+    pub(super) request: Option<(Box<RequestHead>, RequestBody)>,
     /// Whether a byte of it was written.
     pub(super) begun: bool,
 }
@@ -102,7 +102,7 @@ impl Link {
     /// place of its head.
     pub(super) fn send(
         &mut self,
-        request: (Box<Request<()>>, RequestBody),
+        request: (Box<RequestHead>, RequestBody),
         upgrade: bool,
         added: &dyn Added,
         packet: Option<Bytes>,
@@ -172,7 +172,7 @@ impl Link {
     }
 
     /// What is left of the request once its response has begun: an empty one with its memory.
-    pub(super) fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+    pub(super) fn take_spent(&mut self) -> Option<Box<RequestHead>> {
         self.sending.take_spent()
     }
 

@@ -6,11 +6,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use http::{Request, StatusCode};
+use http::StatusCode;
 
 use super::{
     Size,
-    codec::{Signs, is_written},
+    codec::{Plain, RequestHead, Signs, is_written},
     uwsgi,
 };
 use crate::config::Profile;
@@ -197,7 +197,7 @@ impl Limits {
     }
 
     /// What of this request is too much; `None` if it all fits.
-    pub fn excess<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
+    pub fn excess(&self, request: &RequestHead, added: Size) -> Option<Excess> {
         if *self == NO_LIMITS {
             return None;
         }
@@ -209,22 +209,23 @@ impl Limits {
         if line > self.line {
             return Some(Excess::Target);
         }
-        let headers = request.headers();
+        let (headers, plain) = (request.headers(), request.body().size());
         let colon = ": ".len();
         let mut fields = headers.iter();
-        let many = headers.len() + added.fields > self.fields;
+        let others = plain.fields + added.fields;
+        let many = headers.len() + others > self.fields;
         let written = || {
             headers
                 .iter()
                 .filter(|(name, value)| is_written(name, value))
         };
-        if (many && written().count() + added.fields > self.fields)
-            || added.longest > self.field
+        if (many && written().count() + others > self.fields)
+            || plain.longest.max(added.longest) > self.field
             || fields.any(|(name, value)| name.as_str().len() + colon + value.len() > self.field)
         {
             return Some(Excess::Fields);
         }
-        if !self.count_vars() || uwsgi::vars_len(request) <= self.vars {
+        if !self.count_vars() || vars_len(request) <= self.vars {
             return None;
         }
         // It is in there twice: as it came, and decoded.
@@ -235,6 +236,17 @@ impl Limits {
             Excess::Fields
         })
     }
+}
+
+/// See [`uwsgi::vars_len`], which knows the fields of the map alone.
+fn vars_len(request: &RequestHead) -> usize {
+    if request.body().is_empty() {
+        return uwsgi::vars_len(request);
+    }
+    // It is plain only if nobody was known to count when it came.
+    let mut whole = request.clone();
+    Plain::unfold(&mut whole);
+    uwsgi::vars_len(&whole)
 }
 
 /// What is known of one endpoint's server, shared by all who use it or find something out.
@@ -306,7 +318,7 @@ impl Knowledge {
     }
 
     /// What of a request would be too much, if the default limits applied, where that is not sure.
-    pub(super) fn suspect<B>(&self, request: &Request<B>, added: Size) -> Option<Excess> {
+    pub(super) fn suspect(&self, request: &RequestHead, added: Size) -> Option<Excess> {
         if self.limits.load(Relaxed) >= RAISED {
             return None;
         }
@@ -393,16 +405,16 @@ pub(super) fn is_servers_own(signs: &Signs) -> bool {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::header;
+    use http::{Request, header};
 
     use super::*;
 
-    fn request(target: usize, field: usize, fields: usize) -> Request<()> {
+    fn request(target: usize, field: usize, fields: usize) -> RequestHead {
         let mut request = Request::get(format!("/{}", "a".repeat(target - 1)));
         for number in 0..fields {
             request = request.header(format!("x-{number:03}"), "b".repeat(field));
         }
-        request.body(()).expect("a request")
+        request.body(Plain::default()).expect("a request")
     }
 
     /// The bounds are those of the real servers, found by asking them.

@@ -8,13 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::header;
 use tokio::io::AsyncWrite as _;
 
 use super::{
     Error, RequestBody, Stream,
     body::Streamed,
-    codec::{self, Added},
+    codec::{self, Added, RequestHead},
 };
 
 /// A body up to this is written together with the head from one buffer, bytes.
@@ -26,9 +26,9 @@ const ONE_SEGMENT: usize = 1200;
 #[derive(Default)]
 pub(super) struct Sending {
     /// The request, until its response begins: it may have to be sent again.
-    request: Option<(Box<Request<()>>, RequestBody)>,
+    request: Option<(Box<RequestHead>, RequestBody)>,
     /// What is left of the request, empty.
-    spent: Option<Box<Request<()>>>,
+    spent: Option<Box<RequestHead>>,
     /// Head, or a chunk's size; then `data`; then `tail`.
     head: Vec<u8>,
     head_at: usize,
@@ -65,7 +65,7 @@ impl Sending {
     #[inline]
     pub(super) fn begin(
         &mut self,
-        (request, mut body): (Box<Request<()>>, RequestBody),
+        (request, mut body): (Box<RequestHead>, RequestBody),
         added: &dyn Added,
         packet: Option<Bytes>,
     ) {
@@ -102,8 +102,7 @@ impl Sending {
             }
             body @ RequestBody::Stream(_) => {
                 if let RequestBody::Stream(body) = std::mem::replace(body, RequestBody::Empty) {
-                    let declared = request.headers().get(header::CONTENT_LENGTH);
-                    let left = declared.and_then(|value| codec::length(value.as_bytes()));
+                    let left = codec::declared(&request);
                     self.upload = Some(Upload { body, left });
                 }
             }
@@ -132,7 +131,7 @@ impl Sending {
     }
 
     /// What is left of the request once its response has begun: an empty one with its memory.
-    pub(super) fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+    pub(super) fn take_spent(&mut self) -> Option<Box<RequestHead>> {
         self.spent.take()
     }
 
@@ -227,7 +226,7 @@ impl Sending {
     }
 
     /// The request, unless a part of its body is gone.
-    pub(super) fn take_back(&mut self) -> Option<(Box<Request<()>>, RequestBody)> {
+    pub(super) fn take_back(&mut self) -> Option<(Box<RequestHead>, RequestBody)> {
         let (request, body) = self.request.take()?;
         match self.upload.take() {
             None => Some((request, body)),

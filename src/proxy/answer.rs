@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     admission::Ask,
-    backend::{self, Answered, ResponseBody, Size, Upgraded, Usual},
+    backend::{self, Answered, Plain, RequestHead, ResponseBody, Size, Upgraded, Usual},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
@@ -96,6 +96,9 @@ where
         let arrived = clock::now();
         self.peer.state.serve();
         let live = self.shared.live();
+        if live.reads_usual {
+            Plain::unfold(&mut request);
+        }
         let route = live.matcher.find(&request);
         // Looking for each of the fields that few requests have would cost more than this.
         let plain = !live.reads_usual && hygiene::is_plain(request.headers());
@@ -500,7 +503,7 @@ impl ClientBody {
     }
 
     /// What is left of its request: memory for the next.
-    pub fn take_spent(&mut self) -> Option<Box<Request<()>>> {
+    pub fn take_spent(&mut self) -> Option<Box<RequestHead>> {
         self.inner.body_mut().take_spent()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -20,7 +20,7 @@ use super::{
     Error, context::Asked, hygiene::ExpectsContinue, live::Shared, received::Received, spool,
 };
 use crate::{
-    backend::{self, RequestBody},
+    backend::{self, Name, Plain, RequestBody, RequestHead},
     buffer::{Direction, Reservation},
     clock,
     config::{Config, Server},
@@ -150,12 +150,19 @@ async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBo
 
 /// Says how long the body is, if that is known; WSGI servers lose chunked bodies.
 fn set_framing(
-    head: &mut Request<()>,
+    head: &mut RequestHead,
     body: &RequestBody,
     dechunk: bool,
     needs_length: bool,
 ) -> Result<(), backend::Error> {
     let exact = body.size_hint().exact();
+    let said = head.body().get(Name::CONTENT_LENGTH);
+    if let (Some(length), Some(said)) = (exact, said)
+        && said == itoa::Buffer::new().format(length).as_bytes()
+    {
+        return Ok(());
+    }
+    Plain::unfold(head);
     let headers = head.headers_mut();
     let was_declared = headers.contains_key(header::CONTENT_LENGTH);
     match exact {

@@ -49,6 +49,14 @@ impl From<&ClientKeySource> for KeySource {
 }
 
 impl KeySource {
+    /// The field that it is read from.
+    pub fn field(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Off | Self::Ip => None,
+            Self::Header(name) => Some(name),
+        }
+    }
+
     /// The key of a request whose head has been cleaned. Without an address or the field there is
     /// none, and the request counts for nobody.
     pub fn key(&self, fields: &HeaderMap, peer: &Peer, proxies: &[IpNet]) -> Option<ClientKey> {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Request, Response, uri::PathAndQuery};
+use http::{HeaderValue, Method, Response, uri::PathAndQuery};
 
 use super::{
     forwarded::{self, Appended},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admission::{Ask, AskFor, Class},
-    backend::{self, Lines, RequestBody, Size, Timers},
+    backend::{self, Lines, RequestBody, RequestHead, Size, Timers},
     clock, observe,
     sync::{Mutex, lock},
 };
@@ -112,7 +112,7 @@ pub struct Context {
     /// What the backend has said on the way to its answer.
     told: Mutex<Option<Box<Response<()>>>>,
     /// What is left of its head, if it was refused: memory for the next.
-    spent: Mutex<Option<Box<Request<()>>>>,
+    spent: Mutex<Option<Box<RequestHead>>>,
 }
 
 impl Context {
@@ -122,7 +122,7 @@ impl Context {
         live: Arc<Live>,
         arrived: Instant,
         peer: Arc<Peer>,
-        head: &Request<()>,
+        head: &RequestHead,
         route: usize,
         ask: Ask,
         request_id: RequestId,
@@ -162,7 +162,7 @@ impl Context {
     }
 
     /// What is left of its head, if it was refused.
-    pub fn take_spent(&self) -> Option<Box<Request<()>>> {
+    pub fn take_spent(&self) -> Option<Box<RequestHead>> {
         lock(&self.spent).take()
     }
 
@@ -270,9 +270,10 @@ impl backend::Added for Context {
             .map_or_else(Size::default, |it| it.size)
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, host: &[u8], out: &mut Vec<u8>) {
         if let Some(appended) = &self.appended {
-            appended.write(&self.peer, &self.live, &self.request_id, self.arrived, out);
+            let id = &self.request_id;
+            appended.write(host, &self.peer, &self.live, id, self.arrived, out);
         }
     }
 }
@@ -285,7 +286,7 @@ fn nanos(duration: Duration) -> u64 {
 #[derive(Debug)]
 pub struct Asked<B> {
     /// What the client sent, cleaned.
-    pub head: Box<Request<()>>,
+    pub head: Box<RequestHead>,
     /// Its body.
     pub body: B,
     /// What is known of it.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use tower::Service;
 
 use super::{
@@ -21,7 +21,8 @@ use super::{
 use crate::{
     admission::{Admitted, Permit, outcome_of},
     backend::{
-        self, Answered, Completion, Delivery, Endpoint, Failed, Lease, RequestBody, ResponseBody,
+        self, Answered, Completion, Delivery, Endpoint, Failed, Lease, RequestBody, RequestHead,
+        ResponseBody,
     },
     clock,
     config::Class,
@@ -76,7 +77,7 @@ impl Service<Admitted<Asked<RequestBody>>> for Forward {
 fn forward(
     shared: Arc<Shared>,
     context: Arc<Context>,
-    (mut head, mut body): (Box<Request<()>>, RequestBody),
+    (mut head, mut body): (Box<RequestHead>, RequestBody),
     mut permit: Permit,
 ) -> impl Future<Output = Result<Answered, Error>> + Send {
     async move {

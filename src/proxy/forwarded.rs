@@ -105,7 +105,6 @@ pub fn lines(address: Option<&HeaderValue>, port: &HeaderValue) -> Lines {
 /// id, and when it came. Not before it is sent: one that is refused needs none of it.
 #[derive(Debug)]
 pub struct Appended {
-    host: HeaderValue,
     version: Version,
     /// How much there is of it, with what its connection's requests have in common.
     pub size: Size,
@@ -113,29 +112,23 @@ pub struct Appended {
 
 impl Appended {
     /// For a request to that host, which came by this version of HTTP.
-    pub fn new(
-        host: HeaderValue,
-        version: Version,
-        peer: &Peer,
-        live: &Live,
-        id: &RequestId,
-    ) -> Self {
+    pub fn new(host: &[u8], version: Version, peer: &Peer, live: &Live, id: &RequestId) -> Self {
         let mut appended = Self {
-            host,
             version,
             size: peer.lines.size,
         };
         let mut size = appended.size;
-        appended.each(live, id, &[0; START_MAX], |name, value| {
+        appended.each(host, live, id, &[0; START_MAX], |name, value| {
             size = size.and(name.len(), value.len());
         });
         appended.size = size;
         appended
     }
 
-    /// Writes it.
+    /// Writes it for a request to that host.
     pub fn write(
         &self,
+        host: &[u8],
         peer: &Peer,
         live: &Live,
         id: &RequestId,
@@ -148,14 +141,21 @@ impl Appended {
             true => request_start(arrived, &mut text),
             false => &[],
         };
-        self.each(live, id, start, |name, value| line(name, value, out));
+        self.each(host, live, id, start, |name, value| line(name, value, out));
     }
 
     /// Each field that this request does not have in common with others.
     #[inline]
-    fn each(&self, live: &Live, id: &RequestId, start: &[u8], mut field: impl FnMut(&str, &[u8])) {
+    fn each(
+        &self,
+        host: &[u8],
+        live: &Live,
+        id: &RequestId,
+        start: &[u8],
+        mut field: impl FnMut(&str, &[u8]),
+    ) {
         let headers = &live.config.headers;
-        field(HOST.as_str(), self.host.as_bytes());
+        field(HOST.as_str(), host);
         if headers.via {
             field("via", via(self.version).as_bytes());
         }

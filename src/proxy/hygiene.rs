@@ -7,7 +7,7 @@ mod tests;
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Version, header};
 
 use self::target::{check_path, is_authority, other_host};
 use super::{
@@ -17,7 +17,7 @@ use super::{
     live::Live,
     request_id::RequestId,
 };
-use crate::backend::{Usual, length, members};
+use crate::backend::{Plain, RequestHead, Usual, length, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,8 +83,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 /// Whether a `Connection` says no more than whether to keep it: the usual case.
-fn is_plain_option(value: &HeaderValue) -> bool {
-    let value = value.as_bytes();
+pub fn is_plain_option(value: &[u8]) -> bool {
     value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
 }
 
@@ -116,8 +115,8 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 ///
 /// # Errors
 /// Says what is wrong; such a request goes no further.
-pub fn inbound<B>(
-    request: &mut Request<B>,
+pub fn inbound(
+    request: &mut RequestHead,
     peer: &Peer,
     live: &Live,
     request_id: &RequestId,
@@ -138,6 +137,20 @@ pub fn inbound<B>(
         _ => return Err(BadHead::Version),
     }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
+    let as_usual = behind && !trusted && !headers.forwarded;
+    if !as_usual || request.uri().authority().is_some() {
+        Plain::unfold(request);
+    }
+    if let Some(host) = request.body().host() {
+        // The guard has looked at the rest, and there is nothing in the way of what is added.
+        check_path(request)?;
+        if !is_authority(host) {
+            return Err(BadHead::Host);
+        }
+        let appended = Appended::new(host, version, peer, live, request_id);
+        *request.version_mut() = Version::HTTP_11;
+        return Ok(Some(appended));
+    }
     let survey = Survey::of(request.headers(), trusted, live.request_id.as_ref());
     survey.framing()?;
     let expects = survey.expects_continue()?;
@@ -147,7 +160,9 @@ pub fn inbound<B>(
         // Mostly there is nothing to be done about it.
         Some(host) if request.uri().authority().is_none() => {
             check_path(request)?;
-            is_authority(&host).then_some(host).ok_or(BadHead::Host)?
+            is_authority(host.as_bytes())
+                .then_some(host)
+                .ok_or(BadHead::Host)?
         }
         sent => {
             let host = other_host(request, sent, version)?;
@@ -167,9 +182,8 @@ pub fn inbound<B>(
 
     *request.version_mut() = Version::HTTP_11;
     let room = most.saturating_sub(request.headers().len() + NEEDED);
-    let in_map = trusted || in_the_way || headers.forwarded || room < OPTIONAL;
-    if behind && !in_map {
-        let appended = Appended::new(host, version, peer, live, request_id);
+    if as_usual && !in_the_way && room >= OPTIONAL {
+        let appended = Appended::new(host.as_bytes(), version, peer, live, request_id);
         return Ok(Some(appended));
     }
     let fields = request.headers_mut();
@@ -201,7 +215,7 @@ pub fn outbound<B>(
     for (name, value) in response.headers() {
         if *name == header::CONNECTION {
             connection = true;
-            unclean |= !is_plain_option(value);
+            unclean |= !is_plain_option(value.as_bytes());
         } else if !is_common(name) {
             unclean |= is_hop_by_hop(name);
             via_there |= *name == header::VIA;
@@ -335,7 +349,7 @@ impl<'a> Survey<'a> {
                     survey.unclean = true;
                 }
                 // What else it could say, nobody wants from it: see `codec::is_written`.
-                header::CONNECTION => survey.unclean |= !is_plain_option(value),
+                header::CONNECTION => survey.unclean |= !is_plain_option(value.as_bytes()),
                 header::EXPECT => {
                     survey.expectation.add(value);
                     survey.unclean = true;

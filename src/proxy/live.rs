@@ -20,7 +20,7 @@ use crate::{
         state,
     },
     backend::{
-        Endpoint, Size,
+        Endpoint, Name, RequestHead, Size,
         profile::{self, Excess, Limits},
     },
     buffer::Budget,
@@ -46,7 +46,7 @@ pub struct Live {
     pub request_id: Option<HeaderName>,
     /// The field by which a client says for how long it waits, milliseconds.
     pub deadline: Option<HeaderName>,
-    /// Whether one of these two is a field that most requests have anyway.
+    /// Whether one of the fields that the configuration names is one that most requests have anyway.
     pub reads_usual: bool,
     /// What tells clients apart in the queue.
     pub client_key: KeySource,
@@ -83,12 +83,19 @@ impl Live {
             .collect();
         let request_id: Option<HeaderName> = config.headers.request_id.parse().ok();
         let deadline: Option<HeaderName> = config.queue.deadline_header.parse().ok();
-        let is_usual = |name: &Option<HeaderName>| name.as_ref().is_some_and(hygiene::is_common);
+        let client_key = KeySource::from(&config.queue.client_key);
+        let reads_usual = {
+            let own = [request_id.as_ref(), deadline.as_ref(), client_key.field()];
+            let mut names = own.into_iter().flatten().chain(matcher.fields());
+            names.any(|name| {
+                hygiene::is_common(name) || Name::find(name.as_str().as_bytes()).is_some()
+            })
+        };
         Self {
-            reads_usual: is_usual(&request_id) || is_usual(&deadline),
+            reads_usual,
             request_id,
             deadline,
-            client_key: KeySource::from(&config.queue.client_key),
+            client_key,
             config,
             matcher,
             routes,
@@ -160,7 +167,7 @@ impl Shared {
     }
 
     /// What of a request's head is more than some endpoint is sure to take.
-    pub fn excess<B>(&self, request: &http::Request<B>, added: Size) -> Option<Excess> {
+    pub fn excess(&self, request: &RequestHead, added: Size) -> Option<Excess> {
         let endpoints = self.endpoints.load();
         let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
         limits.find_map(|limits| limits.excess(request, added))

@@ -3,15 +3,15 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::Request;
 
 use super::{Error, http1::Coming, http2::Incoming};
+use crate::backend::RequestHead;
 
 /// A request as it has come. Its head is in a box from the beginning: it changes hands often.
 #[derive(Debug)]
 pub struct Arrived {
     /// Its head.
-    pub head: Box<Request<()>>,
+    pub head: Box<RequestHead>,
     /// Its body.
     pub body: Received,
 }

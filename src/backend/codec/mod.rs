@@ -4,19 +4,21 @@
 
 mod body;
 mod field;
+mod plain;
 mod request;
 mod response;
 mod usual;
 
 pub(super) use self::{
     body::{BodyDecoder, Step},
-    request::{head, is_written, last_chunk},
+    request::{declared, is_written, last_chunk},
     response::{Head, Heads},
     usual::Signs,
 };
 pub use self::{
     field::{has_member, length, members},
-    request::{Added, Lines, Size, chunk, empty, line},
+    plain::{Name, Plain, RequestHead},
+    request::{Added, Lines, Size, chunk, empty, head, host, line},
     response::can_have_body,
     usual::Usual,
 };

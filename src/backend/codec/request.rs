@@ -1,6 +1,8 @@
 //! A request on its way to bytes.
 
-use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Uri, header};
+
+use super::{Name, RequestHead, length};
 
 /// Room for an ordinary head: one allocation.
 const HEAD: usize = 1024;
@@ -11,8 +13,8 @@ pub trait Added: std::fmt::Debug + Sync {
     /// How much there is of them.
     fn size(&self) -> Size;
 
-    /// Writes them, each with its end.
-    fn write(&self, out: &mut Vec<u8>);
+    /// Writes them, each with its end. `host` is the request's.
+    fn write(&self, host: &[u8], out: &mut Vec<u8>);
 }
 
 /// How much there is of fields.
@@ -68,7 +70,7 @@ impl Added for Lines {
         self.size
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, _host: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&self.text);
     }
 }
@@ -89,7 +91,7 @@ pub fn is_written(name: &HeaderName, value: &HeaderValue) -> bool {
 
 /// Writes the head. Fields are written as they are, then those that were added: whoever calls this has
 /// said by Content-Length or Transfer-Encoding how the body is framed.
-pub fn head<B>(request: &Request<B>, added: &dyn Added, out: &mut Vec<u8>) {
+pub fn head(request: &RequestHead, added: &dyn Added, out: &mut Vec<u8>) {
     out.reserve(HEAD);
     out.extend_from_slice(request.method().as_str().as_bytes());
     out.push(b' ');
@@ -100,17 +102,34 @@ pub fn head<B>(request: &Request<B>, added: &dyn Added, out: &mut Vec<u8>) {
         _ => out.push(b'/'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
+    request.body().write(out);
     for (name, value) in request.headers() {
         if is_written(name, value) {
             line(name.as_str(), value.as_bytes(), out);
         }
     }
-    added.write(out);
+    added.write(host(request), out);
     out.extend_from_slice(b"\r\n");
 }
 
+/// The host that a request is for, by its head.
+pub fn host(request: &RequestHead) -> &[u8] {
+    let in_map = || request.headers().get(header::HOST);
+    let host = request.body().host();
+    host.or_else(|| in_map().map(HeaderValue::as_bytes))
+        .unwrap_or_default()
+}
+
+/// The length that a request's body has by its head.
+pub fn declared(request: &RequestHead) -> Option<u64> {
+    let plain = request.body().get(Name::CONTENT_LENGTH);
+    let in_map = || request.headers().get(header::CONTENT_LENGTH);
+    length(plain.or_else(|| in_map().map(HeaderValue::as_bytes))?)
+}
+
 /// Empties a request, whose memory the next may use. Nothing stays of what it holds of its client's buffers.
-pub fn empty(request: &mut Request<()>) {
+pub fn empty(request: &mut RequestHead) {
+    request.body_mut().clear();
     request.headers_mut().clear();
     request.extensions_mut().clear();
     *request.uri_mut() = Uri::default();
@@ -136,9 +155,12 @@ pub fn last_chunk(out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use http::Request;
 
-    fn written<B>(request: &Request<B>) -> String {
+    use super::*;
+    use crate::backend::Plain;
+
+    fn written(request: &RequestHead) -> String {
         let mut out = Vec::new();
         head(request, &Lines::default(), &mut out);
         String::from_utf8(out).expect("ASCII")
@@ -154,7 +176,7 @@ mod tests {
             .header("Accept", "b")
             .header("Connection", "keep-alive")
             .header("Content-Length", "3")
-            .body(())
+            .body(Plain::default())
             .expect("a request");
         assert_eq!(
             written(&request),
@@ -163,7 +185,7 @@ mod tests {
         let options = Request::builder()
             .method("OPTIONS")
             .uri("*")
-            .body(())
+            .body(Plain::default())
             .expect("a request");
         assert_eq!(written(&options), "OPTIONS * HTTP/1.1\r\n\r\n");
     }
@@ -172,7 +194,7 @@ mod tests {
     fn added_lines_come_last() {
         let request = Request::get("/")
             .header("a", "b")
-            .body(())
+            .body(Plain::default())
             .expect("a request");
         let mut lines = Lines::default();
         lines.push("c", b"d");

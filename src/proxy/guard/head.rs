@@ -3,7 +3,10 @@
 use memchr::{memchr, memchr2};
 
 use super::Limits;
-use crate::{backend::length, proxy::hygiene::BadHead};
+use crate::{
+    backend::{Name, length},
+    proxy::hygiene::{BadHead, is_plain_option},
+};
 
 /// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
 pub const METHOD_MAX: usize = 32;
@@ -23,6 +26,8 @@ pub struct Head {
     pub method: Span,
     /// The target.
     pub target: Span,
+    /// Whether its fields are plain: with names that are known, each once, and written as most write them.
+    pub plain: bool,
 }
 
 /// Where a part of a head begins and ends.
@@ -33,6 +38,8 @@ pub type Span = std::ops::Range<usize>;
 pub struct Field {
     /// Its name.
     pub name: Span,
+    /// The same, if it is one of those that most requests have.
+    pub known: Option<Name>,
     /// Its value.
     pub value: Span,
 }
@@ -58,7 +65,10 @@ pub struct HeadScanner {
     blank: bool,
     /// The request line, if it is there.
     line_one: Option<RequestLine>,
-    hosts: usize,
+    /// The known names that there were.
+    seen: u64,
+    /// There was a field that is not plain.
+    odd: bool,
     length: Option<u64>,
     chunked: bool,
 }
@@ -124,6 +134,7 @@ impl HeadScanner {
                     http10,
                     method,
                     target,
+                    plain: !self.odd && self.seen & Name::HOST.bit() != 0,
                 }));
             }
             if fields.len() >= limits.fields {
@@ -155,36 +166,42 @@ impl HeadScanner {
     }
 
     fn field(&mut self, line: &[u8], start: usize) -> Result<Field, BadHead> {
-        // A folded line begins with a space, which is no token either; so does one without a name.
-        let colon = line.iter().position(|&byte| !is_token(byte));
-        let colon = colon.filter(|&at| at > 0 && line[at] == b':');
+        let colon = line.iter().position(|&byte| byte == b':');
         let (name, rest) = line.split_at(colon.ok_or(BadHead::Syntax)?);
         let (space, value) = trim(&rest[1..]);
-        match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => {
-                self.hosts += 1;
-                if self.hosts > 1 {
-                    return Err(BadHead::Host);
-                }
-            }
-            14 if name.eq_ignore_ascii_case(b"content-length") => {
-                let length = length(value).ok_or(BadHead::Framing)?;
-                if self.length.replace(length).is_some() {
+        let known = Name::find(name);
+        let before = self.seen;
+        self.seen |= known.map_or(0, Name::bit);
+        let again = self.seen == before;
+        match known {
+            Some(Name::HOST) if again => return Err(BadHead::Host),
+            Some(Name::CONTENT_LENGTH) => {
+                self.length = Some(length(value).ok_or(BadHead::Framing)?);
+                if again {
                     return Err(BadHead::Framing);
                 }
             }
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+            Some(Name::CONNECTION) => self.odd |= !is_plain_option(value),
+            Some(_) => {}
+            // A folded line begins with a space, which is no token either; nor is a name without a byte one.
+            None if name.is_empty() || !name.iter().all(|&byte| is_token(byte)) => {
+                return Err(BadHead::Syntax);
+            }
+            None if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 // No other coding is known, and two of the same are one too many.
                 if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(BadHead::Framing);
                 }
                 self.chunked = true;
             }
-            _ => {}
+            None => {}
         }
+        // `: ` and the value, and nothing more. (One that is unknown has changed nothing above.)
+        self.odd |= again || !rest.starts_with(b": ") || rest.len() != 2 + value.len();
         let at = start + name.len() + 1 + space;
         Ok(Field {
             name: start..start + name.len(),
+            known,
             value: at..at + value.len(),
         })
     }

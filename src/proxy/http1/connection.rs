@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::StatusCode;
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 use tower::Service;
@@ -20,6 +20,7 @@ use super::{
     response::{Asked, Framing, Length, Outgoing},
 };
 use crate::{
+    backend::RequestHead,
     clock,
     proxy::{
         ClientBody,
@@ -62,7 +63,7 @@ pub struct Connection<S: Service<Arrived>> {
     framing: Framing,
     out: Outgoing,
     /// What is left of the last request: an empty one with its memory.
-    spare: Option<Box<Request<()>>>,
+    spare: Option<Box<RequestHead>>,
     /// What ends the connection once the answer is out.
     end: Option<End>,
 }

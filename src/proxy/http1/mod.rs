@@ -11,7 +11,6 @@ mod connection;
 mod request;
 mod response;
 
-#[cfg(any(test, fuzzing))]
 pub use self::request::parse;
 pub use self::{
     body::Coming,

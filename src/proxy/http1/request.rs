@@ -1,11 +1,11 @@
 //! From a head whose bytes the guard has judged to a request.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 use memchr::memmem;
 
 use crate::{
-    backend::has_member,
+    backend::{Name, Plain, RequestHead, has_member},
     proxy::{
         guard::{Field, Head},
         hygiene::{BadHead, is_continue},
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Parsed {
     /// The head.
-    pub request: Box<Request<()>>,
+    pub request: Box<RequestHead>,
     /// Whether its client wants to keep the connection: RFC 9112 9.3.
     pub keep_alive: bool,
     /// Whether its client waits for a 100 before it sends the body.
@@ -34,7 +34,7 @@ pub fn parse(
     bytes: &Bytes,
     head: &Head,
     fields: &[Field],
-    mut request: Box<Request<()>>,
+    mut request: Box<RequestHead>,
 ) -> Result<Parsed, BadHead> {
     let method = Method::from_bytes(&bytes[head.method.clone()]).map_err(|_| BadHead::Method)?;
     let target = bytes.slice(head.target.clone());
@@ -44,25 +44,10 @@ pub fn parse(
         parts.path_and_query = Some(PathAndQuery::from_static("*"));
         uri = Uri::from_parts(parts).map_err(|_| BadHead::Target)?;
     }
-    let (mut closes, mut keeps, mut expects, mut trailers) = (false, false, false, false);
-    let map = request.headers_mut();
-    map.reserve(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(&bytes[field.name.clone()])
-            .map_err(|_| BadHead::FieldsTooLarge)?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(field.value.clone()))
-            .map_err(|_| BadHead::Syntax)?;
-        match name {
-            header::CONNECTION => {
-                closes |= has_member(value.as_bytes(), b"close");
-                keeps |= has_member(value.as_bytes(), b"keep-alive");
-            }
-            header::EXPECT => expects = is_continue(&value),
-            header::TE => trailers |= has_member(value.as_bytes(), b"trailers"),
-            _ => {}
-        }
-        map.append(name, value);
-    }
+    let said = match head.plain {
+        true => keep(bytes, fields, request.body_mut()),
+        false => put(bytes, fields, request.headers_mut())?,
+    };
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.version_mut() = match head.http10 {
@@ -71,10 +56,59 @@ pub fn parse(
     };
     Ok(Parsed {
         request,
-        keep_alive: !closes && (keeps || !head.http10),
-        expects: expects && !head.http10,
-        trailers,
+        keep_alive: !said.closes && (said.keeps || !head.http10),
+        expects: said.expects && !head.http10,
+        trailers: said.trailers,
     })
+}
+
+/// What fields say of the connection, and of what their client waits for.
+#[derive(Default)]
+struct Said {
+    closes: bool,
+    keeps: bool,
+    expects: bool,
+    trailers: bool,
+}
+
+/// Keeps plain fields as they are.
+fn keep(bytes: &Bytes, fields: &[Field], plain: &mut Plain) -> Said {
+    let mut said = Said::default();
+    plain.begin(bytes.clone());
+    for Field { name, known, value } in fields {
+        match known {
+            Some(Name::CONNECTION) => {
+                said.closes = bytes[value.clone()].eq_ignore_ascii_case(b"close");
+                said.keeps = !said.closes;
+            }
+            Some(known) => plain.push(*known, name.start, value.end),
+            None => debug_assert!(false, "it is not plain"),
+        }
+    }
+    said
+}
+
+/// Puts fields into a map.
+fn put(bytes: &Bytes, fields: &[Field], map: &mut HeaderMap) -> Result<Said, BadHead> {
+    let mut said = Said::default();
+    map.reserve(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(&bytes[field.name.clone()])
+            .map_err(|_| BadHead::FieldsTooLarge)?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(field.value.clone()))
+            .map_err(|_| BadHead::Syntax)?;
+        match name {
+            header::CONNECTION => {
+                said.closes |= has_member(value.as_bytes(), b"close");
+                said.keeps |= has_member(value.as_bytes(), b"keep-alive");
+            }
+            header::EXPECT => said.expects = is_continue(&value),
+            header::TE => said.trailers |= has_member(value.as_bytes(), b"trailers"),
+            _ => {}
+        }
+        map.append(name, value);
+    }
+    Ok(said)
 }
 
 /// Whether an absolute URI ends with its authority. To OPTIONS that is the server as a whole, RFC 9112

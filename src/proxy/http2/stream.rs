@@ -23,7 +23,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    backend::length,
+    backend::{Plain, length},
     clock,
     proxy::{
         ClientBody,
@@ -78,7 +78,7 @@ impl<F> Stream<F> {
         S: Service<Arrived, Future = F>,
     {
         let (head, data) = request.into_parts();
-        let head = Box::new(Request::from_parts(head, ()));
+        let head = Box::new(Request::from_parts(head, Plain::default()));
         let mut asked = Asked {
             head: *head.method() == Method::HEAD,
             expects: expects_continue(head.headers()),

@@ -31,8 +31,10 @@ pub(super) fn other_host<B>(
     }
     // It also says what the host is, RFC 9112 3.2.2; but a bad Host stays a bad one.
     let host = HeaderValue::from_str(authority.as_str()).map_err(|_| BadHead::Host)?;
-    let sent_is_fine = sent.map_or(version != Version::HTTP_11, |sent| is_authority(&sent));
-    if !sent_is_fine || !is_authority(&host) {
+    let sent_is_fine = sent.map_or(version != Version::HTTP_11, |sent| {
+        is_authority(sent.as_bytes())
+    });
+    if !sent_is_fine || !is_authority(host.as_bytes()) {
         return Err(BadHead::Host);
     }
     let path = match request.uri().path_and_query() {
@@ -64,8 +66,7 @@ fn after_host(bytes: &[u8]) -> &[u8] {
 
 /// `host` or `host:port`. Narrower than RFC 3986 allows: what is between brackets must be an IPv6
 /// address, and a comma is two Hosts that somebody has merged.
-pub(super) fn is_authority(host: &HeaderValue) -> bool {
-    let bytes = host.as_bytes();
+pub(super) fn is_authority(bytes: &[u8]) -> bool {
     let rest = if let Some(bracketed) = bytes.strip_prefix(b"[") {
         let Some(end) = bracketed.iter().position(|&byte| byte == b']') else {
             return false;

@@ -1,3 +1,5 @@
+use http::Request;
+
 use super::*;
 
 fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -72,7 +74,7 @@ proptest::proptest! {
         // One that says nothing but whether to stay is left where nothing else is to be removed: the codec does
         // not write it.
         let written = |(name, value): &(&HeaderName, &HeaderValue)| {
-            **name != header::CONNECTION || !is_plain_option(value)
+            **name != header::CONNECTION || !is_plain_option(value.as_bytes())
         };
         let one: Vec<_> = cleaned.iter().filter(written).collect();
         let other: Vec<_> = left.iter().collect();
@@ -154,13 +156,13 @@ fn hosts() {
         "[::1]",
         "[::1]:80",
     ] {
-        assert!(is_authority(&HeaderValue::from_static(good)), "{good}");
+        assert!(is_authority(good.as_bytes()), "{good}");
     }
     for bad in [
         "", "a b", "a@b", "a,b", "a/b", "a:port", "a:99999", ":80", "[::1", "[x]", "[::1]80",
         "a:1:2",
     ] {
-        assert!(!is_authority(&HeaderValue::from_static(bad)), "{bad:?}");
+        assert!(!is_authority(bad.as_bytes()), "{bad:?}");
     }
 }
 
