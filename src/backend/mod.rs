@@ -23,13 +23,11 @@ mod timers;
 mod upgraded;
 pub mod uwsgi;
 
-#[cfg(test)]
-pub(crate) use self::codec::head;
 pub use self::{
     body::{Answered, RequestBody, ResponseBody},
     codec::{
         Added, Lines, Malformed, Name, Plain, RequestHead, Size, Usual, can_have_body, chunk,
-        empty, has_member, host, length, line, members,
+        empty, has_member, head, length, line, members,
     },
     connect::{Stream, connect},
     endpoint::Endpoint,

@@ -7,15 +7,17 @@ use http::Response;
 
 use super::{
     context::Peer,
+    forwarded::Appended,
     guard::{Guard, Limits},
-    http1, hygiene,
+    http1,
+    hygiene::{self, BadHead},
     live::{Live, Shared, queue_settings},
     request_id::RequestId,
     state::State,
 };
 use crate::{
     admission::Limiter,
-    backend::{RequestHead, host},
+    backend::{self, Added, RequestHead, Size},
     clock,
     config::Config,
     observe::Metrics,
@@ -58,15 +60,37 @@ impl Heads {
         Some(parsed.ok()?.request)
     }
 
-    /// Checks and cleans a request's head, and adds what a gateway adds; what of that is not in the head goes
-    /// to `out`. Whether it may pass.
-    pub fn inbound(&self, request: &mut RequestHead, arrived: Instant, out: &mut Vec<u8>) -> bool {
+    /// Checks and cleans a request's head, and writes it with what a gateway adds.
+    ///
+    /// # Errors
+    /// It may not pass.
+    pub fn inbound(
+        &self,
+        request: &mut RequestHead,
+        arrived: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BadHead> {
+        self.pass(request, arrived, true, out)
+    }
+
+    /// The same. What is added is not in the head's map, if that is possible and it may go `behind`.
+    fn pass(
+        &self,
+        request: &mut RequestHead,
+        arrived: Instant,
+        behind: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BadHead> {
         let (peer, live, id) = (&self.peer, &self.live, &self.id);
-        let inbound = hygiene::inbound(request, peer, live, id, arrived, true, usize::MAX);
-        if let Ok(Some(appended)) = &inbound {
-            appended.write(host(request), peer, live, id, arrived, out);
-        }
-        inbound.is_ok()
+        let most = usize::MAX;
+        let appended = hygiene::inbound(request, peer, live, id, arrived, behind, most)?;
+        let added = Behind {
+            heads: self,
+            appended,
+            arrived,
+        };
+        backend::head(request, &added, out);
+        Ok(())
     }
 
     /// The same for the head of an answer, which always may.
@@ -75,12 +99,34 @@ impl Heads {
     }
 }
 
+/// What goes behind a head's fields.
+#[derive(Debug)]
+struct Behind<'a> {
+    heads: &'a Heads,
+    appended: Option<Appended>,
+    arrived: Instant,
+}
+
+impl Added for Behind<'_> {
+    fn size(&self) -> Size {
+        self.appended
+            .as_ref()
+            .map_or_else(Size::default, |it| it.size)
+    }
+
+    fn write(&self, host: &[u8], out: &mut Vec<u8>) {
+        let Heads { live, peer, id } = self.heads;
+        if let Some(appended) = &self.appended {
+            appended.write(host, peer, live, id, self.arrived, out);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backend::{Lines, head as write_head};
 
     fn heads(forwarded: bool, trusted: bool) -> Heads {
         let mut config = Config::default();
@@ -91,31 +137,22 @@ mod tests {
         Heads::new(config, "192.0.2.7:1234".parse().expect("an address"))
     }
 
-    /// What the backend gets of a head, or why it gets nothing.
+    /// What the backend gets of a head, and what it says of the connection.
     fn sent(
         heads: &Heads,
         now: Instant,
         text: &str,
         plain: bool,
-        lines: bool,
-    ) -> Result<String, String> {
+        behind: bool,
+    ) -> Result<String, BadHead> {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
         let mut guard = Guard::new(Limits::new(4096));
-        let head = guard.head(&bytes).map_err(|bad| bad.to_string())?;
-        let mut head = head.expect("it is complete");
+        let mut head = guard.head(&bytes)?.expect("it is complete");
         head.plain &= plain;
-        let parsed = http1::parse(&bytes, &head, guard.fields(), Box::default());
-        let parsed = parsed.map_err(|bad| bad.to_string())?;
-        let mut request = parsed.request;
-        assert_eq!(head.plain, !request.body().is_empty());
-        let (peer, live, id) = (&heads.peer, &heads.live, &heads.id);
-        let inbound = hygiene::inbound(&mut request, peer, live, id, now, lines, usize::MAX);
-        let appended = inbound.map_err(|bad| bad.to_string())?;
+        let mut parsed = http1::parse(&bytes, &head, guard.fields(), Box::default())?;
+        assert_eq!(head.plain, !parsed.request.body().is_empty());
         let mut out = Vec::new();
-        write_head(&request, &Lines::default(), &mut out);
-        if let Some(appended) = appended {
-            appended.write(host(&request), peer, live, id, now, &mut out);
-        }
+        heads.pass(&mut parsed.request, now, behind, &mut out)?;
         let said = (parsed.keep_alive, parsed.expects, parsed.trailers);
         Ok(format!("{said:?}\n{}", String::from_utf8_lossy(&out)))
     }
@@ -159,7 +196,7 @@ mod tests {
             ]),
             hosted: bool,
             fields in prop::collection::vec((0..NAMES.len(), 0..4_usize, 0..VALUES.len()), 0..5),
-            lines: bool,
+            behind: bool,
             forwarded: bool,
             trusted: bool,
         ) {
@@ -170,7 +207,7 @@ mod tests {
             }
             text += "\r\n";
             let (heads, now) = (heads(forwarded, trusted), clock::now());
-            let sent = |plain| sent(&heads, now, &text, plain, lines);
+            let sent = |plain| sent(&heads, now, &text, plain, behind);
             let (kept, put) = (sent(true), sent(false));
             prop_assert_eq!(kept, put, "{:?}", text);
         }

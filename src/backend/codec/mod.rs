@@ -4,6 +4,7 @@
 
 mod body;
 mod field;
+mod names;
 mod plain;
 mod request;
 mod response;
@@ -18,7 +19,7 @@ pub(super) use self::{
 pub use self::{
     field::{has_member, length, members},
     plain::{Name, Plain, RequestHead},
-    request::{Added, Lines, Size, chunk, empty, head, host, line},
+    request::{Added, Lines, Size, chunk, empty, head, line},
     response::can_have_body,
     usual::Usual,
 };

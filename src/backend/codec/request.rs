@@ -103,21 +103,17 @@ pub fn head(request: &RequestHead, added: &dyn Added, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     request.body().write(out);
+    let mut host = request.body().host().unwrap_or_default();
     for (name, value) in request.headers() {
+        if *name == header::HOST {
+            host = value.as_bytes();
+        }
         if is_written(name, value) {
             line(name.as_str(), value.as_bytes(), out);
         }
     }
-    added.write(host(request), out);
+    added.write(host, out);
     out.extend_from_slice(b"\r\n");
-}
-
-/// The host that a request is for, by its head.
-pub fn host(request: &RequestHead) -> &[u8] {
-    let in_map = || request.headers().get(header::HOST);
-    let host = request.body().host();
-    host.or_else(|| in_map().map(HeaderValue::as_bytes))
-        .unwrap_or_default()
 }
 
 /// The length that a request's body has by its head.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::Lines;
+use super::{Lines, names::Names};
 
 /// See the module's documentation. They go before those in the answer's map.
 #[derive(Clone, Debug, Default)]
@@ -62,29 +62,29 @@ impl Usual {
     }
 }
 
+static NAMES: Names<17> = Names::new([
+    "date",
+    "vary",
+    "etag",
+    "server",
+    "expires",
+    "location",
+    "set-cookie",
+    "content-type",
+    "cache-control",
+    "last-modified",
+    "accept-ranges",
+    "x-frame-options",
+    "referrer-policy",
+    "content-encoding",
+    "x-content-type-options",
+    "content-security-policy",
+    "strict-transport-security",
+]);
+
 /// The name in lower case, if it is one of these.
 pub(super) fn known(name: &[u8]) -> Option<&'static str> {
-    let one_of = |names: &[&'static str]| {
-        let mut names = names.iter();
-        names
-            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-            .copied()
-    };
-    match name.len() {
-        4 => one_of(&["date", "vary", "etag"]),
-        6 => one_of(&["server"]),
-        7 => one_of(&["expires"]),
-        8 => one_of(&["location"]),
-        10 => one_of(&["set-cookie"]),
-        12 => one_of(&["content-type"]),
-        13 => one_of(&["cache-control", "last-modified", "accept-ranges"]),
-        15 => one_of(&["x-frame-options", "referrer-policy"]),
-        16 => one_of(&["content-encoding"]),
-        22 => one_of(&["x-content-type-options"]),
-        23 => one_of(&["content-security-policy"]),
-        25 => one_of(&["strict-transport-security"]),
-        _ => None,
-    }
+    Some(NAMES.at(NAMES.find(name)?))
 }
 
 #[cfg(test)]
