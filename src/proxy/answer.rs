@@ -360,16 +360,16 @@ impl Record {
         }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
+        let answered = now.saturating_duration_since(self.context.arrived);
         if let Some(reason) = rejection.reason {
             self.context.route().metrics.rejected(reason);
         }
         if matches!(error, Error::Refused(_)) {
-            self.note_wait(WaitOutcome::Timeout, now);
+            self.note_wait(WaitOutcome::Timeout, answered);
             if let Some(reason) = rejection.reason {
                 trace::refused(&self.shared, &self.context, reason);
             }
         }
-        let answered = now.saturating_duration_since(self.context.arrived);
         self.finish_head(response.headers_mut(), answered);
         let response = whole(response);
         ClientBody::new(response, Some(self))
@@ -389,13 +389,15 @@ impl Record {
         let phase = self.context.phase();
         self.shared.metrics.canceled(phase);
         if phase == observe::Phase::Queued {
-            self.note_wait(WaitOutcome::Canceled, now);
+            let left = now.saturating_duration_since(self.context.arrived);
+            self.note_wait(WaitOutcome::Canceled, left);
             trace::left(&self.shared, &self.context);
         }
     }
 
-    fn note_wait(&self, outcome: WaitOutcome, now: Instant) {
-        if let Some(waited) = self.context.at_gate(now) {
+    /// Notes how long it was at the gate, which it left at this age.
+    fn note_wait(&self, outcome: WaitOutcome, age: Duration) {
+        if let Some(waited) = self.context.at_gate_for(age) {
             self.shared
                 .metrics
                 .queue_wait(self.context.class(), outcome, waited);

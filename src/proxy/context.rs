@@ -208,8 +208,13 @@ impl Context {
 
     /// How long it has been at the gate; `None` if it has not come to it.
     pub fn at_gate(&self, now: Instant) -> Option<Duration> {
+        self.at_gate_for(Duration::from_nanos(self.age(now)))
+    }
+
+    /// The same, at an age that is known.
+    pub fn at_gate_for(&self, age: Duration) -> Option<Duration> {
         let asked = self.asked_nanos.load(Relaxed);
-        (asked > 0).then(|| Duration::from_nanos(self.age(now).saturating_sub(asked)))
+        (asked > 0).then(|| Duration::from_nanos(nanos(age).saturating_sub(asked)))
     }
 
     /// Nanoseconds since it arrived.

@@ -63,12 +63,10 @@ impl<const N: usize> Names<N> {
         let (from, to) = (self.of_length[length], self.of_length[length + 1]);
         let sought = key(bytes);
         let at = (from..to).find(|&at| self.keys[usize::from(at)] == sought)?;
-        // What the key of a long name does not say.
-        let middle = bytes.get(8..length.saturating_sub(8)).unwrap_or_default();
-        let known = self.at(at).as_bytes().get(8..).unwrap_or_default();
-        let mut both = middle.iter().zip(known);
-        both.all(|(byte, known)| byte | LOWER == *known)
-            .then_some(at)
+        // The key of a long name does not say all of it.
+        let mut both = bytes.iter().zip(self.at(at).as_bytes());
+        let is_known = length <= 16 || both.all(|(byte, known)| byte | LOWER == *known);
+        is_known.then_some(at)
     }
 }
 

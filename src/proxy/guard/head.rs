@@ -167,7 +167,8 @@ impl HeadScanner {
 
     fn field(&mut self, line: &[u8], start: usize) -> Result<Field, BadHead> {
         let (name, rest) = line.split_at(colon(line).ok_or(BadHead::Syntax)?);
-        let (space, value) = trim(&rest[1..]);
+        let as_most = value_as_most(rest);
+        let (space, value) = as_most.map_or_else(|| trim(&rest[1..]), |value| (1, value));
         let known = Name::find(name);
         let before = self.seen;
         self.seen |= known.map_or(0, Name::bit);
@@ -195,8 +196,8 @@ impl HeadScanner {
             }
             None => {}
         }
-        // `: ` and the value, and nothing more. (One that is unknown has changed nothing above.)
-        self.odd |= again || !rest.starts_with(b": ") || rest.len() != 2 + value.len();
+        // (One that is unknown has changed nothing above.)
+        self.odd |= again || as_most.is_none();
         let at = start + name.len() + 1 + space;
         Ok(Field {
             name: start..start + name.len(),
@@ -286,10 +287,20 @@ fn has_control(lines: &[u8]) -> bool {
     })
 }
 
+/// What follows a name where it is as most write it: `: ` and the value, which is something, and nothing more.
+fn value_as_most(rest: &[u8]) -> Option<&[u8]> {
+    let value = rest.strip_prefix(b": ")?;
+    let ends = [value.first()?, value.last()?];
+    (!ends.iter().any(is_space)).then_some(value)
+}
+
+fn is_space(byte: &&u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
 /// Without the space and tabs around it, and how many were before. (`trim_ascii` would take more than
 /// those.)
 fn trim(value: &[u8]) -> (usize, &[u8]) {
-    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t');
     let start = value.iter().take_while(is_space).count();
     let value = &value[start..];
     let end = value.iter().rev().take_while(is_space).count();
