@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
@@ -175,8 +175,8 @@ where
 }
 
 /// What a request asks of the gate, by its cleaned head, if it is no retry.
-fn ask<B>(
-    request: &Request<B>,
+fn ask(
+    request: &RequestHead,
     peer: &Peer,
     live: &Live,
     route: usize,
@@ -189,7 +189,7 @@ fn ask<B>(
         deadline,
         route: route.id,
         cap: route.cap,
-        client: live.client_key.key(request.headers(), peer, proxies),
+        client: live.client_key.key(request, peer, proxies),
     }
 }
 

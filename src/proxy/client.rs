@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::{context::Peer, forwarded};
 use crate::{
     admission::{Class, ClientKey},
+    backend::{Name, RequestHead},
     config::ClientKeySource,
 };
 
@@ -59,14 +60,15 @@ impl KeySource {
 
     /// The key of a request whose head has been cleaned. Without an address or the field there is
     /// none, and the request counts for nobody.
-    pub fn key(&self, fields: &HeaderMap, peer: &Peer, proxies: &[IpNet]) -> Option<ClientKey> {
+    pub fn key(&self, head: &RequestHead, peer: &Peer, proxies: &[IpNet]) -> Option<ClientKey> {
         match self {
             Self::Off => None,
             Self::Ip => {
-                let address = address(fields, peer, proxies)?;
+                let address = address(head, peer, proxies)?;
                 Some(ClientKey(KEYS.hash_one(network(address))))
             }
-            Self::Header(name) => fields
+            Self::Header(name) => head
+                .headers()
                 .get(name)
                 .map(|value| ClientKey(KEYS.hash_one(value.as_bytes()))),
         }
@@ -74,14 +76,18 @@ impl KeySource {
 }
 
 /// The client's address: the last in `X-Forwarded-For` that is not a trusted proxy's.
-fn address(fields: &HeaderMap, peer: &Peer, proxies: &[IpNet]) -> Option<IpAddr> {
+fn address(head: &RequestHead, peer: &Peer, proxies: &[IpNet]) -> Option<IpAddr> {
     if peer.ip.is_some() && !peer.is_trusted(proxies) {
         return peer.ip;
     }
-    let chain = fields.get_all(&forwarded::FOR);
+    let in_map = head.headers().get_all(&forwarded::FOR).iter();
+    let plain = head.body().get(Name::FORWARDED_FOR);
+    let chain = in_map
+        .map(|value| value.to_str().ok())
+        .chain(plain.map(|value| std::str::from_utf8(value).ok()));
     let mut nearest = peer.ip;
-    for value in chain.iter().rev() {
-        for element in value.to_str().ok()?.rsplit(',') {
+    for value in chain.rev() {
+        for element in value?.rsplit(',') {
             let Ok(address) = element.trim().parse::<IpAddr>() else {
                 return nearest;
             };
@@ -144,6 +150,12 @@ mod tests {
         fields
     }
 
+    fn head(pairs: &[(&'static str, &str)]) -> RequestHead {
+        let mut head = RequestHead::default();
+        *head.headers_mut() = fields(pairs);
+        head
+    }
+
     fn peer(address: Option<&str>) -> Peer {
         let address = address.map(|ip| SocketAddr::new(ip.parse().expect("an address"), 1));
         let state = State::new(Arc::new(Metrics::new()), clock::now());
@@ -181,7 +193,7 @@ mod tests {
         let proxies: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("a network")];
         let told = |from: Option<&str>, chain: &[&str]| {
             let pairs: Vec<_> = chain.iter().map(|v| ("x-forwarded-for", *v)).collect();
-            address(&fields(&pairs), &peer(from), &proxies).map(|ip| ip.to_string())
+            address(&head(&pairs), &peer(from), &proxies).map(|ip| ip.to_string())
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(told(Some("192.0.2.1"), &["192.0.2.1"]), some("192.0.2.1"));
@@ -208,7 +220,7 @@ mod tests {
     #[test]
     fn one_client_has_one_key() {
         let key = |source: &KeySource, ip: &str, pairs: &[(&'static str, &str)]| {
-            source.key(&fields(pairs), &peer(Some(ip)), &[])
+            source.key(&head(pairs), &peer(Some(ip)), &[])
         };
         let ip = KeySource::Ip;
         assert_eq!(

@@ -1,13 +1,13 @@
 //! Who asked, for the backend: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Start`.
 
-use std::{net::IpAddr, time::Instant};
+use std::{net::IpAddr, sync::LazyLock, time::Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use ipnet::IpNet;
 
 use super::{context::Peer, hygiene::via, live::Live, request_id::RequestId};
 use crate::{
-    backend::{Lines, Size, line},
+    backend::{Lines, Name, Size, line},
     clock,
 };
 
@@ -90,35 +90,71 @@ pub fn is_trusted(ip: IpAddr, proxies: &[IpNet]) -> bool {
 /// Room for what is the same for each request of a connection, bytes: one allocation.
 const COMMON_BYTES: usize = 112;
 
-/// What is the same for each request of a connection from a peer that is not trusted.
+/// The bits of those of the plain fields that only a trusted proxy may send.
+pub fn spoofable() -> u64 {
+    static BITS: LazyLock<u64> = LazyLock::new(|| {
+        let bits = Name::all().map(|name| {
+            let only_theirs = is_spoofable(&HeaderName::from_static(name.as_str()));
+            if only_theirs { name.bit() } else { 0 }
+        });
+        bits.sum()
+    });
+    *BITS
+}
+
+/// The fields that are the same for each request of a connection.
+fn common<'a>(
+    address: Option<&'a HeaderValue>,
+    port: &'a HeaderValue,
+) -> impl Iterator<Item = (Name, &'a [u8])> {
+    let address = address.map(|address| (Name::FORWARDED_FOR, address.as_bytes()));
+    address.into_iter().chain([
+        (Name::FORWARDED_PROTO, &b"http"[..]),
+        (Name::FORWARDED_PORT, port.as_bytes()),
+    ])
+}
+
+/// The same as lines, for a request that has none of them.
 pub fn lines(address: Option<&HeaderValue>, port: &HeaderValue) -> Lines {
     let mut lines = Lines::with_room(COMMON_BYTES);
-    if let Some(address) = address {
-        lines.push(FOR.as_str(), address.as_bytes());
+    for (name, value) in common(address, port) {
+        lines.push(name.as_str(), value);
     }
-    lines.push(PROTO.as_str(), b"http");
-    lines.push(PORT.as_str(), port.as_bytes());
     lines
 }
 
-/// What one request is to be given beside that, in the order in which it is written: the host, `Via`, the
-/// id, and when it came. Not before it is sent: one that is refused needs none of it.
+/// What one request is to be given of forwarding fields, in the order in which it is written: those that are
+/// the same for each of its connection, the host, `Via`, the id, and when it came. Not before it is sent: one
+/// that is refused needs none of it.
 #[derive(Debug)]
 pub struct Appended {
     version: Version,
-    /// How much there is of it, with what its connection's requests have in common.
+    /// The bits of the plain fields that it has.
+    there: u64,
+    /// How much there is of it.
     pub size: Size,
 }
 
 impl Appended {
-    /// For a request to that host, which came by this version of HTTP.
-    pub fn new(host: &[u8], version: Version, peer: &Peer, live: &Live, id: &RequestId) -> Self {
+    /// For a request to that host with these plain fields, which came by this version of HTTP.
+    pub fn new(
+        host: &[u8],
+        there: u64,
+        version: Version,
+        peer: &Peer,
+        live: &Live,
+        id: &RequestId,
+    ) -> Self {
         let mut appended = Self {
             version,
-            size: peer.lines.size,
+            there,
+            size: Size::default(),
         };
-        let mut size = appended.size;
-        appended.each(host, live, id, &[0; START_MAX], |name, value| {
+        let mut size = match appended.has_common() {
+            true => Size::default(),
+            false => peer.lines.size,
+        };
+        appended.each(host, peer, live, id, &[0; START_MAX], |name, value| {
             size = size.and(name.len(), value.len());
         });
         appended.size = size;
@@ -135,13 +171,24 @@ impl Appended {
         arrived: Instant,
         out: &mut Vec<u8>,
     ) {
-        out.extend_from_slice(peer.lines.as_bytes());
+        if !self.has_common() {
+            out.extend_from_slice(peer.lines.as_bytes());
+        }
         let mut text = [0; START_MAX];
         let start = match live.config.headers.request_start {
             true => request_start(arrived, &mut text),
             false => &[],
         };
-        self.each(host, live, id, start, |name, value| line(name, value, out));
+        self.each(host, peer, live, id, start, |name, value| {
+            line(name, value, out);
+        });
+    }
+
+    /// Whether a proxy has said something of what is the same for each request.
+    fn has_common(&self) -> bool {
+        const COMMON: u64 =
+            Name::FORWARDED_FOR.bit() | Name::FORWARDED_PROTO.bit() | Name::FORWARDED_PORT.bit();
+        self.there & COMMON != 0
     }
 
     /// Each field that this request does not have in common with others.
@@ -149,13 +196,23 @@ impl Appended {
     fn each(
         &self,
         host: &[u8],
+        peer: &Peer,
         live: &Live,
         id: &RequestId,
         start: &[u8],
         mut field: impl FnMut(&str, &[u8]),
     ) {
+        let lacks = |name: Name| self.there & name.bit() == 0;
+        if self.has_common() {
+            let common = common(peer.forwarded_for.as_ref(), &peer.forwarded_port);
+            for (name, value) in common.filter(|(name, _)| lacks(*name)) {
+                field(name.as_str(), value);
+            }
+        }
         let headers = &live.config.headers;
-        field(HOST.as_str(), host);
+        if lacks(Name::FORWARDED_HOST) {
+            field(HOST.as_str(), host);
+        }
         if headers.via {
             field("via", via(self.version).as_bytes());
         }

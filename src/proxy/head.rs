@@ -127,14 +127,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        backend::{Lines, Plain},
+        proxy::client::KeySource,
+    };
 
-    fn heads(forwarded: bool, trusted: bool) -> Heads {
+    fn heads(forwarded: bool, trusted: bool, unix: bool) -> Heads {
         let mut config = Config::default();
         config.headers.forwarded = forwarded;
         if trusted {
             config.headers.trusted_proxies = vec!["192.0.2.0/24".parse().expect("a network")];
         }
-        Heads::new(config, "192.0.2.7:1234".parse().expect("an address"))
+        let mut heads = Heads::new(config, "192.0.2.7:1234".parse().expect("an address"));
+        if unix {
+            heads.peer = Peer::new(None, None, heads.peer.state, heads.peer.timers);
+        }
+        heads
     }
 
     /// What the backend gets of a head, and what it says of the connection.
@@ -153,11 +161,18 @@ mod tests {
         assert_eq!(head.plain, !parsed.request.body().is_empty());
         let mut out = Vec::new();
         heads.pass(&mut parsed.request, now, behind, &mut out)?;
-        let said = (parsed.keep_alive, parsed.expects, parsed.trailers);
+        let proxies = &heads.live.config.headers.trusted_proxies;
+        let client = KeySource::Ip.key(&parsed.request, &heads.peer, proxies);
+        let said = (parsed.keep_alive, parsed.expects, parsed.trailers, client);
+        // A map may be needed later.
+        let mut again = Vec::new();
+        Plain::unfold(&mut parsed.request);
+        backend::head(&parsed.request, &Lines::default(), &mut again);
+        assert_eq!(out.get(..again.len() - 2), again.get(..again.len() - 2));
         Ok(format!("{said:?}\n{}", String::from_utf8_lossy(&out)))
     }
 
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 20] = [
         "Host",
         "host",
         "User-Agent",
@@ -173,9 +188,15 @@ mod tests {
         "TE",
         "Expect",
         "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "x-forwarded-host",
+        "X-Forwarded-Port",
+        "X-Real-IP",
         "X-Request-Id",
     ];
-    const VALUES: [&str; 8] = [
+    const VALUES: [&str; 10] = [
+        "198.51.100.7, 10.0.0.1",
+        "\u{e9}",
         "a",
         "keep-alive",
         "Close",
@@ -199,6 +220,7 @@ mod tests {
             behind: bool,
             forwarded: bool,
             trusted: bool,
+            unix: bool,
         ) {
             let mut text = format!("{line}\r\n{}", if hosted { "Host: a.b:80\r\n" } else { "" });
             for (name, separator, value) in fields {
@@ -206,7 +228,7 @@ mod tests {
                 text += &format!("{}{separator}{}\r\n", NAMES[name], VALUES[value]);
             }
             text += "\r\n";
-            let (heads, now) = (heads(forwarded, trusted), clock::now());
+            let (heads, now) = (heads(forwarded, trusted, unix), clock::now());
             let sent = |plain| sent(&heads, now, &text, plain, behind);
             let (kept, put) = (sent(true), sent(false));
             prop_assert_eq!(kept, put, "{:?}", text);

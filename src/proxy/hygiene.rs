@@ -17,7 +17,7 @@ use super::{
     live::Live,
     request_id::RequestId,
 };
-use crate::backend::{Plain, RequestHead, Usual, length, members};
+use crate::backend::{Name, Plain, RequestHead, Usual, length, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,19 +137,26 @@ pub fn inbound(
         _ => return Err(BadHead::Version),
     }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
-    let as_usual = behind && !trusted && !headers.forwarded;
-    if !as_usual || request.uri().authority().is_some() {
+    let behind = behind && !headers.forwarded;
+    if !behind || request.uri().authority().is_some() || (trusted && !can_add(request.body())) {
         Plain::unfold(request);
     }
-    if let Some(host) = request.body().host() {
+    if request.body().host().is_some() {
         // The guard has looked at the rest, and there is nothing in the way of what is added.
         check_path(request)?;
-        if !is_authority(host) {
-            return Err(BadHead::Host);
-        }
-        let appended = Appended::new(host, version, peer, live, request_id);
         *request.version_mut() = Version::HTTP_11;
-        return Ok(Some(appended));
+        let plain = request.body_mut();
+        match &peer.forwarded_for {
+            _ if !trusted => plain.remove(forwarded::spoofable()),
+            Some(address) => plain.add(Name::FORWARDED_FOR, address),
+            None => {}
+        }
+        let host = plain.host().filter(|host| is_authority(host));
+        let host = host.ok_or(BadHead::Host)?;
+        let there = plain.there();
+        return Ok(Some(Appended::new(
+            host, there, version, peer, live, request_id,
+        )));
     }
     let survey = Survey::of(request.headers(), trusted, live.request_id.as_ref());
     survey.framing()?;
@@ -182,8 +189,8 @@ pub fn inbound(
 
     *request.version_mut() = Version::HTTP_11;
     let room = most.saturating_sub(request.headers().len() + NEEDED);
-    if as_usual && !in_the_way && room >= OPTIONAL {
-        let appended = Appended::new(host.as_bytes(), version, peer, live, request_id);
+    if behind && !trusted && !in_the_way && room >= OPTIONAL {
+        let appended = Appended::new(host.as_bytes(), 0, version, peer, live, request_id);
         return Ok(Some(appended));
     }
     let fields = request.headers_mut();
@@ -199,6 +206,12 @@ pub fn inbound(
         forwarded::set_request_start(fields, arrived);
     }
     Ok(None)
+}
+
+/// Whether the list of addresses that a request came by is text, as far as there is one, so that one can be added.
+fn can_add(plain: &Plain) -> bool {
+    let list = plain.get(Name::FORWARDED_FOR).unwrap_or_default();
+    list.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
 }
 
 /// Cleans a response's head for the client. What it adds goes behind the usual fields, where there is a

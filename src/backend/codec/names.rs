@@ -48,6 +48,11 @@ impl<const N: usize> Names<N> {
         at as u8
     }
 
+    /// How many there are.
+    pub(super) const fn len(&self) -> u8 {
+        N as u8
+    }
+
     /// The name at a place.
     pub(super) fn at(&self, place: u8) -> &'static str {
         self.names[usize::from(place)]

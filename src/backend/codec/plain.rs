@@ -11,9 +11,9 @@ use super::{Size, names::Names};
 /// body here; never in both.
 pub type RequestHead = Request<Plain>;
 
-/// The names, the shortest first, and of those of a length the most usual. What is for one hop only, what tells who a client is, and what a server
-/// may take for a proxy's word does not belong here.
-static NAMES: Names<40> = Names::new([
+/// The names, the shortest first, and of those of a length the most usual. What is for one hop only does not
+/// belong here, nor what is looked for in a request.
+static NAMES: Names<56> = Names::new([
     "dnt",
     "host",
     "range",
@@ -21,20 +21,26 @@ static NAMES: Names<40> = Names::new([
     "cookie",
     "origin",
     "pragma",
+    "cf-ray",
     "referer",
     "if-match",
     "if-range",
     "priority",
+    "cdn-loop",
     "save-data",
     "sec-ch-ua",
+    "x-api-key",
+    "x-real-ip",
     "user-agent",
     "connection",
     "tracestate",
+    "cf-visitor",
     "traceparent",
     "x-csrftoken",
     "sec-purpose",
     "content-type",
     "x-csrf-token",
+    "cf-ipcountry",
     "cache-control",
     "if-none-match",
     "authorization",
@@ -46,15 +52,28 @@ static NAMES: Names<40> = Names::new([
     "accept-charset",
     "accept-encoding",
     "accept-language",
+    "x-amzn-trace-id",
+    "x-forwarded-for",
+    "x-forwarded-ssl",
     "content-encoding",
     "content-language",
     "sec-ch-ua-mobile",
     "x-requested-with",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "cf-connecting-ip",
     "if-modified-since",
+    "x-forwarded-proto",
     "sec-ch-ua-platform",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
     "if-unmodified-since",
     "upgrade-insecure-requests",
 ]);
+
+/// Between the members of a list.
+const SEPARATOR: &[u8] = b", ";
 
 /// The name of a plain field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +87,10 @@ pub struct Plain {
     /// Where in them the fields are.
     lines: Vec<Line>,
     host: Line,
+    /// Their names.
+    there: u64,
+    /// The end of a field of which there is more than in the head, and what.
+    more: Option<(usize, HeaderValue)>,
     /// How much there is of them.
     size: Size,
 }
@@ -89,6 +112,20 @@ impl Name {
     /// `Connection`, which is known, but not passed on.
     pub const CONNECTION: Self = Self(NAMES.place("connection"));
 
+    /// `X-Forwarded-For`.
+    pub const FORWARDED_FOR: Self = Self(NAMES.place("x-forwarded-for"));
+    /// `X-Forwarded-Host`.
+    pub const FORWARDED_HOST: Self = Self(NAMES.place("x-forwarded-host"));
+    /// `X-Forwarded-Port`.
+    pub const FORWARDED_PORT: Self = Self(NAMES.place("x-forwarded-port"));
+    /// `X-Forwarded-Proto`.
+    pub const FORWARDED_PROTO: Self = Self(NAMES.place("x-forwarded-proto"));
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..NAMES.len()).map(Self)
+    }
+
     /// The name that these bytes of a line are, in whatever case, if it is one of those.
     pub fn find(bytes: &[u8]) -> Option<Self> {
         NAMES.find(bytes).map(Self)
@@ -100,7 +137,7 @@ impl Name {
     }
 
     /// One bit for each.
-    pub fn bit(self) -> u64 {
+    pub const fn bit(self) -> u64 {
         1 << self.0
     }
 }
@@ -127,9 +164,37 @@ impl Plain {
         if name == Name::HOST {
             self.host = line;
         }
+        self.there |= name.bit();
         self.size.fields += 1;
         self.size.longest = self.size.longest.max(end - start);
         self.lines.push(line);
+    }
+
+    /// The bits of the names that are there.
+    pub fn there(&self) -> u64 {
+        self.there
+    }
+
+    /// Removes the fields whose names have one of these bits.
+    pub fn remove(&mut self, bits: u64) {
+        if self.there & bits == 0 {
+            return;
+        }
+        self.there &= !bits;
+        self.lines.retain(|line| line.name.bit() & bits == 0);
+        self.size.fields = self.lines.len();
+        let lengths = self.lines.iter().map(|line| line.end - line.start);
+        self.size.longest = lengths.max().unwrap_or_default();
+    }
+
+    /// Adds a member to a field that is a list, if it is there. One field alone may have more.
+    pub fn add(&mut self, name: Name, member: &HeaderValue) {
+        let Some(line) = self.lines.iter().find(|line| line.name == name) else {
+            return;
+        };
+        let length = line.end - line.start + SEPARATOR.len() + member.len();
+        self.size.longest = self.size.longest.max(length);
+        self.more = Some((line.end, member.clone()));
     }
 
     /// Forgets them, but not the memory for the next.
@@ -137,6 +202,8 @@ impl Plain {
         self.head = Bytes::new();
         self.lines.clear();
         self.host = Line::default();
+        self.there = 0;
+        self.more = None;
         self.size = Size::default();
     }
 
@@ -145,7 +212,7 @@ impl Plain {
         (!self.is_empty()).then(|| self.value(self.host))
     }
 
-    /// A field's value.
+    /// A field's value, as its client sent it.
     pub fn get(&self, name: Name) -> Option<&[u8]> {
         let line = self.lines.iter().find(|line| line.name == name)?;
         Some(self.value(*line))
@@ -157,22 +224,28 @@ impl Plain {
 
     /// Writes them, each with its end.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let more = self.more.as_ref().map(|(end, more)| (*end, more));
         let mut lines = &self.lines[..];
         while let Some(&Line { start, mut end, .. }) = lines.first() {
             // What is in one piece is copied in one piece.
-            let more = lines[1..].iter().take_while(|line| {
-                let next = line.start == end + 2;
+            let following = lines[1..].iter().take_while(|line| {
+                let next = line.start == end + 2 && more.is_none_or(|(at, _)| at != end);
                 end = if next { line.end } else { end };
                 next
             });
-            let (piece, rest) = lines.split_at(1 + more.count());
+            let (piece, rest) = lines.split_at(1 + following.count());
             let at = out.len();
-            out.extend_from_slice(&self.head[start..end + 2]);
+            out.extend_from_slice(&self.head[start..end]);
             for line in piece {
                 let name = line.name.as_str().as_bytes();
                 let at = at + line.start - start;
                 out[at..at + name.len()].copy_from_slice(name);
             }
+            if let Some((_, more)) = more.filter(|(at, _)| *at == end) {
+                out.extend_from_slice(SEPARATOR);
+                out.extend_from_slice(more.as_bytes());
+            }
+            out.extend_from_slice(b"\r\n");
             lines = rest;
         }
     }
@@ -187,7 +260,10 @@ impl Plain {
         map.reserve(plain.lines.len());
         for &line in &plain.lines {
             let name = HeaderName::from_static(line.name.as_str());
-            let value = plain.head.slice(line.value()..line.end);
+            let mut value = plain.head.slice(line.value()..line.end);
+            if let Some((_, more)) = plain.more.as_ref().filter(|(end, _)| *end == line.end) {
+                value = [&value, SEPARATOR, more.as_bytes()].concat().into();
+            }
             if let Ok(value) = HeaderValue::from_maybe_shared(value) {
                 map.append(name, value);
             }
@@ -254,8 +330,10 @@ mod tests {
             "trailer",
             "keep-alive",
             "max-forwards",
+            "forwarded",
             "x-request-id",
-            "x-forwarded-for",
+            "x-request-start",
+            "x-retry-count",
             "transfer-encoding",
         ] {
             assert_eq!(Name::find(other.as_bytes()), None, "{other}");
@@ -300,5 +378,26 @@ mod tests {
         assert_eq!(fields, expected);
         Plain::unfold(&mut request);
         assert_eq!(request.headers().len(), 3, "there is nothing more");
+    }
+
+    #[test]
+    fn they_can_be_removed_and_a_list_can_have_more() {
+        let head = "GET / HTTP/1.1\r\nX-Real-IP: 192.0.2.1\r\nHost: a\r\nX-Forwarded-For: b\r\nCookie: c\r\n\r\n";
+        let mut request = plain(head);
+        let fields = request.body_mut();
+        let real_ip = Name::find(b"x-real-ip").expect("it is known");
+        fields.remove(real_ip.bit());
+        let longest = "X-Forwarded-For: b".len();
+        assert_eq!(fields.size(), Size { fields: 3, longest });
+        fields.add(Name::FORWARDED_FOR, &HeaderValue::from_static("192.0.2.2"));
+        let longest = longest + ", 192.0.2.2".len();
+        assert_eq!(fields.size(), Size { fields: 3, longest });
+        let mut out = Vec::new();
+        fields.write(&mut out);
+        let written = "host: a\r\nx-forwarded-for: b, 192.0.2.2\r\ncookie: c\r\n";
+        assert_eq!(String::from_utf8_lossy(&out), written);
+        Plain::unfold(&mut request);
+        assert_eq!(request.headers()["x-forwarded-for"], "b, 192.0.2.2");
+        assert_eq!(request.headers().len(), 3);
     }
 }
