@@ -1,6 +1,6 @@
-//! The fields that most requests have. Nobody here changes them, so a request that has no others keeps its
-//! head as it was read, and knows where in it the fields are: to put each into a map, and to take it out
-//! again, costs several times as much.
+//! The fields that most requests have. They go to the backend as they are, or not at all, so a request that
+//! has no others keeps its head as it was read, and knows where in it the fields are: to put each into a map,
+//! and to take it out again, costs several times as much.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
