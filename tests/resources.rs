@@ -63,6 +63,69 @@ fn a_quota_that_is_cut_is_named_and_the_limit_follows() {
     drop(group);
 }
 
+/// Twenty-five requests a second of 20 ms each, whatever becomes of them, and then less CPU than they need: some are
+/// refused, so that the others do not wait behind all that is too much.
+#[test]
+fn a_quota_that_falls_short_of_the_load_makes_nobody_wait_for_long() {
+    const EVERY: Duration = Duration::from_millis(40);
+    /// When it is cut, when it is judged from, and the end, in requests.
+    const CUT: usize = 75;
+    const SETTLED: usize = CUT + 125;
+    const END: usize = SETTLED + 75;
+    let Some(group) = Group::cpu() else {
+        println!("skipped: no cgroup can be made here");
+        return;
+    };
+    group.set_cores(1.0);
+    let app = Gunicorn::sync(2);
+    group.take(app.process.pid());
+    let tidegate = Tidegate::to(app.address()).start();
+    let target = tidegate.address();
+    let mut named = false;
+    let answers: Vec<(u16, Duration)> = thread::scope(|scope| {
+        let start = clock::now();
+        let ask = move || {
+            let sent = clock::now();
+            (get(target, "/cpu?ms=20").status, sent.elapsed())
+        };
+        let asked: Vec<_> = (0..END)
+            .map(|nth| {
+                let at = EVERY * nth as u32;
+                thread::sleep(at.saturating_sub(start.elapsed()));
+                if nth == CUT {
+                    group.set_cores(0.4);
+                }
+                if nth >= CUT && nth % 5 == 0 && !named {
+                    named = endpoint(&tidegate)["bound_by"] == "cpu";
+                }
+                scope.spawn(ask)
+            })
+            .collect();
+        let answers = asked.into_iter().map(|one| one.join().expect("an answer"));
+        answers.collect()
+    });
+    let median = |of: &[(u16, Duration)]| {
+        let mut served: Vec<Duration> = of
+            .iter()
+            .filter_map(|(status, took)| (*status == 200).then_some(*took))
+            .collect();
+        served.sort();
+        assert!(
+            served.len() >= of.len() / 4,
+            "{} of {}",
+            served.len(),
+            of.len()
+        );
+        served[served.len() / 2]
+    };
+    let (before, after) = (median(&answers[..CUT]), median(&answers[SETTLED..]));
+    assert!(named, "{}", tidegate.status()["backend"]);
+    // The throttled backend alone takes about five times as long; who waits for `queue.max_wait` as well, 25 times.
+    assert!(after < 12 * before, "{after:?} after {before:?}");
+    drop(app);
+    drop(group);
+}
+
 /// Thirty-two threads that need 24 MB each would take 768 MB at once, and the kernel would kill the worker.
 #[test]
 fn a_surge_that_would_not_fit_into_memory_kills_nobody() {

@@ -75,10 +75,6 @@ fn later(now: Instant, by: Duration) -> Instant {
     now.checked_add(by).unwrap_or_else(|| now + FAR)
 }
 
-fn sum(counts: impl Iterator<Item = u32>) -> u32 {
-    counts.fold(0, u32::saturating_add)
-}
-
 /// How many classes there are.
 pub const CLASSES: usize = 5;
 
@@ -118,6 +114,7 @@ impl State {
         if self.closed {
             return Entry::Refused(self.refusal(Reason::Draining));
         }
+        self.pace.note_offer(now);
         if self.misses_deadline(ask, now) {
             return self.refuse_or_note(Reason::Deadline, ask.cap);
         }

@@ -157,11 +157,10 @@ impl Controller {
 
     /// What was learned of the backend, to be kept across a restart; `None` while that is too little.
     pub fn remember(&self) -> Option<Remembered> {
-        let scale = self.baseline?.scale;
         Some(Remembered {
             slots: self.readings.slots,
             limit: self.law_limit(),
-            scale,
+            scale: self.baseline?.scale,
             cost: self.cost,
             latency: self.latency,
             bins: self.curve.remember(),
@@ -349,8 +348,7 @@ impl Controller {
         let cut = self.ceilings.cut(now, slow)?;
         let (min, _) = self.settings.bounds();
         // A tenth of a small limit is a whole request, and maybe one that is worked on.
-        let stretch = self.evidence.map_or(1.0, |evidence| evidence.stretch);
-        let least = busy(self.limit, stretch).max(f64::from(min));
+        let least = busy(self.limit, self.stretch().unwrap_or(1.0)).max(f64::from(min));
         let to = (f64::from(self.limit) * cut.factor).max(least);
         self.law.shrink(to.min(f64::from(self.limit)));
         self.cut = Some((cut.by, now));
@@ -411,14 +409,20 @@ impl Controller {
 
     /// The unloaded latency of the recent mix of routes.
     pub fn baseline(&self) -> Option<Duration> {
-        let scale = self.baseline?.scale;
-        Duration::try_from_secs_f64(scale * self.cost).ok()
+        Duration::try_from_secs_f64(self.baseline?.scale * self.cost).ok()
     }
 
     /// The last window's latency over its unloaded latency; 1 = no queueing in the backend.
     pub fn stretch(&self) -> Option<f64> {
-        self.baseline?;
-        self.evidence.map(|evidence| evidence.stretch)
+        self.baseline
+            .and(self.evidence)
+            .map(|evidence| evidence.stretch)
+    }
+
+    /// How many requests the backend works on at once, if its slots are known: fewer where its CPU quota is used up.
+    pub fn worked_on(&self) -> Option<u32> {
+        self.ceilings
+            .worked_on(self.limit, self.stretch().unwrap_or(1.0))
     }
 
     /// Moving average of the latency of answers: what a place in the queue has to wait for.
@@ -449,10 +453,8 @@ impl Controller {
     }
 
     fn typical(&self) -> f64 {
-        self.window
-            .size_biased()
-            .or(self.size_biased)
-            .unwrap_or(0.0)
+        let known = self.window.size_biased().or(self.size_biased);
+        known.unwrap_or(0.0)
     }
 
     fn pace(&self) -> Pace {

@@ -38,10 +38,15 @@ const OLD: Duration = Duration::from_secs(30);
 /// finds its next request waiting: the hand-over costs as much as a short request.
 const SPARE: f64 = 1.0;
 
-/// The least limit that idles nobody. By Little's law, of `limit` requests in flight, only a part was
-/// really worked on while latency was stretched; the others waited.
+/// How many of `limit` requests in flight the backend really works on, in whole requests. By Little's law it is only a
+/// part while latency is stretched; the others wait.
+pub(super) fn worked_on(limit: u32, stretch: f64) -> f64 {
+    (f64::from(limit) / stretch.max(1.0) - 0.25).ceil()
+}
+
+/// The least limit that idles nobody.
 pub(super) fn busy(limit: u32, stretch: f64) -> f64 {
-    (f64::from(limit) / stretch.max(1.0) - 0.25).ceil() + SPARE
+    worked_on(limit, stretch) + SPARE
 }
 
 /// A window as a point to compare with.

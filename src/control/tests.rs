@@ -105,6 +105,31 @@ fn a_busy_cpu_stops_every_law_from_growing() {
 }
 
 #[test]
+fn what_waits_for_more_of_a_quota_is_not_worked_on() {
+    let seen = |slots, utilisation, throttled| {
+        let (mut ceilings, now) = (ceilings::Ceilings::default(), crate::clock::now());
+        let readings = Readings {
+            slots,
+            cpu: cpu(utilisation, throttled),
+            ..Readings::default()
+        };
+        for i in 0..40 {
+            let at = now + Duration::from_millis(i * 50);
+            let resources = Resources::default();
+            ceilings.note(at, &readings, &Usage::default(), 2.0, &resources);
+        }
+        ceilings
+    };
+    let used_up = seen(Some(2), 1.0, 1.0);
+    assert_eq!(used_up.worked_on(2, 4.0), Some(1));
+    assert_eq!(used_up.worked_on(2, 1.0), Some(2));
+    assert_eq!(used_up.worked_on(9, 1.2), Some(2), "no more than slots");
+    // Slow with an idle CPU: it may be a database, and all of them are at it.
+    assert_eq!(seen(Some(2), 0.5, 0.0).worked_on(2, 4.0), Some(2));
+    assert_eq!(seen(None, 1.0, 1.0).worked_on(2, 4.0), None);
+}
+
+#[test]
 fn a_short_cpu_takes_nothing_from_what_is_worked_on() {
     let mut bench = Bench::new(Settings {
         initial: 4,

@@ -385,7 +385,7 @@ impl Engine<'_> {
         if let Some(time) = law.baseline().or(law.service_time()) {
             self.state.set_service_time(time);
         }
-        self.state.set_slots(at as LaneId, self.setup.slots);
+        self.state.set_slots(at as LaneId, law.worked_on());
         let limit = law.limit();
         if limit != usage.limit {
             self.state

@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 
 use super::{
     LaneId,
-    snapshot::{LaneSnapshot, LaneUsage},
-    sum,
+    snapshot::{LaneSnapshot, LaneUsage, sum},
 };
 
 #[derive(Debug)]

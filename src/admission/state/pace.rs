@@ -33,6 +33,19 @@ const STANDING_PROOF_LATE: f64 = 2.0;
 /// With so much it is suspected before that: newcomers already go first, as they would under a standing queue, but
 /// nobody is refused for it. If it was a burst, whoever was overtaken is served when it is over.
 const STANDING_SUSPICION: f64 = 1.5;
+/// Where a backend got slower, who came before it did is better proof: that load is known, and it is enough that it is
+/// more than what gets done now. It is the mean over this many seconds before anybody waited...
+const BEFORE_OVER: f64 = 10.0;
+/// ... if it is known for this many...
+const BEFORE_LEAST: f64 = 8.0;
+/// ... while as much comes still, over this many: a load that is over proves nothing...
+const OF_LATE_OVER: f64 = 2.0;
+/// ... both of them brought up to now when this has passed, seconds...
+const OFFERED_EVERY: f64 = 0.1;
+/// ... against this many releases at the least while somebody waited...
+const OUTRUN_RELEASES: u64 = 24;
+/// ... of which there have to be so many times as many.
+const OUTRUN_BY: f64 = 1.05;
 /// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
 const STANDING_WAIT_MIN: Duration = Duration::from_millis(20);
 /// The drain rate is that of about so many releases...
@@ -73,6 +86,10 @@ pub(super) struct Pace {
     overloaded: bool,
     /// Whether it begins to look like that.
     suspected: bool,
+    /// Seconds in which somebody waited since `waiting_since`, up to the last break, and the end of that.
+    waited: f64,
+    resumed: Instant,
+    offered: Offered,
     /// Since when nobody has been waiting; `None` while somebody is.
     idle_since: Option<Instant>,
     /// The backend's own time for a request, unloaded; zero = unknown.
@@ -101,6 +118,70 @@ struct Arrivals {
     stretch_came: f64,
 }
 
+/// All arrivals, whether somebody waits or not.
+#[derive(Debug)]
+struct Offered {
+    counted: u32,
+    since: Instant,
+    long: Rate,
+    late: Rate,
+    /// A second, before anybody waited; zero = unknown.
+    before: f64,
+}
+
+/// How many, and in how many seconds; both forget.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    number: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn add(&mut self, number: f64, seconds: f64, memory: f64) {
+        let kept = (-seconds / memory).exp();
+        self.number = self.number * kept + number;
+        self.seconds = self.seconds * kept + seconds;
+    }
+
+    /// A second.
+    fn mean(self) -> f64 {
+        if self.seconds > 0.0 {
+            self.number / self.seconds
+        } else {
+            0.0
+        }
+    }
+}
+
+impl Offered {
+    fn new(now: Instant) -> Self {
+        Self {
+            counted: 0,
+            since: now,
+            long: Rate::default(),
+            late: Rate::default(),
+            before: 0.0,
+        }
+    }
+
+    fn note(&mut self, now: Instant) {
+        let gap = now.saturating_duration_since(self.since).as_secs_f64();
+        if gap >= OFFERED_EVERY {
+            let number = f64::from(self.counted);
+            self.long.add(number, gap, BEFORE_OVER);
+            self.late.add(number, gap, OF_LATE_OVER);
+            (self.counted, self.since) = (0, now);
+        }
+        self.counted += 1;
+    }
+
+    /// A queue begins.
+    fn begin(&mut self) {
+        let known = self.long.seconds >= BEFORE_LEAST;
+        self.before = if known { self.long.mean() } else { 0.0 };
+    }
+}
+
 impl Arrivals {
     fn new(now: Instant) -> Self {
         Self {
@@ -122,6 +203,9 @@ impl Pace {
             went: 0,
             overloaded: false,
             suspected: false,
+            waited: 0.0,
+            resumed: now,
+            offered: Offered::new(now),
             idle_since: Some(now),
             service_time: Duration::ZERO,
             released: 0.0,
@@ -169,19 +253,34 @@ impl Pace {
                 if rest >= self.service_time && !self.overloaded {
                     self.waiting_since = now;
                     (self.came, self.went, self.suspected) = (0, 0, false);
+                    self.waited = 0.0;
+                    self.offered.begin();
                     (self.arrivals, self.crowded_since) = (Arrivals::new(now), None);
                 }
                 if rest >= self.rest() {
                     (self.released, self.busy_seconds) = (0.0, 0.0);
                 }
-                self.idle_since = None;
+                (self.idle_since, self.resumed) = (None, now);
             }
             (false, None) => {
+                self.waited += now.saturating_duration_since(self.resumed).as_secs_f64();
                 self.idle_since = Some(now);
                 self.last_release = None;
             }
             _ => {}
         }
+    }
+
+    /// Counts an arrival, whatever becomes of it.
+    pub(super) fn note_offer(&mut self, now: Instant) {
+        self.offered.note(now);
+    }
+
+    /// Whether more come, and came before anybody waited, than the backend gets done now.
+    fn is_outrun(&self, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.resumed).as_secs_f64() + self.waited;
+        let coming = self.offered.before.min(self.offered.late.mean());
+        self.went >= OUTRUN_RELEASES && coming * waited >= OUTRUN_BY * self.went as f64
     }
 
     /// Counts an arrival that found somebody waiting, or had to wait.
@@ -204,6 +303,7 @@ impl Pace {
             self.overloaded |= more >= proof * chance;
             self.suspected |= more >= STANDING_SUSPICION * chance;
         }
+        self.overloaded |= age >= self.rest() && self.is_outrun(now);
     }
 
     /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
@@ -314,5 +414,107 @@ impl Pace {
         let places = self.places * f64::from(limit.max(1)).sqrt() - f64::from(inside);
         let places = places.max(0.0);
         seconds(places * self.interval()).max(STANDING_WAIT_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backend that does one request after the other, and never refuses.
+    struct Bench {
+        pace: Pace,
+        start: Instant,
+        random: fastrand::Rng,
+        waiting: usize,
+        done: Option<f64>,
+        standing: u32,
+    }
+
+    impl Bench {
+        fn new(seed: u64) -> Self {
+            let start = crate::clock::now();
+            let mut pace = Pace::new(start);
+            pace.set_service_time(Duration::from_millis(20));
+            Self {
+                pace,
+                start,
+                random: fastrand::Rng::with_seed(seed),
+                waiting: 0,
+                done: None,
+                standing: 0,
+            }
+        }
+
+        fn at(&self, seconds: f64) -> Instant {
+            self.start + Duration::from_secs_f64(seconds)
+        }
+
+        /// Requests at random between two moments, on average this many times what the backend gets done. When the
+        /// first of them found a queue that stands.
+        fn run(&mut self, from: f64, to: f64, load: f64, service: f64) -> Option<f64> {
+            let (mut arrival, mut first) = (from, None);
+            while arrival < to {
+                while let Some(done) = self.done.filter(|done| *done <= arrival) {
+                    let now = self.at(done);
+                    self.pace.note_release(self.waiting, None, 1, now);
+                    self.done = (self.waiting > 0).then_some(done + service);
+                    self.waiting = self.waiting.saturating_sub(1);
+                    self.pace.note_queue(self.waiting > 0, now);
+                }
+                let now = self.at(arrival);
+                self.pace.note_offer(now);
+                if self.done.is_none() {
+                    self.done = Some(arrival + service);
+                } else {
+                    self.waiting += 1;
+                    self.pace.note_queue(true, now);
+                    self.pace.note_arrival(now);
+                }
+                if self.pace.is_standing(now) {
+                    self.standing += 1;
+                    first = first.or(Some(arrival));
+                }
+                arrival -= (1.0 - self.random.f64()).ln() * service / load;
+            }
+            first
+        }
+    }
+
+    #[test]
+    fn a_backend_that_falls_a_little_short_is_found_out_within_seconds() {
+        let mut found: Vec<f64> = (0..21)
+            .map(|seed| {
+                let mut bench = Bench::new(seed);
+                bench.run(0.0, 20.0, 0.56, 0.0215);
+                let found = bench.run(20.0, 40.0, 1.12, 0.043);
+                found.unwrap_or(f64::INFINITY) - 20.0
+            })
+            .collect();
+        found.sort_by(f64::total_cmp);
+        // Without the load from before it takes 2.5 and 10 s.
+        assert!(found[10] <= 2.0 && found[18] <= 5.0, "{found:?}");
+    }
+
+    #[test]
+    fn a_backend_with_room_to_spare_refuses_nobody_for_what_was_before() {
+        let (mut arrivals, mut standing) = (0.0, 0.0);
+        for seed in 0..10 {
+            let mut bench = Bench::new(seed);
+            bench.run(0.0, 200.0, 0.8, 0.02);
+            arrivals += 200.0 * 0.8 / 0.02;
+            standing += f64::from(bench.standing);
+        }
+        // As much as without: what is judged by the queue alone.
+        assert!(standing <= 0.1 * arrivals, "{}", standing / arrivals);
+        // An overload is over, and what is left of it in the long mean proves nothing.
+        let mut bench = Bench::new(1);
+        bench.run(0.0, 20.0, 1.5, 0.02);
+        bench.waiting = 0;
+        bench.pace.note_queue(false, bench.at(20.0));
+        bench.done = None;
+        bench.standing = 0;
+        bench.run(25.0, 45.0, 0.65, 0.02);
+        assert!(bench.standing <= 10, "{}", bench.standing);
     }
 }

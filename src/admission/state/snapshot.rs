@@ -1,6 +1,6 @@
 //! What the gate looks like from outside.
 
-use super::{CLASSES, LaneId, sum};
+use super::{CLASSES, LaneId};
 
 /// A lane's integrals over time; they only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -58,4 +58,8 @@ impl Snapshot {
     pub fn queued(&self) -> u32 {
         self.queued.iter().sum()
     }
+}
+
+pub(super) fn sum(counts: impl Iterator<Item = u32>) -> u32 {
+    counts.fold(0, u32::saturating_add)
 }

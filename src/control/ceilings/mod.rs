@@ -13,7 +13,7 @@ mod memory;
 use std::time::{Duration, Instant};
 
 use self::{accept::Accept, cpu::Cpu, memory::Memory};
-use super::{BoundBy, Readings, Resources, Usage};
+use super::{BoundBy, Readings, Resources, Usage, elastic::worked_on};
 
 /// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
 const HEADROOM: u32 = 1;
@@ -108,6 +108,16 @@ impl Ceilings {
     /// Whether the backend's CPU quota is used up time and again.
     pub(super) fn cpu_is_used_up(&self) -> bool {
         self.cpu.is_throttled()
+    }
+
+    /// How many of `limit` requests in flight are worked on at once, latency being stretched so much, if the slots are
+    /// known: those who wait for more of the quota are not.
+    pub(super) fn worked_on(&self, limit: u32, stretch: f64) -> Option<u32> {
+        let slots = self.slots?;
+        if !self.cpu.is_throttled() {
+            return Some(slots);
+        }
+        Some((worked_on(limit, stretch) as u32).clamp(1, slots))
     }
 
     /// Whether the CPU is what makes the backend slow.
