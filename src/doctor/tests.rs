@@ -158,6 +158,44 @@ fn the_verdict_is_a_sentence_with_the_number_in_it() {
 }
 
 #[test]
+fn threads_whose_allocator_keeps_what_was_freed_are_told_of() {
+    let advised = |glibc, threads, variable: &str, limit| {
+        let slots = if threads {
+            "1 worker x 8 threads"
+        } else {
+            "8 workers"
+        };
+        let mut findings = seen(
+            Profile::GunicornGthread,
+            "gunicorn",
+            Accepts::Eagerly,
+            count(8, slots),
+        );
+        findings.process = Ok(ProcessFacts {
+            allocates_by_glibc: glibc,
+            environment: [(variable.to_owned(), "1".to_owned())].into(),
+            ..ProcessFacts::default()
+        });
+        let gauges = Gauges {
+            memory_limit: limit,
+            ..Gauges::default()
+        };
+        let manners = manners(Some("gunicorn"), None, Keep::Keeps(None));
+        let advice = conclude(&address(), findings, gauges, manners).advice;
+        let mut of_memory = advice.iter().filter(|a| a.contains("MALLOC_ARENA_MAX"));
+        of_memory.next().is_some_and(|a| a.contains("512MiB"))
+    };
+    let limit = Some(512 << 20);
+    assert!(advised(true, true, "HOME", limit));
+    assert!(!advised(true, true, "HOME", None), "nothing bounds it");
+    assert!(!advised(false, true, "HOME", limit), "another allocator");
+    assert!(!advised(true, false, "HOME", limit), "no threads");
+    for variable in ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"] {
+        assert!(!advised(true, true, variable, limit), "{variable} is set");
+    }
+}
+
+#[test]
 fn nobody_and_somebody_who_does_not_answer_are_told_apart() {
     let silent = |answer| Manners {
         asked: vec![Asked {

@@ -2,7 +2,7 @@
 
 use super::{Manners, Recognised, Signal};
 use crate::{
-    config::{Address, Profile},
+    config::{Address, Profile, format_size},
     sense::{Accepts, Findings, Gauges, Server, Slots, Source},
 };
 
@@ -273,6 +273,16 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
             "{slots} slots share {cores:.1} cores: fine if views wait most of the time, too many if they compute."
         ));
     }
+    if let Some(limit) = evidence
+        .gauges
+        .memory_limit
+        .filter(|_| keeps_memory(evidence))
+    {
+        advice.push(format!(
+            "Its allocator keeps what large requests have freed, for each thread by itself, and {} is all there is: MALLOC_TRIM_THRESHOLD_=131072 in its environment gives large blocks back at once, MALLOC_ARENA_MAX=2 lets its threads share the small ones.",
+            format_size(limit)
+        ));
+    }
     if evidence.backlog().is_some_and(|backlog| backlog < 16) {
         advice.push(format!(
             "Its backlog of {} is short: beyond it connections are dropped and tried again after a second. tidegate's limit keeps it from filling.",
@@ -317,6 +327,17 @@ fn guests(evidence: &Evidence<'_>, advice: &mut Vec<String>) {
             "A greenlet that computes holds up all others. The limit that tidegate finds is that of its CPU.".to_owned(),
         );
     }
+}
+
+/// Whether threads allocate by the GNU C library, and nothing has been said to it.
+fn keeps_memory(evidence: &Evidence<'_>) -> bool {
+    let Ok(process) = &evidence.findings.process else {
+        return false;
+    };
+    let slots = evidence.findings.slots();
+    let threads = slots.is_some_and(|slots| slots.because.contains("thread"));
+    let told = |name: &String| name.starts_with("MALLOC_") || name == "GLIBC_TUNABLES";
+    process.allocates_by_glibc && threads && !process.environment.keys().any(told)
 }
 
 /// Worker processes, where the number of slots says so.

@@ -24,6 +24,8 @@ pub struct ProcessFacts {
     pub command: Vec<String>,
     /// Those of its variables that say something of a server.
     pub environment: BTreeMap<String, String>,
+    /// Whether its memory is allocated by the GNU C library, as far as its libraries tell.
+    pub allocates_by_glibc: bool,
     /// The names of its threads.
     pub thread_names: Vec<String>,
     /// For how long it has been running, seconds.
@@ -68,17 +70,26 @@ pub struct Overlap {
 
 /// Whether a variable says something of a server.
 pub fn is_telling(variable: &str) -> bool {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 6] = [
         "WEB_CONCURRENCY",
         "GUNICORN_CMD_ARGS",
+        "GLIBC_TUNABLES",
         "PWD",
         "HOME",
         "XDG_RUNTIME_DIR",
     ];
     NAMES.contains(&variable)
-        || ["UWSGI_", "GRANIAN_", "WERKZEUG_"]
+        || ["UWSGI_", "GRANIAN_", "WERKZEUG_", "MALLOC_"]
             .iter()
             .any(|prefix| variable.starts_with(prefix))
+}
+
+/// Whether a process with these files mapped allocates by the GNU C library: musl has another file name, and who
+/// brings an allocator of their own has it mapped.
+pub fn is_glibc(maps: &str) -> bool {
+    const OTHERS: [&str; 3] = ["jemalloc", "tcmalloc", "mimalloc"];
+    let has = |file: &str| maps.contains(file);
+    (has("/libc.so.6") || has("/libc-2.")) && !OTHERS.into_iter().any(has)
 }
 
 /// The whole command in one line, for people; long ones are cut.

@@ -16,7 +16,7 @@ use self::{
 };
 use super::{
     Gauges, ProcessTimes,
-    facts::{Before, ChildFacts, ListenerFacts, Overlap, ProcessFacts, is_telling},
+    facts::{Before, ChildFacts, ListenerFacts, Overlap, ProcessFacts, is_glibc, is_telling},
 };
 use crate::{
     clock,
@@ -175,6 +175,8 @@ fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
             .map_or_else(String::new, |stat| stat.name.clone()),
         command: process::command(root),
         environment: process::environment(root, is_telling),
+        allocates_by_glibc: process::file(root, "/proc/self/maps")
+            .is_some_and(|maps| is_glibc(&maps)),
         thread_names: process::thread_names(root),
         age: stat.as_ref().and_then(process::age).unwrap_or(0.0),
         children: process::children(root)

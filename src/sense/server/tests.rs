@@ -13,6 +13,7 @@ fn process(command: &str, environment: &[(&str, &str)], children: usize) -> Proc
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect::<BTreeMap<_, _>>(),
+        allocates_by_glibc: true,
         thread_names: Vec::new(),
         age: 60.0,
         children: (0..children)
@@ -351,6 +352,16 @@ fn the_others_are_told_apart() {
             "{unknown}"
         );
     }
+}
+
+#[test]
+fn the_allocator_is_told_by_the_libraries() {
+    use crate::sense::facts::is_glibc;
+    let maps = |file: &str| format!("7f00-7f01 r-xp 0 fe:00 1 /usr/lib/{file}\n");
+    assert!(is_glibc(&maps("x86_64-linux-gnu/libc.so.6")) && is_glibc(&maps("libc-2.31.so")));
+    assert!(!is_glibc(&maps("ld-musl-x86_64.so.1")) && !is_glibc(""));
+    let both = maps("libc.so.6") + &maps("libjemalloc.so.2");
+    assert!(!is_glibc(&both));
 }
 
 #[test]
