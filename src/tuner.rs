@@ -178,6 +178,7 @@ fn tell(shared: &Shared, endpoint: &Endpoint, news: &News, now: Instant) {
     if let Some(profile) = news.profile {
         endpoint.learn(profile, Source::Process);
     }
+    endpoint.staff(news.crew.as_ref());
     let lanes = shared.limiter.lanes();
     let Some(lane) = lanes.iter().find(|lane| lane.id() == endpoint.id) else {
         return;

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::Error;
-use crate::config::Address;
+use crate::{config::Address, sense::Connection};
 
 /// The first pause between attempts while a backlog is full, and the longest: each is twice the one
 /// before, because many may be waiting.
@@ -69,6 +69,19 @@ impl Stream {
             Self::Tcp(stream) => stream.take_error(),
             Self::Unix(stream) => stream.take_error(),
         }
+    }
+
+    /// How the kernel knows the connection.
+    pub(super) fn connection(&self) -> Option<Connection> {
+        Some(match self {
+            Self::Tcp(stream) => Connection::Tcp {
+                ours: stream.local_addr().ok()?,
+                theirs: stream.peer_addr().ok()?,
+            },
+            Self::Unix(stream) => Connection::Unix {
+                ours: u32::try_from(rustix::fs::fstat(stream).ok()?.st_ino).ok()?,
+            },
+        })
     }
 
     /// The same socket, looked at by this thread's reactor from now on.

@@ -17,10 +17,12 @@ use super::{
     link::Link,
     pool::Pool,
     profile::{Excess, Facts, Knowledge, Limits, Source},
+    steering::Steering,
 };
 use crate::{
     config::{Address, Backend, Profile, Protocol},
-    observe::EndpointMetrics,
+    observe::{EndpointMetrics, SteeringSnapshot},
+    sense::Crew,
     sync::{Mutex, lock},
 };
 
@@ -36,6 +38,8 @@ pub struct Endpoint {
     /// The same, if it is on this machine.
     local: Option<Local>,
     pool: Mutex<Pool>,
+    /// Whether [`Pool::steering`] is there.
+    steers: AtomicBool,
     knowledge: Knowledge,
     up: AtomicBool,
     /// When it was last seen to accept, milliseconds after `born`.
@@ -59,6 +63,7 @@ impl Endpoint {
             address,
             metrics,
             pool: Mutex::new(Pool::default()),
+            steers: AtomicBool::new(false),
             knowledge: Knowledge::default(),
             up: AtomicBool::new(true),
             seen_up: AtomicU64::new(0),
@@ -101,6 +106,35 @@ impl Endpoint {
     /// Whether a connection to it may carry more than one request.
     pub(super) fn keeps_connections(&self, backend: &Backend) -> bool {
         backend.keepalive && backend.protocol == Protocol::Http && self.facts().reusable
+    }
+
+    /// Says who its workers are, or that they are not known: where a connection stays with the worker that has
+    /// accepted it, they are chosen by that.
+    pub fn staff(&self, crew: Option<&Crew>) {
+        let crew = crew.filter(|_| self.facts().keeps_to_worker);
+        let before = self.steering();
+        if crew.is_none() && before.is_none() {
+            return;
+        }
+        let same = crew.zip(before);
+        if !same.is_some_and(|(crew, before)| before.staff(crew)) {
+            let steering = crew.and_then(Steering::of);
+            self.steers.store(steering.is_some(), Relaxed);
+            lock(&self.pool).steer(steering);
+        }
+    }
+
+    /// Who knows whose its connections are.
+    pub(super) fn steering(&self) -> Option<Arc<Steering>> {
+        let steers = self.steers.load(Relaxed);
+        steers
+            .then(|| lock(&self.pool).steering().cloned())
+            .flatten()
+    }
+
+    /// What each of its workers has, where that decides which connection is taken.
+    pub fn steers(&self) -> Option<SteeringSnapshot> {
+        Some(self.steering()?.snapshot())
     }
 
     /// Learns from an answer who gave it. True if it is worth to look at how it ends.
@@ -191,8 +225,14 @@ impl Endpoint {
         replayable: bool,
         now: Instant,
     ) -> Option<Box<Link>> {
-        let link = lock(&self.pool).take(max_idle, replayable, now);
-        link?.come_home()
+        let mut pool = lock(&self.pool);
+        let mut link = pool.take(max_idle, replayable, now)?;
+        if let Some(steering) = pool.steering() {
+            // It may be from before there was any.
+            link.sit(steering);
+        }
+        drop(pool);
+        link.come_home()
     }
 
     pub(super) fn put_link(&self, link: Box<Link>, max_idle: Duration, now: Instant) {

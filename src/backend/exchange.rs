@@ -16,6 +16,7 @@ use super::{
     link::{Link, NoHead},
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
+    steering::{Steering, TRIES},
     timers::Timers,
     upgraded::switch,
     uwsgi,
@@ -248,20 +249,67 @@ async fn open(
     replayable: bool,
     may_reuse: bool,
 ) -> Result<Box<Link>, Error> {
-    let backend = &delivery.config.backend;
-    if may_reuse {
-        let max_idle = if replayable {
-            backend.keepalive_idle
-        } else {
-            backend.keepalive_idle.min(FRESH_IDLE)
+    let endpoint = &delivery.endpoint;
+    let keepalive_idle = delivery.config.backend.keepalive_idle;
+    let max_idle = if replayable {
+        keepalive_idle
+    } else {
+        keepalive_idle.min(FRESH_IDLE)
+    };
+    let steering = endpoint.steering();
+    let now = match &steering {
+        // Boxed, here and below: it would be a large part of every request's future. (A worker that has to be
+        // connected to is not to be kept waiting for it, and a dry run holds nobody back.)
+        Some(steering) if may_reuse && !delivery.config.limit.dry_run => {
+            Box::pin(steering.wait_for_room()).await
+        }
+        _ => delivery.now,
+    };
+    if may_reuse && let Some(link) = endpoint.take_link(max_idle, replayable, now) {
+        return Ok(link);
+    }
+    match steering {
+        None => open_new(delivery).await,
+        Some(steering) => {
+            let max_idle = may_reuse.then_some(max_idle);
+            Box::pin(search(delivery, &steering, replayable, max_idle)).await
+        }
+    }
+}
+
+/// Makes connections, none of them used, until one is of a worker with a slot free, or no worker seems to have one,
+/// or one that was kept for no longer than `max_idle` has come free.
+async fn search(
+    delivery: &Delivery<'_>,
+    steering: &Arc<Steering>,
+    replayable: bool,
+    max_idle: Option<Duration>,
+) -> Result<Box<Link>, Error> {
+    let endpoint = &delivery.endpoint;
+    for _ in 0..TRIES {
+        let mut link = open_new(delivery).await?;
+        link.sit(steering);
+        let crowded = match link.seat() {
+            Some(seat) => steering.is_crowded(seat).await,
+            None => false,
         };
-        let link = delivery
-            .endpoint
-            .take_link(max_idle, replayable, delivery.now);
-        if let Some(link) = link {
+        if !crowded {
+            return Ok(link);
+        }
+        endpoint.close_link(link);
+        let kept = max_idle.and_then(|max| endpoint.take_link(max, replayable, clock::now()));
+        if let Some(link) = kept {
             return Ok(link);
         }
     }
+    steering.rest(clock::now());
+    let mut link = open_new(delivery).await?;
+    link.sit(steering);
+    Ok(link)
+}
+
+async fn open_new(delivery: &Delivery<'_>) -> Result<Box<Link>, Error> {
+    let backend = &delivery.config.backend;
     let endpoint = &delivery.endpoint;
     let stream = match endpoint.connect_at_once() {
         Some(connected) => connected?,

@@ -5,6 +5,7 @@ use std::{
     future::Future as _,
     io::ErrorKind,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use super::{
     codec::{Added, BodyDecoder, Head, Heads, Malformed, RequestHead, Step},
     connect::Home,
     sending::Sending,
+    steering::{Seat, Steering},
 };
 
 /// The first read takes up to this, bytes: most heads, and many whole answers.
@@ -55,6 +57,8 @@ pub(super) struct Link {
     /// Small parts go out at once.
     hurried: bool,
     idle_since: Option<Instant>,
+    /// Where it is known which worker has it.
+    seat: Option<Seat>,
 }
 
 enum Receiving {
@@ -95,7 +99,21 @@ impl Link {
             reused: false,
             hurried: false,
             idle_since: None,
+            seat: None,
         })
+    }
+
+    /// Gives it a seat for the request that it gets, if it has none of these.
+    pub(super) fn sit(&mut self, steering: &Arc<Steering>) {
+        if self.seat.as_ref().is_none_or(|seat| !seat.is_of(steering)) {
+            let connection = self.stream.connection();
+            self.seat = connection.map(|connection| steering.seat(connection));
+        }
+    }
+
+    /// Where it is known which worker has it.
+    pub(super) fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
     }
 
     /// Takes a request, which may ask for an `upgrade`; [`Link::poll_head`] writes it. A `packet` goes in the
@@ -339,6 +357,9 @@ impl Link {
     pub(super) fn park(&mut self, now: Instant) {
         self.idle_since = Some(now);
         self.reused = true;
+        if let Some(seat) = &self.seat {
+            seat.park(now);
+        }
         // What was read is with whoever reads the response, and when that is over, an ordinary buffer
         // will do again.
         if self.room > READ_FIRST {

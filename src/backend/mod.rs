@@ -19,6 +19,7 @@ pub mod profile;
 mod pump;
 mod raised;
 mod sending;
+mod steering;
 mod timers;
 mod upgraded;
 pub mod uwsgi;

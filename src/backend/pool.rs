@@ -2,15 +2,16 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
 
-use super::link::Link;
+use super::{link::Link, steering::Steering};
 
 /// Idle connections to one endpoint, the latest used first, so that few are kept warm and the rest
-/// age out.
+/// age out; or, where it is known whose they are, one of the worker with the least to do.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     #[allow(clippy::vec_box)] // They come boxed and go boxed.
@@ -18,6 +19,8 @@ pub(super) struct Pool {
     /// Buffers of closed connections. What was read last may be held by whoever reads the answer, so the
     /// first is taken first.
     buffers: VecDeque<BytesMut>,
+    /// Who knows whose they are.
+    steering: Option<Arc<Steering>>,
 }
 
 /// The most buffers kept for an endpoint; each is as large as a first read.
@@ -27,7 +30,8 @@ const POOL_MAX: usize = 256;
 
 impl Pool {
     /// A connection that has been idle for less than `max_idle` and still seems alive, for a request that may
-    /// be sent again, or not: one that is at home on this thread, if there is one.
+    /// be sent again, or not: one that is at home on this thread, if there is one, unless it matters more whose it
+    /// is. `None`, too, if a new one is better.
     pub(super) fn take(
         &mut self,
         max_idle: Duration,
@@ -41,9 +45,15 @@ impl Pool {
                 .take_while(|link| link.idle_for(now) < max_idle)
                 .peekable();
             fresh.peek()?;
-            let back = fresh.position(|link| link.is_at_home()).unwrap_or(0);
+            let back = match &self.steering {
+                None => fresh.position(|link| link.is_at_home()).unwrap_or(0),
+                Some(steering) => steering.choose(fresh.map(|link| link.seat()), now)?,
+            };
             let mut link = self.idle.remove(self.idle.len() - 1 - back);
             if link.is_still_quiet(replayable, now) {
+                if let Some(seat) = link.seat() {
+                    seat.take(now);
+                }
                 return Some(link);
             }
         }
@@ -56,6 +66,16 @@ impl Pool {
             self.idle.remove(0);
         }
         self.idle.push(link);
+    }
+
+    /// From now on, or no longer.
+    pub(super) fn steer(&mut self, steering: Option<Arc<Steering>>) {
+        self.steering = steering;
+    }
+
+    /// Who knows whose the connections are.
+    pub(super) fn steering(&self) -> Option<&Arc<Steering>> {
+        self.steering.as_ref()
     }
 
     /// An empty buffer, perhaps with memory.

@@ -67,6 +67,9 @@ pub struct Facts {
     /// Whether requests beyond its capacity wait in the listen backlog, where the kernel shows them.
     /// Others accept at once, and queue by themselves.
     pub waits_in_backlog: bool,
+    /// Whether a connection stays with the worker process that has accepted it, which accepts more than it can
+    /// work on.
+    pub keeps_to_worker: bool,
     /// Whether a worker or its main loop waits, after an answer, for the connection to be closed.
     pub lingers: bool,
 }
@@ -116,6 +119,7 @@ const GENERIC: Facts = Facts {
     reusable: true,
     chunked: true,
     waits_in_backlog: false,
+    keeps_to_worker: false,
     lingers: false,
 };
 
@@ -130,6 +134,7 @@ const GUNICORN_SYNC: Facts = Facts {
 const GUNICORN_EAGER: Facts = Facts {
     reusable: true,
     waits_in_backlog: false,
+    keeps_to_worker: true,
     ..GUNICORN_SYNC
 };
 
@@ -143,6 +148,7 @@ const UWSGI: Facts = Facts {
     reusable: false,
     chunked: false,
     waits_in_backlog: true,
+    keeps_to_worker: false,
     lingers: false,
 };
 

@@ -253,6 +253,13 @@ fn seen(out: &mut String, status: &Value) {
                 format!("{count} by {source}: {}", plain(&slots["because"])),
             ));
         }
+        if let Some(workers) = endpoint["steering"]["workers"].as_array() {
+            let in_flight: Vec<String> = workers.iter().map(|it| plain(&it["in_flight"])).collect();
+            lines.push((
+                "workers",
+                format!("{} with {} in flight", workers.len(), in_flight.join(", ")),
+            ));
+        }
         if queue["queued"].is_number() {
             let of_use = match queue["telling"] == true {
                 true => "",
@@ -374,6 +381,7 @@ mod tests {
                 law: "aimd",
                 shadows: vec![("vegas", 5)],
                 leaking: false,
+                steering: None,
                 sight: Sight::default(),
                 curve: [(1, 20.0), (4, 80.0)]
                     .map(|(in_flight, throughput)| CurvePoint {

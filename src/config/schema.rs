@@ -182,7 +182,7 @@ pub const KEYS: &[Key] = &[
     key("backend.protocol", Kind::Enum(&["http", "uwsgi"]), "http",
         "What the backend speaks."),
     key("backend.keepalive", Kind::Bool, "false",
-        "Reuse connections to the backend; for servers with an event loop."),
+        "Reuse connections to the backend; for servers with an event loop, and for several gthread workers."),
     key("backend.keepalive_idle", Kind::Duration(ZERO, DAY), "1s",
         "How long an unused connection to the backend is kept; below the backend's own timeout."),
     key("backend.connect_timeout", Kind::Duration(TICK, DAY), "1s",

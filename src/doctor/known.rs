@@ -98,6 +98,7 @@ pub(super) fn quirks(
     manners: &Manners,
     profile: Profile,
     server: Option<&Recognised>,
+    steered: bool,
 ) -> Vec<Quirk> {
     if manners.head.is_none() {
         return Vec::new();
@@ -135,6 +136,7 @@ pub(super) fn quirks(
         };
         quirk("keep_alive", found, match (keep, profile) {
             (Keep::Closes | Keep::Stale, _) => "a connection for each request, which is tidegate's default",
+            _ if steered => "backend.keepalive = true saves connections here, and a request finds the idle worker at once",
             _ if has_loop(profile, server) => "backend.keepalive = true saves connections here",
             _ => "tidegate opens one for each request all the same: an idle one may hold a worker, and may be closed just when it is used",
         })

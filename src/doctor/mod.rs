@@ -144,7 +144,7 @@ fn conclude(endpoint: &Address, findings: Findings, gauges: Gauges, manners: Man
         profile,
     };
     Diagnosis {
-        quirks: known::quirks(&manners, profile, server.as_ref()),
+        quirks: known::quirks(&manners, profile, server.as_ref(), evidence.is_steered()),
         signals: verdict::signals(&evidence),
         verdict: verdict::sentence(&evidence),
         advice: verdict::advice(&evidence),

@@ -32,7 +32,9 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
         let _ = writeln!(out, "profile = \"{}\"", evidence.profile);
     }
     let event_loop = super::known::has_loop(evidence.profile, evidence.server);
-    if event_loop && matches!(evidence.manners.keep, Some(Keep::Keeps(_))) {
+    if (event_loop || evidence.is_steered())
+        && matches!(evidence.manners.keep, Some(Keep::Keeps(_)))
+    {
         let _ = writeln!(out, "keepalive = true");
     }
     let discovery = &mut String::new();

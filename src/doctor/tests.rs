@@ -4,7 +4,7 @@ use crate::{
     control::{CpuReading, MemoryReading},
     sense::{
         Accepts, Ladder, Rung, Server, Source,
-        facts::{ListenerFacts, ProcessFacts},
+        facts::{ChildFacts, ListenerFacts, ProcessFacts},
         server::Count,
     },
 };
@@ -436,6 +436,29 @@ fn every_configuration_is_a_valid_one() {
         let keeps = diagnosis.profile() == Profile::Waitress;
         assert_eq!(loaded.config.backend.keepalive, keeps, "{}", diagnosis.toml);
     }
+}
+
+/// Kept connections are of use to threads where the workers can be told apart.
+#[test]
+fn several_workers_with_threads_keep_connections() {
+    let gthread = |children: u32| {
+        let mut findings = seen(
+            Profile::GunicornGthread,
+            "gunicorn",
+            Accepts::Eagerly,
+            count(4, "2 workers x 2 threads"),
+        );
+        let child = |pid| ChildFacts {
+            pid,
+            command: Vec::new(),
+            listens: true,
+        };
+        let process = findings.process.as_mut().expect("it is seen");
+        process.children = (1..=children).map(child).collect();
+        diagnose(findings, manners(Some("gunicorn"), None, Keep::Keeps(None)))
+    };
+    assert!(gthread(2).toml.contains("keepalive = true"));
+    assert!(!gthread(1).toml.contains("keepalive"));
 }
 
 #[test]

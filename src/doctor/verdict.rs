@@ -3,7 +3,7 @@
 use super::{Manners, Recognised, Signal};
 use crate::{
     config::{Address, Profile, format_size},
-    sense::{Accepts, Findings, Gauges, Server, Slots, Source},
+    sense::{Accepts, Crew, Findings, Gauges, Server, Slots, Source},
 };
 
 /// All that a conclusion may rest on.
@@ -21,6 +21,11 @@ impl Evidence<'_> {
     fn name(&self) -> &str {
         self.server
             .map_or("A server that is not known", |server| &server.name)
+    }
+
+    /// Whether tidegate can choose among its workers: see `docs/backends.md`.
+    pub(super) fn is_steered(&self) -> bool {
+        self.profile == Profile::GunicornGthread && Crew::of(self.findings).is_some()
     }
 
     fn backlog(&self) -> Option<u32> {

@@ -20,7 +20,7 @@ use std::{
 
 pub use endpoint::EndpointMetrics;
 pub use route::RouteMetrics;
-pub use snapshot::{EndpointSnapshot, Sight, Signals, Snapshot};
+pub use snapshot::{EndpointSnapshot, Sight, Signals, Snapshot, SteeringSnapshot, WorkerSnapshot};
 
 use super::{
     exposition::Format,

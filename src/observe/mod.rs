@@ -18,4 +18,5 @@ pub use exposition::Format;
 pub use labels::{ErrorKind, Phase, Reason, Source, WaitOutcome};
 pub use metrics::{
     EndpointMetrics, EndpointSnapshot, Metrics, RouteMetrics, Sight, Signals, Snapshot,
+    SteeringSnapshot, WorkerSnapshot,
 };

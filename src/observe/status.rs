@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::{
     labels::{Reason, bound_by, bound_by_sentence},
-    metrics::{EndpointSnapshot, Metrics, REVISION, Snapshot, VERSION},
+    metrics::{
+        EndpointSnapshot, Metrics, REVISION, Snapshot, SteeringSnapshot, VERSION, WorkerSnapshot,
+    },
     traffic::{Latency, Rates},
 };
 use crate::control::{Decision, explain, usl::Usl};
@@ -146,6 +148,7 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
         "bound_by_sentence": sentence(endpoint),
         "slots": endpoint.slots.map(|(slots, _)| slots),
         "slots_source": endpoint.slots.map(|(_, source)| source),
+        "steering": endpoint.steering.as_ref().map(steering_document),
         "seen": endpoint.sight.document,
         "baseline_seconds": endpoint.baseline_seconds,
         "stretch_ratio": endpoint.stretch_ratio,
@@ -169,6 +172,21 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
             .collect::<serde_json::Map<_, Value>>(),
         "memory_leak": endpoint.leaking,
         "capacity": endpoint.capacity.as_ref().map(capacity_document),
+    })
+}
+
+fn steering_document(steering: &SteeringSnapshot) -> Value {
+    let worker = |worker: &WorkerSnapshot| {
+        json!({
+            "pid": worker.pid,
+            "in_flight": worker.in_flight,
+            "connections": worker.connections,
+        })
+    };
+    json!({
+        "looked": steering.looked,
+        "turned_away": steering.turned_away,
+        "workers": steering.workers.iter().map(worker).collect::<Vec<_>>(),
     })
 }
 
@@ -239,6 +257,7 @@ mod tests {
             baseline_seconds: None,
             stretch_ratio: Some(f64::NAN),
             slots: Some((4, "configured")),
+            steering: None,
             sight: Sight::default(),
             curve: Vec::new(),
             capacity: None,

@@ -50,6 +50,8 @@ impl Running {
                 let state = gate.lanes.iter().find(|state| state.id == lane.id());
                 let slots = self.senses.slots(lane.id());
                 let sight = self.senses.sight(lane.id()).unwrap_or_default();
+                let endpoints = self.shared.endpoints();
+                let endpoint = endpoints.iter().find(|endpoint| endpoint.id == lane.id());
                 lane.with_controller(|law| EndpointSnapshot {
                     label: lane.label().to_owned(),
                     in_flight: state.map_or(0, |state| state.in_flight),
@@ -58,6 +60,7 @@ impl Running {
                     baseline_seconds: law.baseline().map(|d| d.as_secs_f64()),
                     stretch_ratio: law.stretch(),
                     slots: slots.map(|slots| (slots.count, slots.source.as_str())),
+                    steering: endpoint.and_then(|endpoint| endpoint.steers()),
                     sight,
                     curve: law.curve().collect(),
                     capacity: law.capacity(),

@@ -7,6 +7,7 @@
 //! - `ladder` asks the sources of slots in order: configuration, `control_socket` (gunicorn's),
 //!   `uwsgi_stats`, the process that owns the listening socket (`server` recognises it), its environment;
 //!   `learned` knows them from the accept queue under load;
+//! - `crew` is the processes that accept, and `Owners` finds out which of them has a connection;
 //! - `watch` knows when to look at what, so that an idle backend costs next to nothing;
 //! - the platform finds sockets, processes and limits: `linux`, or `other`, which sees nothing.
 //!
@@ -14,6 +15,7 @@
 //! thread that serves requests.
 
 mod control_socket;
+mod crew;
 pub mod facts;
 pub mod ladder;
 mod learned;
@@ -33,14 +35,16 @@ use other as platform;
 
 use std::fmt::Write as _;
 
+pub use self::{
+    crew::{Connection, Crew},
+    ladder::{Ladder, Rung, Slots, Source},
+    platform::Owners,
+    server::{Accepts, Server},
+    watch::{News, Senses},
+};
 use self::{
     facts::{Before, ListenerFacts, ProcessFacts, in_one_line},
     platform::{Eyes, Survey},
-};
-pub use self::{
-    ladder::{Ladder, Rung, Slots, Source},
-    server::{Accepts, Server},
-    watch::{News, Senses},
 };
 use crate::{
     clock,

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::{
-    Accepts, Findings, Gauges, Slots, Source, facts::Before, facts::in_one_line, learned::Learned,
-    look_again, platform::Eyes, server::accepts,
+    Accepts, Crew, Findings, Gauges, Slots, Source, facts::Before, facts::in_one_line,
+    learned::Learned, look_again, platform::Eyes, server::accepts,
 };
 use crate::{
     clock,
@@ -62,6 +62,8 @@ pub struct News {
     pub first_slots: Option<u32>,
     /// The server, where its process or the server itself tells.
     pub profile: Option<Profile>,
+    /// Those who accept, if there are several and they are known.
+    pub crew: Option<Crew>,
 }
 
 impl Senses {
@@ -176,6 +178,7 @@ struct Watch {
     /// Since when fewer are seen.
     fewer_since: Option<Instant>,
     learned: Learned,
+    crew: Option<Crew>,
     queued: Option<u32>,
     /// Whether something was in flight at the last look.
     busy: bool,
@@ -201,6 +204,7 @@ impl Watch {
             slots: None,
             fewer_since: None,
             learned: Learned::default(),
+            crew: None,
             queued: None,
             busy: false,
             gauges: Gauges::default(),
@@ -348,6 +352,11 @@ impl Watch {
             self.next_look = self.next_look.min(now + LOOK_MISSING);
         }
         self.settle_slots(findings.slots(), now);
+        let crew = Crew::of(&findings);
+        if crew != self.crew {
+            self.crew = crew;
+            self.told = None;
+        }
         self.findings = Some(Arc::new(findings));
     }
 
@@ -434,6 +443,7 @@ impl Watch {
             readings,
             first_slots,
             profile,
+            crew: self.crew.clone(),
         })
     }
 

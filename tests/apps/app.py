@@ -178,6 +178,7 @@ def hints():
 
 @app.route("/pid")
 def pid():
+    time.sleep(int(request.args.get("ms", "0")) / 1000)
     return f"{os.getpid()}\n"
 
 

@@ -46,6 +46,8 @@ pub struct EndpointSnapshot {
     pub stretch_ratio: Option<f64>,
     /// Requests that the backend can run at once, and who says so (`configured`, …).
     pub slots: Option<(u32, &'static str)>,
+    /// Where requests are steered to the workers with the least to do.
+    pub steering: Option<SteeringSnapshot>,
     /// What else is seen of it from outside.
     pub sight: Sight,
     /// What was learned of latency and throughput by concurrency.
@@ -72,6 +74,28 @@ impl Snapshot {
             .iter()
             .map(|known: &Class| (class(*known), self.queued[*known as usize]))
     }
+}
+
+/// Whose the connections to one endpoint are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SteeringSnapshot {
+    /// Its worker processes.
+    pub workers: Vec<WorkerSnapshot>,
+    /// New connections of which it was asked whose they are before anything was sent.
+    pub looked: u64,
+    /// Those of them that were not used, since their worker was busy and another was not.
+    pub turned_away: u64,
+}
+
+/// One worker process, as far as its connections tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerSnapshot {
+    /// Its number.
+    pub pid: u32,
+    /// Requests on its connections.
+    pub in_flight: u32,
+    /// Its connections, in use or kept.
+    pub connections: u32,
 }
 
 /// What the sensors see of one endpoint.

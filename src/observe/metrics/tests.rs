@@ -23,6 +23,7 @@ fn snapshot() -> Snapshot {
             baseline_seconds: Some(0.012),
             stretch_ratio: Some(1.25),
             slots: Some((4, "configured")),
+            steering: None,
             sight: Sight {
                 signals: Signals {
                     slots: true,

@@ -4,10 +4,12 @@ mod cgroup;
 mod listener;
 mod meter;
 mod netlink;
+mod owners;
 mod process;
 
 use std::time::Instant;
 
+pub use self::owners::Owners;
 use self::{
     cgroup::Cgroup,
     listener::{Listener, Lookup},

@@ -1,9 +1,9 @@
-//! Listening sockets and what waits in them, from the kernel itself: `NETLINK_SOCK_DIAG`, sock_diag(7).
-//! Needs no privilege; shows the sockets of the own network namespace.
+//! Listening sockets and what waits in them, and the other ends of connections, from the kernel itself:
+//! `NETLINK_SOCK_DIAG`, sock_diag(7). Needs no privilege; shows the sockets of the own network namespace.
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
     time::Duration,
 };
@@ -35,6 +35,9 @@ const SHOW: u32 = 0x1 | 0x2 | 0x10;
 const NAME: u16 = 0;
 const VFS: u16 = 1;
 const RQLEN: u16 = 4;
+/// `UDIAG_SHOW_PEER`, and `UNIX_DIAG_PEER`.
+const SHOW_PEER: u32 = 0x4;
+const PEER: u16 = 2;
 /// nlmsghdr, inet_diag_msg and unix_diag_msg, bytes.
 const HEADER: usize = 16;
 const INET_MESSAGE: usize = 72;
@@ -90,7 +93,7 @@ impl Netlink {
     /// # Errors
     /// As the kernel has them.
     pub fn unix(&mut self) -> io::Result<Vec<Socket>> {
-        self.dump(&unix_request(0), parse_unix)
+        self.dump(&unix_request(0, SHOW), parse_unix)
     }
 
     /// The Unix socket with this inode; `None` if it is gone.
@@ -98,19 +101,33 @@ impl Netlink {
     /// # Errors
     /// As the kernel has them.
     pub fn unix_by_inode(&mut self, inode: u32) -> io::Result<Option<Socket>> {
-        let found = self.ask(&unix_request(inode), REQUEST, parse_unix);
-        match found {
-            Ok(found) => Ok(found.into_iter().next()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        one(self.ask(&unix_request(inode, SHOW), REQUEST, parse_unix))
     }
 
-    fn dump(&mut self, request: &[u8], parse: Parse) -> io::Result<Vec<Socket>> {
+    /// The inode of the socket that a TCP connection has at `here`, whose other end is `there`; `None` while
+    /// nobody has accepted it, and when it is gone.
+    ///
+    /// # Errors
+    /// As the kernel has them.
+    pub fn accepted_tcp(&mut self, here: SocketAddr, there: SocketAddr) -> io::Result<Option<u64>> {
+        let found = self.ask(&pair_request(here, there), REQUEST, parse_inet);
+        Ok(one(found)?.map(|socket| socket.inode).filter(|it| *it > 0))
+    }
+
+    /// The inode of the other end of a Unix connection; `None` as above.
+    ///
+    /// # Errors
+    /// As the kernel has them.
+    pub fn accepted_unix(&mut self, ours: u32) -> io::Result<Option<u64>> {
+        let found = self.ask(&unix_request(ours, SHOW_PEER), REQUEST, parse_peer);
+        Ok(one(found)?.filter(|it| *it > 0))
+    }
+
+    fn dump(&mut self, request: &[u8], parse: Parse<Socket>) -> io::Result<Vec<Socket>> {
         self.ask(request, REQUEST | DUMP, parse)
     }
 
-    fn ask(&mut self, request: &[u8], flags: u16, parse: Parse) -> io::Result<Vec<Socket>> {
+    fn ask<T>(&mut self, request: &[u8], flags: u16, parse: Parse<T>) -> io::Result<Vec<T>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = Vec::with_capacity(HEADER + request.len());
         message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
@@ -137,14 +154,23 @@ impl Netlink {
     }
 }
 
-type Parse = fn(&[u8]) -> Option<Socket>;
+type Parse<T> = fn(&[u8]) -> Option<T>;
+
+/// The answer about one socket, which may be gone.
+fn one<T>(found: io::Result<Vec<T>>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(found.into_iter().next()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
 /// Reads the messages of one datagram; whether more datagrams follow.
-fn gather(
+fn gather<T>(
     mut bytes: &[u8],
     sequence: u32,
-    parse: Parse,
-    found: &mut Vec<Socket>,
+    parse: Parse<T>,
+    found: &mut Vec<T>,
 ) -> io::Result<bool> {
     while let (Some(length), Some(kind), Some(of)) =
         (u32_at(bytes, 0), u16_at(bytes, 4), u32_at(bytes, 8))
@@ -185,12 +211,39 @@ fn inet_request(family: u8, port: u16) -> Vec<u8> {
     request
 }
 
-/// unix_diag_req: listening sockets, or the one with this inode.
-fn unix_request(inode: u32) -> Vec<u8> {
+/// inet_diag_req_v2: the one TCP socket with these ends.
+fn pair_request(here: SocketAddr, there: SocketAddr) -> Vec<u8> {
+    let (here, there) = (canonical(here), canonical(there));
+    let family = if here.is_ipv4() { AF_INET } else { AF_INET6 };
+    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(here.port().to_be_bytes());
+    request.extend(there.port().to_be_bytes());
+    for ip in [here.ip(), there.ip()] {
+        match ip {
+            IpAddr::V4(ip) => {
+                request.extend(ip.octets());
+                request.extend([0; 12]);
+            }
+            IpAddr::V6(ip) => request.extend(ip.octets()),
+        }
+    }
+    request.extend([0; 4]);
+    request.extend([0xff; 8]);
+    request
+}
+
+/// IPv4 as such, also where a socket writes it as IPv6: the kernel looks it up so.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    (address.ip().to_canonical(), address.port()).into()
+}
+
+/// unix_diag_req: listening sockets, or the one with this inode in whatever state, and what to show of it.
+fn unix_request(inode: u32, show: u32) -> Vec<u8> {
     let mut request = vec![AF_UNIX, 0, 0, 0];
     request.extend(LISTENING.to_ne_bytes());
     request.extend(inode.to_ne_bytes());
-    request.extend(SHOW.to_ne_bytes());
+    request.extend(show.to_ne_bytes());
     request.extend([0xff; 8]);
     request
 }
@@ -226,13 +279,7 @@ fn parse_unix(message: &[u8]) -> Option<Socket> {
         queued: None,
         backlog: None,
     };
-    let mut rest = &message[UNIX_MESSAGE..];
-    while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
-        let length = usize::from(length);
-        if length < 4 || length > rest.len() {
-            break;
-        }
-        let value = &rest[4..length];
+    for (kind, value) in attributes(&message[UNIX_MESSAGE..]) {
         let Local::Unix { name, file } = &mut socket.local else {
             return None;
         };
@@ -245,9 +292,29 @@ fn parse_unix(message: &[u8]) -> Option<Socket> {
             }
             _ => {}
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Some(socket)
+}
+
+/// The inode of the other end.
+fn parse_peer(message: &[u8]) -> Option<u64> {
+    if message.len() < UNIX_MESSAGE || message[0] != AF_UNIX {
+        return None;
+    }
+    let mut attributes = attributes(&message[UNIX_MESSAGE..]);
+    let (_, value) = attributes.find(|(kind, _)| *kind == PEER)?;
+    u32_at(value, 0).map(u64::from)
+}
+
+/// What follows a message's fixed part: rtattr, each with its kind and its value.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let kind = u16_at(rest, 2)?;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -264,10 +331,45 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 mod tests {
     use std::{
         net::{TcpListener, TcpStream},
-        os::unix::net::{UnixListener, UnixStream},
+        os::{
+            fd::AsFd,
+            unix::net::{UnixListener, UnixStream},
+        },
     };
 
     use super::*;
+
+    fn inode(socket: impl AsFd) -> u64 {
+        rustix::fs::fstat(socket).expect("its file").st_ino
+    }
+
+    #[test]
+    fn the_other_end_is_known_once_it_is_accepted() {
+        let mut kernel = Netlink::open().expect("sock_diag");
+        for address in ["127.0.0.1:0", "[::]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else {
+                continue; // no IPv6 here
+            };
+            let port = listener.local_addr().expect("its address").port();
+            let ours = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+            let here = ours.peer_addr().expect("its address");
+            let there = ours.local_addr().expect("its address");
+            let mut found = || kernel.accepted_tcp(here, there).expect("an answer");
+            assert_eq!(found(), None, "nobody has accepted it");
+            let (theirs, _) = listener.accept().expect("a connection");
+            assert_eq!(found(), Some(inode(&theirs)));
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(dir.path().join("s")).expect("a socket");
+        let ours = UnixStream::connect(dir.path().join("s")).expect("a connection");
+        let number = u32::try_from(inode(&ours)).expect("an inode");
+        let mut found = || kernel.accepted_unix(number).expect("an answer");
+        assert_eq!(found(), None, "nobody has accepted it");
+        let (theirs, _) = listener.accept().expect("a connection");
+        assert_eq!(found(), Some(inode(&theirs)));
+        drop((ours, theirs));
+        assert_eq!(found(), None, "it is gone");
+    }
 
     #[test]
     fn the_kernel_counts_what_waits_in_a_tcp_listener() {

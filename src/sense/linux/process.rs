@@ -153,7 +153,8 @@ pub fn holds(pid: u32, inodes: &[u64]) -> bool {
     socket_inodes(pid).is_ok_and(|mut open| open.any(|inode| inodes.contains(&inode)))
 }
 
-fn socket_inodes(pid: u32) -> io::Result<impl Iterator<Item = u64>> {
+/// The sockets that a process has open.
+pub fn socket_inodes(pid: u32) -> io::Result<impl Iterator<Item = u64>> {
     let open = fs::read_dir(format!("/proc/{pid}/fd"))?;
     Ok(open.filter_map(|entry| {
         let target = fs::read_link(entry.ok()?.path()).ok()?;

@@ -1,0 +1,322 @@
+//! Each request to a worker with a slot free.
+//!
+//! A connection belongs to the process that has accepted it. Servers with threads or an event loop accept more than
+//! they can work on, and often the same process is the first to do so: of twelve connections to four workers one may
+//! have seven, and then half of the machine waits while requests queue in one worker, where nobody sees them. So we ask
+//! the kernel whose each connection is, as soon as that could matter, count what is in flight at each worker, and
+//! choose among kept connections by that. A connection that turns out to be a busy worker's, while another worker has
+//! nothing to do, is closed before anything is sent on it, and another is made. And what is more than all workers can
+//! run waits here until one of them has a slot free, instead of in the one that it would be sent to now.
+
+mod table;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use self::table::Table;
+use crate::{
+    clock,
+    observe::{SteeringSnapshot, WorkerSnapshot},
+    sense::{Connection, Crew, Owners},
+    sync::{Mutex, lock},
+};
+
+/// So many connections are made for one request, at most, in search of an idle worker. Which of them accepts is not
+/// far from chance: one idle among four is found with a probability of nine in ten.
+pub(super) const TRIES: u32 = 8;
+/// How long a request waits until its connection's worker is known. A worker accepts within a millisecond or two
+/// unless something keeps it from running, and then it is as good as any other.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// After a search in vain none is begun for so long, which is about what it took.
+const REST: Duration = Duration::from_millis(20);
+/// When nobody has said in time whose so many connections in a row are, it is not to be seen here, or nobody comes to
+/// accept: no search for so long.
+const UNSEEN_MOST: u32 = 16;
+const REST_LONG: Duration = Duration::from_secs(10);
+/// Where requests take less than this, there is none behind which to wait is worse than a search: a few connections,
+/// a millisecond each.
+const WORTH: Duration = Duration::from_millis(5);
+/// The longest that a request waits for a free slot.
+const HOLD_MOST: Duration = Duration::from_secs(1);
+/// Between two looks at connections that nobody has accepted, twice as long each time up to the second, and the longest
+/// that is waited for it.
+const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE_MOST: Duration = Duration::from_millis(4);
+const GIVE_UP: Duration = Duration::from_millis(100);
+
+/// Who has which connection to one endpoint.
+#[derive(Debug)]
+pub(super) struct Steering {
+    master: u32,
+    state: Mutex<State>,
+    owners: Mutex<Owners>,
+    /// A request is over.
+    over: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: Table,
+    /// Connections that nobody has asked about.
+    unasked: HashMap<u64, Connection>,
+    /// Those that are to be looked at, and whether somebody does.
+    asked: Vec<Question>,
+    looking: bool,
+    /// No search before.
+    rested: Option<Instant>,
+    /// Connections in a row of which nobody knew in time whose they are.
+    unseen: u32,
+    /// How many new connections were looked at before anything was sent, and how many of them were turned away.
+    looked: u64,
+    turned_away: u64,
+}
+
+/// Whose is this connection?
+#[derive(Debug)]
+struct Question {
+    seat: u64,
+    connection: Connection,
+    until: Instant,
+    /// Whoever waits does so until this is dropped.
+    _answer: Option<oneshot::Sender<()>>,
+}
+
+impl Steering {
+    /// For these workers. `None` where it is not to be seen who accepts.
+    pub(super) fn of(crew: &Crew) -> Option<Arc<Self>> {
+        let steering = Self {
+            master: crew.master,
+            state: Mutex::default(),
+            owners: Mutex::new(Owners::of(crew.master)?),
+            over: Notify::new(),
+        };
+        steering.staff(crew);
+        Some(Arc::new(steering))
+    }
+
+    /// Takes over the workers as they are now. False if they are another server's.
+    pub(super) fn staff(&self, crew: &Crew) -> bool {
+        let same = crew.master == self.master;
+        if same {
+            let mut state = lock(&self.state);
+            state.table.staff(&crew.workers, crew.slots_each);
+        }
+        same
+    }
+
+    /// Which of these idle connections, the latest used first, is to be taken: see [`Table::choose`].
+    pub(super) fn choose<'a>(
+        self: &Arc<Self>,
+        idle: impl Iterator<Item = Option<&'a Seat>>,
+        now: Instant,
+    ) -> Option<usize> {
+        let state = lock(&self.state);
+        let ids = idle.map(|seat| seat.filter(|seat| seat.is_of(self)).map(|seat| seat.id));
+        state.table.choose(ids, !state.rests(now))
+    }
+
+    /// Waits until there are fewer requests than slots, but not for longer than a request takes. The time then.
+    pub(super) async fn wait_for_room(&self) -> Instant {
+        let is_full = |state: &State, now| state.is_worth_it(now) && state.table.is_full();
+        let begun = clock::now();
+        let end = {
+            let state = lock(&self.state);
+            match state.table.usual() {
+                Some(usual) if is_full(&state, begun) => begun + usual.min(HOLD_MOST),
+                _ => return begun,
+            }
+        };
+        loop {
+            // What is over from here on wakes it.
+            let over = self.over.notified();
+            let now = clock::now();
+            if now >= end || !is_full(&lock(&self.state), now) {
+                return now;
+            }
+            clock::within(end - now, over).await;
+        }
+    }
+
+    /// A seat for a connection that carries a request.
+    pub(super) fn seat(self: &Arc<Self>, connection: Connection) -> Seat {
+        let now = clock::now();
+        let mut state = lock(&self.state);
+        let id = state.table.open(now);
+        state.unasked.insert(id, connection);
+        Seat {
+            steering: self.clone(),
+            id,
+        }
+    }
+
+    /// For a connection on which nothing was sent: whether it should rather not be, since its worker is busy and
+    /// another is not. Waits until that is known, for a moment.
+    pub(super) async fn is_crowded(self: &Arc<Self>, seat: &Seat) -> bool {
+        let now = clock::now();
+        let known = {
+            let mut state = lock(&self.state);
+            if !state.is_worth_it(now) || !state.table.is_tight() {
+                return false;
+            }
+            state.looked += 1;
+            self.ask(&mut state, Some(seat.id), now)
+        };
+        let _ = clock::within(PATIENCE, known).await;
+        let mut state = lock(&self.state);
+        state.unseen = match state.table.is_placed(seat.id) {
+            true => 0,
+            false => state.unseen + 1,
+        };
+        if state.unseen >= UNSEEN_MOST {
+            state.unseen = 0;
+            state.rested = Some(clock::now() + REST_LONG);
+        }
+        let crowded = state.table.is_crowded(seat.id);
+        if crowded {
+            state.turned_away += 1;
+            state.table.discard(seat.id);
+        }
+        crowded
+    }
+
+    /// A search was in vain: which connection is taken does not matter for a while.
+    pub(super) fn rest(&self, now: Instant) {
+        lock(&self.state).rested = Some(now + REST);
+    }
+
+    /// Asks about all connections that nobody has asked about, one of which is waited for.
+    fn ask(
+        self: &Arc<Self>,
+        state: &mut State,
+        awaited: Option<u64>,
+        now: Instant,
+    ) -> oneshot::Receiver<()> {
+        let (answer, known) = oneshot::channel();
+        let mut answer = Some(answer);
+        let unasked = std::mem::take(&mut state.unasked);
+        let questions = unasked.into_iter().map(|(seat, connection)| Question {
+            seat,
+            connection,
+            until: now + GIVE_UP,
+            _answer: answer.take_if(|_| Some(seat) == awaited),
+        });
+        state.asked.extend(questions);
+        if !state.asked.is_empty() && !std::mem::replace(&mut state.looking, true) {
+            let this = self.clone();
+            // It blocks, if only for some hundred microseconds.
+            tokio::task::spawn_blocking(move || this.look());
+        }
+        known
+    }
+
+    /// Answers all questions.
+    fn look(&self) {
+        let mut open: Vec<Question> = Vec::new();
+        let mut pause = PAUSE;
+        loop {
+            {
+                let mut state = lock(&self.state);
+                if !state.asked.is_empty() {
+                    pause = PAUSE;
+                }
+                open.append(&mut state.asked);
+                if open.is_empty() {
+                    state.looking = false;
+                    return;
+                }
+            }
+            let connections: Vec<Connection> = open.iter().map(|it| it.connection).collect();
+            let owners = lock(&self.owners).whose(&connections);
+            let now = clock::now();
+            let mut state = lock(&self.state);
+            let mut owners = owners.into_iter();
+            open.retain(|question| {
+                let owner = owners.next().flatten();
+                if let Some(pid) = owner {
+                    state.table.place(question.seat, pid);
+                }
+                owner.is_none() && now < question.until
+            });
+            drop(state);
+            if !open.is_empty() {
+                thread::sleep(pause);
+                pause = (2 * pause).min(PAUSE_MOST);
+            }
+        }
+    }
+
+    /// What is to be seen of it.
+    pub(super) fn snapshot(&self) -> SteeringSnapshot {
+        let state = lock(&self.state);
+        let loads = state.table.loads();
+        let workers = loads.workers.iter().map(|load| WorkerSnapshot {
+            pid: load.pid,
+            in_flight: load.in_flight,
+            connections: load.connections,
+        });
+        SteeringSnapshot {
+            workers: workers.collect(),
+            looked: state.looked,
+            turned_away: state.turned_away,
+        }
+    }
+}
+
+impl State {
+    /// Whether it matters enough which worker has a request.
+    fn is_worth_it(&self, now: Instant) -> bool {
+        let long = self.table.usual().is_none_or(|usual| usual >= WORTH);
+        long && !self.rests(now)
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        self.rested.is_some_and(|rested| now < rested)
+    }
+}
+
+/// A connection's place at a worker, for as long as there is the connection.
+#[derive(Debug)]
+pub(super) struct Seat {
+    steering: Arc<Steering>,
+    id: u64,
+}
+
+impl Seat {
+    /// Whether it was given by this.
+    pub(super) fn is_of(&self, steering: &Arc<Steering>) -> bool {
+        Arc::ptr_eq(&self.steering, steering)
+    }
+
+    /// Another request begins.
+    pub(super) fn take(&self, now: Instant) {
+        let mut state = lock(&self.steering.state);
+        state.table.take(self.id, now);
+        if state.table.is_tight() {
+            // For those that come next.
+            self.steering.ask(&mut state, None, now);
+        }
+    }
+
+    /// The request is over.
+    pub(super) fn park(&self, now: Instant) {
+        lock(&self.steering.state).table.park(self.id, now);
+        self.steering.over.notify_one();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let now = clock::now();
+        let mut state = lock(&self.steering.state);
+        state.table.close(self.id, now);
+        state.unasked.remove(&self.id);
+        drop(state);
+        self.steering.over.notify_one();
+    }
+}
