@@ -4,9 +4,13 @@
 
 mod common;
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
-use common::{Gunicorn, Tidegate, children, until};
+use common::{Gunicorn, Tidegate, children, until, until_some};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -135,6 +139,48 @@ fn workers_that_are_replaced_are_followed() {
     });
     let answered = shares(&tidegate);
     assert_eq!(answered.values().sum::<usize>(), CLIENTS * TIMES);
+}
+
+/// A WebSocket holds a thread for as long as it lasts.
+#[test]
+fn a_worker_with_a_tunnel_is_busy() {
+    let app = Gunicorn::gthreads(2, 1);
+    let tidegate = Tidegate::to(app.address())
+        .set("backend.keepalive=true")
+        .start();
+    let open = || {
+        let mut tunnel = tidegate.client();
+        tunnel.send(
+            "GET /ws HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AQIDBAUGBwgJCgsMDQ4PEA==\r\n\r\n",
+        );
+        assert_eq!(tunnel.try_head().expect("a head").status, 101);
+        tunnel
+    };
+    // Where nobody has accepted a connection for long, a request may be sent to whoever it will be.
+    let tunnel = until_some("all requests are the other worker's", || {
+        let tunnel = open();
+        let mut client = tidegate.client();
+        client.set_timeout(Duration::from_secs(2));
+        let answers: Option<BTreeSet<String>> = (0..8)
+            .map(|_| {
+                client.ask("/pid?ms=20");
+                Some(client.try_response("GET").ok()?.text())
+            })
+            .collect();
+        (answers?.len() == 1).then_some(tunnel)
+    });
+    let in_flight = || -> Vec<u64> {
+        let document = steering(&tidegate);
+        let workers = document["workers"].as_array().cloned().unwrap_or_default();
+        let count = |worker: &Value| worker["in_flight"].as_u64().expect("a number");
+        workers.iter().map(count).collect()
+    };
+    until("only the tunnel is left", || {
+        in_flight().iter().sum::<u64>() == 1
+    });
+    drop(tunnel);
+    until("the tunnel is over", || in_flight() == [0, 0]);
 }
 
 #[test]

@@ -229,7 +229,7 @@ impl Endpoint {
         let mut link = pool.take(max_idle, replayable, now)?;
         if let Some(steering) = pool.steering() {
             // It may be from before there was any.
-            link.sit(steering);
+            link.sit(steering, true);
         }
         drop(pool);
         link.come_home()

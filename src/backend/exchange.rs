@@ -16,7 +16,7 @@ use super::{
     link::{Link, NoHead},
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
-    steering::{Steering, TRIES},
+    steering::{SEARCH, Steering},
     timers::Timers,
     upgraded::switch,
     uwsgi,
@@ -286,25 +286,43 @@ async fn search(
     max_idle: Option<Duration>,
 ) -> Result<Box<Link>, Error> {
     let endpoint = &delivery.endpoint;
-    for _ in 0..TRIES {
-        let mut link = open_new(delivery).await?;
-        link.sit(steering);
-        let crowded = match link.seat() {
-            Some(seat) => steering.is_crowded(seat).await,
-            None => false,
-        };
-        if !crowded {
-            return Ok(link);
-        }
-        endpoint.close_link(link);
+    let mut link = open_new(delivery).await?;
+    link.sit(steering, true);
+    let crowded = match link.seat() {
+        Some(seat) => steering.is_crowded(seat).await,
+        None => false,
+    };
+    if !crowded {
+        return Ok(link);
+    }
+    endpoint.close_link(link);
+    for count in SEARCH {
         let kept = max_idle.and_then(|max| endpoint.take_link(max, replayable, clock::now()));
         if let Some(link) = kept {
+            return Ok(link);
+        }
+        let (mut links, mut seats) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for _ in 0..count {
+            let mut link = open_new(delivery).await?;
+            link.sit(steering, false);
+            let Some(seat) = link.seat() else {
+                return Ok(link);
+            };
+            seats.push(seat.id());
+            links.push(link);
+        }
+        let picked = steering.pick(&seats).await;
+        let picked = picked.map(|at| links.swap_remove(at));
+        for link in links {
+            endpoint.close_link(link);
+        }
+        if let Some(link) = picked {
             return Ok(link);
         }
     }
     steering.rest(clock::now());
     let mut link = open_new(delivery).await?;
-    link.sit(steering);
+    link.sit(steering, true);
     Ok(link)
 }
 

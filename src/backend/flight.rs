@@ -198,7 +198,9 @@ impl<L: Lease> Flight<L> {
             ..
         } = *self.inner.take()?;
         match link.into_raw() {
-            Some((stream, first)) => Some(Upgraded::new(stream, first, lease, &metrics)),
+            Some((stream, first, seat)) => {
+                Some(Upgraded::new(stream, first, (seat, lease), &metrics))
+            }
             None => {
                 lease.complete(Completion::Reset, None, clock::now());
                 None

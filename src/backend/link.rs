@@ -103,11 +103,11 @@ impl Link {
         })
     }
 
-    /// Gives it a seat for the request that it gets, if it has none of these.
-    pub(super) fn sit(&mut self, steering: &Arc<Steering>) {
+    /// Gives it a seat, if it has none of these. `busy`: for the request that it gets.
+    pub(super) fn sit(&mut self, steering: &Arc<Steering>, busy: bool) {
         if self.seat.as_ref().is_none_or(|seat| !seat.is_of(steering)) {
             let connection = self.stream.connection();
-            self.seat = connection.map(|connection| steering.seat(connection));
+            self.seat = connection.map(|connection| steering.seat(connection, busy));
         }
     }
 
@@ -341,11 +341,11 @@ impl Link {
         }))
     }
 
-    /// After a 101: the socket, and what has been read of the new protocol already. `None` for a
+    /// After a 101: the socket, what has been read of the new protocol already, and the place at the worker. `None` for a
     /// server that switches before it has the whole request.
-    pub(super) fn into_raw(self) -> Option<(Stream, Bytes)> {
+    pub(super) fn into_raw(self) -> Option<(Stream, Bytes, Option<Seat>)> {
         let switched = self.sending.is_whole() && !self.ended;
-        switched.then(|| (self.stream, self.read.freeze()))
+        switched.then(|| (self.stream, self.read.freeze(), self.seat))
     }
 
     /// Closes it. The buffer for reading is left, if it is an ordinary one.

@@ -5,7 +5,7 @@
 //! have seven, and then half of the machine waits while requests queue in one worker, where nobody sees them. So we ask
 //! the kernel whose each connection is, as soon as that could matter, count what is in flight at each worker, and
 //! choose among kept connections by that. A connection that turns out to be a busy worker's, while another worker has
-//! nothing to do, is closed before anything is sent on it, and another is made. And what is more than all workers can
+//! nothing to do, is closed before anything is sent on it, and others are made. And what is more than all workers can
 //! run waits here until one of them has a slot free, instead of in the one that it would be sent to now.
 
 mod table;
@@ -24,15 +24,16 @@ use crate::{
     clock,
     observe::{SteeringSnapshot, WorkerSnapshot},
     sense::{Connection, Crew, Owners},
-    sync::{Mutex, lock},
+    sync::{Mutex, MutexGuard, lock},
 };
 
-/// So many connections are made for one request, at most, in search of an idle worker. Which of them accepts is not
-/// far from chance: one idle among four is found with a probability of nine in ten.
-pub(super) const TRIES: u32 = 8;
-/// How long a request waits until its connection's worker is known. A worker accepts within a millisecond or two
-/// unless something keeps it from running, and then it is as good as any other.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// When the first connection for a request is a busy worker's, so many are made at the same time, and then so many. One
+/// after the other, they would all be the same worker's: it is the first to wake up. While it accepts one, others get the next.
+pub(super) const SEARCH: [usize; 3] = [2, 4, 4];
+/// How long a request waits until its connection's worker is known: half of what a request takes, within these bounds. A
+/// worker accepts within a millisecond or two unless something keeps it from running.
+const PATIENCE_LEAST: Duration = Duration::from_millis(5);
+const PATIENCE_MOST: Duration = Duration::from_millis(50);
 /// After a search in vain none is begun for so long, which is about what it took.
 const REST: Duration = Duration::from_millis(20);
 /// When nobody has said in time whose so many connections in a row are, it is not to be seen here, or nobody comes to
@@ -42,8 +43,6 @@ const REST_LONG: Duration = Duration::from_secs(10);
 /// Where requests take less than this, there is none behind which to wait is worse than a search: a few connections,
 /// a millisecond each.
 const WORTH: Duration = Duration::from_millis(5);
-/// The longest that a request waits for a free slot.
-const HOLD_MOST: Duration = Duration::from_secs(1);
 /// Between two looks at connections that nobody has accepted, twice as long each time up to the second, and the longest
 /// that is waited for it.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -83,8 +82,8 @@ struct Question {
     seat: u64,
     connection: Connection,
     until: Instant,
-    /// Whoever waits does so until this is dropped.
-    _answer: Option<oneshot::Sender<()>>,
+    /// Whoever waits does so until the last of these is dropped.
+    _answer: Option<Arc<oneshot::Sender<()>>>,
 }
 
 impl Steering {
@@ -121,14 +120,14 @@ impl Steering {
         state.table.choose(ids, !state.rests(now))
     }
 
-    /// Waits until there are fewer requests than slots, but not for longer than a request takes. The time then.
+    /// Waits until there are fewer requests than slots, but not for longer than a request mostly takes. The time then.
     pub(super) async fn wait_for_room(&self) -> Instant {
         let is_full = |state: &State, now| state.is_worth_it(now) && state.table.is_full();
         let begun = clock::now();
         let end = {
             let state = lock(&self.state);
             match state.table.usual() {
-                Some(usual) if is_full(&state, begun) => begun + usual.min(HOLD_MOST),
+                Some(usual) if is_full(&state, begun) => begun + usual,
                 _ => return begun,
             }
         };
@@ -143,11 +142,11 @@ impl Steering {
         }
     }
 
-    /// A seat for a connection that carries a request.
-    pub(super) fn seat(self: &Arc<Self>, connection: Connection) -> Seat {
+    /// A seat for a connection, which carries a request or not.
+    pub(super) fn seat(self: &Arc<Self>, connection: Connection, busy: bool) -> Seat {
         let now = clock::now();
         let mut state = lock(&self.state);
-        let id = state.table.open(now);
+        let id = state.table.open(busy.then_some(now));
         state.unasked.insert(id, connection);
         Seat {
             steering: self.clone(),
@@ -164,19 +163,9 @@ impl Steering {
             if !state.is_worth_it(now) || !state.table.is_tight() {
                 return false;
             }
-            state.looked += 1;
-            self.ask(&mut state, Some(seat.id), now)
+            self.ask(&mut state, &[seat.id], now)
         };
-        let _ = clock::within(PATIENCE, known).await;
-        let mut state = lock(&self.state);
-        state.unseen = match state.table.is_placed(seat.id) {
-            true => 0,
-            false => state.unseen + 1,
-        };
-        if state.unseen >= UNSEEN_MOST {
-            state.unseen = 0;
-            state.rested = Some(clock::now() + REST_LONG);
-        }
+        let mut state = self.hear(known, &[seat.id]).await;
         let crowded = state.table.is_crowded(seat.id);
         if crowded {
             state.turned_away += 1;
@@ -185,26 +174,57 @@ impl Steering {
         crowded
     }
 
+    /// Of several connections on which nothing was sent, the one to be taken: see [`Table::choose`]. Waits until it is
+    /// known whose they are, for a moment.
+    pub(super) async fn pick(self: &Arc<Self>, seats: &[u64]) -> Option<usize> {
+        let known = self.ask(&mut lock(&self.state), seats, clock::now());
+        let mut state = self.hear(known, seats).await;
+        let at = state.table.choose(seats.iter().copied().map(Some), true);
+        state.turned_away += (seats.len() - usize::from(at.is_some())) as u64;
+        state.table.take(*seats.get(at?)?, clock::now());
+        at
+    }
+
+    /// Waits until it is known whose these are, for a moment.
+    async fn hear(&self, known: oneshot::Receiver<()>, seats: &[u64]) -> MutexGuard<'_, State> {
+        let usual = lock(&self.state).table.usual();
+        let patience = usual.map_or(PATIENCE_MOST, |usual| {
+            (usual / 2).clamp(PATIENCE_LEAST, PATIENCE_MOST)
+        });
+        let _ = clock::within(patience, known).await;
+        let mut state = lock(&self.state);
+        state.looked += seats.len() as u64;
+        state.unseen = match seats.iter().any(|seat| state.table.is_placed(*seat)) {
+            true => 0,
+            false => state.unseen + 1,
+        };
+        if state.unseen >= UNSEEN_MOST {
+            state.unseen = 0;
+            state.rested = Some(clock::now() + REST_LONG);
+        }
+        state
+    }
+
     /// A search was in vain: which connection is taken does not matter for a while.
     pub(super) fn rest(&self, now: Instant) {
         lock(&self.state).rested = Some(now + REST);
     }
 
-    /// Asks about all connections that nobody has asked about, one of which is waited for.
+    /// Asks about all connections that nobody has asked about, some of which are waited for.
     fn ask(
         self: &Arc<Self>,
         state: &mut State,
-        awaited: Option<u64>,
+        awaited: &[u64],
         now: Instant,
     ) -> oneshot::Receiver<()> {
         let (answer, known) = oneshot::channel();
-        let mut answer = Some(answer);
+        let answer = Arc::new(answer);
         let unasked = std::mem::take(&mut state.unasked);
         let questions = unasked.into_iter().map(|(seat, connection)| Question {
             seat,
             connection,
             until: now + GIVE_UP,
-            _answer: answer.take_if(|_| Some(seat) == awaited),
+            _answer: awaited.contains(&seat).then(|| answer.clone()),
         });
         state.asked.extend(questions);
         if !state.asked.is_empty() && !std::mem::replace(&mut state.looking, true) {
@@ -293,13 +313,18 @@ impl Seat {
         Arc::ptr_eq(&self.steering, steering)
     }
 
+    /// Its number.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Another request begins.
     pub(super) fn take(&self, now: Instant) {
         let mut state = lock(&self.steering.state);
         state.table.take(self.id, now);
         if state.table.is_tight() {
             // For those that come next.
-            self.steering.ask(&mut state, None, now);
+            self.steering.ask(&mut state, &[], now);
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
     exchange::{Completion, Lease},
     flight::Flight,
     raised::Raised,
+    steering::Seat,
 };
 use crate::{
     clock,
@@ -54,10 +55,11 @@ impl Upgraded {
     pub(super) fn new<L: Lease>(
         stream: Stream,
         first: Bytes,
-        lease: L,
+        (seat, lease): (Option<Seat>, L),
         metrics: &Arc<Metrics>,
     ) -> Self {
         let complete = move || {
+            drop(seat);
             let status = http::StatusCode::SWITCHING_PROTOCOLS;
             lease.complete(Completion::Streamed, Some(status), clock::now());
         };

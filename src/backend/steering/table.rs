@@ -16,12 +16,14 @@ pub(super) struct Table {
     opened: u64,
     /// Counts requests.
     turns: u64,
-    /// For how long a request has its connection, mostly: a mean in which each counts for one part in [`MEMORY`].
+    /// For how long a request has its connection, mostly: a moving mean.
     usual: Option<Duration>,
 }
 
-/// See there.
+/// One request is one part in so many of the mean.
 const MEMORY: u32 = 16;
+/// What takes longer, a stream for example, counts as this long.
+const MOST: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 struct Worker {
@@ -66,13 +68,10 @@ impl Table {
         }
     }
 
-    /// A new connection, for a request.
-    pub(super) fn open(&mut self, now: Instant) -> u64 {
+    /// A new connection, and since when it has a request.
+    pub(super) fn open(&mut self, busy: Option<Instant>) -> u64 {
         self.opened += 1;
-        let seat = Seat {
-            worker: None,
-            busy: Some(now),
-        };
+        let seat = Seat { worker: None, busy };
         self.seats.insert(self.opened, seat);
         self.opened
     }
@@ -111,7 +110,7 @@ impl Table {
     pub(super) fn park(&mut self, id: u64, now: Instant) {
         let since = self.seats.get_mut(&id).and_then(|seat| seat.busy.take());
         if let Some(since) = since {
-            let time = now.saturating_duration_since(since);
+            let time = now.saturating_duration_since(since).min(MOST);
             self.usual = Some(match self.usual {
                 Some(usual) => (usual * (MEMORY - 1) + time) / MEMORY,
                 None => time,
@@ -251,7 +250,7 @@ mod tests {
 
     /// A connection of this worker, idle.
     fn idle(table: &mut Table, pid: u32) -> u64 {
-        let id = table.open(clock::now());
+        let id = table.open(Some(clock::now()));
         table.place(id, pid);
         table.park(id, clock::now());
         id
@@ -291,7 +290,7 @@ mod tests {
         let still = [second].into_iter().map(Some);
         assert_eq!(table.choose(still, false), Some(0), "but none may be made");
         // Somebody is on his way there, as far as one can tell.
-        let unknown = table.open(clock::now());
+        let unknown = table.open(Some(clock::now()));
         assert_eq!(choose(&table, &[second]), Some(second));
         assert!(table.is_full(), "wherever it is");
         table.place(unknown, 2);
@@ -303,10 +302,10 @@ mod tests {
     #[test]
     fn a_new_connection_is_looked_at_only_if_its_worker_may_be_full() {
         let mut table = table(2, 2);
-        let one = table.open(clock::now());
-        let two = table.open(clock::now());
+        let one = table.open(Some(clock::now()));
+        let two = table.open(Some(clock::now()));
         assert!(!table.is_tight(), "two fit with whoever has them");
-        let three = table.open(clock::now());
+        let three = table.open(Some(clock::now()));
         assert!(table.is_tight());
         table.place(one, 1);
         table.place(two, 1);
@@ -317,11 +316,11 @@ mod tests {
         table.close(one, clock::now());
         assert!(!table.is_crowded(three));
         let others = [2, 2].map(|pid| {
-            let id = table.open(clock::now());
+            let id = table.open(Some(clock::now()));
             table.place(id, pid);
             id
         });
-        let more = table.open(clock::now());
+        let more = table.open(Some(clock::now()));
         table.place(more, 1);
         assert!(!table.is_crowded(more), "it is no better elsewhere");
         table.close(others[0], clock::now());
@@ -362,14 +361,14 @@ mod tests {
         let mut table = table(2, 1);
         let now = clock::now();
         let after = |millis| now + Duration::from_millis(millis);
-        let id = table.open(now);
+        let id = table.open(Some(now));
         assert_eq!(table.usual(), None);
         table.park(id, after(160));
         assert_eq!(table.usual(), Some(Duration::from_millis(160)));
         table.take(id, now);
         table.close(id, now);
         assert_eq!(table.usual(), Some(Duration::from_millis(150)));
-        let unused = table.open(now);
+        let unused = table.open(Some(now));
         table.discard(unused);
         table.close(unused, after(999));
         assert_eq!(table.usual(), Some(Duration::from_millis(150)));
