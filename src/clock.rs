@@ -95,12 +95,6 @@ pub fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-/// The second that the wall clock is in, since the Unix epoch: it costs less than the rest of it.
-pub fn second() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    u64::try_from(time.tv_sec).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

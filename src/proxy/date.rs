@@ -20,7 +20,7 @@ thread_local! {
 
 /// Now, as a field says it.
 pub fn now() -> [u8; LENGTH] {
-    let now = clock::second();
+    let now = clock::since_epoch().as_secs();
     let (second, text) = LAST.get();
     if second == now {
         return text;
