@@ -41,6 +41,7 @@ impl Running {
     fn snapshot(&self, now: Instant) -> observe::Snapshot {
         let gate = self.shared.limiter.snapshot(now);
         let (demand_slots, saturation_ratio) = self.means.demand_and_saturation();
+        let known = self.shared.endpoints();
         let endpoints = self
             .shared
             .limiter
@@ -50,8 +51,7 @@ impl Running {
                 let state = gate.lanes.iter().find(|state| state.id == lane.id());
                 let slots = self.senses.slots(lane.id());
                 let sight = self.senses.sight(lane.id()).unwrap_or_default();
-                let endpoints = self.shared.endpoints();
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.id == lane.id());
+                let endpoint = known.iter().find(|endpoint| endpoint.id == lane.id());
                 lane.with_controller(|law| EndpointSnapshot {
                     label: lane.label().to_owned(),
                     in_flight: state.map_or(0, |state| state.in_flight),

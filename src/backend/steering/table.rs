@@ -156,7 +156,7 @@ impl Table {
             })
         };
         let (full, .., at) = idle.enumerate().map(rank).min()?;
-        let better = full && may_open && loads.free(self.slots_each) > loads.unplaced;
+        let better = full && may_open && loads.has_room(self.slots_each);
         (!better).then_some(at)
     }
 
@@ -185,7 +185,7 @@ impl Table {
         let loads = self.loads();
         let worker = self.seats.get(&id).and_then(|seat| seat.worker);
         let over = |load: &Load| load.in_flight > self.slots_each;
-        loads.of(worker).is_some_and(over) && loads.free(self.slots_each) > loads.unplaced
+        loads.of(worker).is_some_and(over) && loads.has_room(self.slots_each)
     }
 
     /// What each worker has.
@@ -228,10 +228,10 @@ impl Loads {
         self.workers.iter().find(load)
     }
 
-    /// Slots of all workers that are not in use, as far as is known.
-    fn free(&self, slots_each: u32) -> u32 {
+    /// Whether some worker has a slot free, wherever the requests are of which that is not known.
+    fn has_room(&self, slots_each: u32) -> bool {
         let free = |load: &Load| slots_each.saturating_sub(load.in_flight);
-        self.workers.iter().map(free).sum()
+        self.workers.iter().map(free).sum::<u32>() > self.unplaced
     }
 }
 
