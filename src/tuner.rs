@@ -16,7 +16,7 @@ use crate::{
         traffic::{Rates, Traffic},
     },
     proxy::Shared,
-    sense::{News, Senses},
+    sense::{Answers, News, Senses},
     sync::{Mutex, lock},
 };
 
@@ -140,19 +140,19 @@ pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>, ze
 /// Looks at the backend from outside, as far as it is time to.
 fn sense(shared: &Shared, senses: &Senses, now: Instant) {
     let live = shared.live();
-    let lanes = shared.limiter.snapshot(now).lanes;
+    let in_flight = shared.limiter.snapshot(now).lanes;
+    let laws = shared.limiter.lanes();
     let endpoints = shared.endpoints();
     for endpoint in endpoints.iter() {
-        let lane = lanes.iter().find(|lane| lane.id == endpoint.id);
-        let in_flight = lane.map_or(0, |lane| lane.in_flight);
-        if let Some(news) = senses.tick(
-            endpoint.id,
-            &endpoint.address,
-            &live.config,
-            endpoint.profile().0,
-            in_flight,
-            now,
-        ) {
+        let lane = in_flight.iter().find(|lane| lane.id == endpoint.id);
+        let law = laws.iter().find(|lane| lane.id() == endpoint.id);
+        let answers = Answers {
+            answers_as: endpoint.profile().0,
+            in_flight: lane.map_or(0, |lane| lane.in_flight),
+            took: law.and_then(|lane| lane.with_controller(|law| law.service_time())),
+        };
+        if let Some(news) = senses.tick(endpoint.id, &endpoint.address, &live.config, answers, now)
+        {
             tell(shared, endpoint, &news, now);
         }
     }

@@ -349,12 +349,12 @@ scenarios! {
     ],
     t14_impatient_threads: "t14-impatient-threads" => [
         Goodput(0, 0.98, 0.94),
-        Goodput(1, 0.87, 0.79), // target 0.9
+        Goodput(1, 0.9, 0.84),
         Goodput(2, 0.9, 0.9),
     ],
     t14_impatient: "t14-impatient" => [
         Goodput(0, 0.98, 0.96),
-        Goodput(1, 0.87, 0.77), // target 0.9
+        Goodput(1, 0.91, 0.84),
         Goodput(2, 0.9, 0.9),
         Most(1, "over_limit", 0.0, 0.0),
     ],

@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send,
-        socket_with,
+        socket_with, sockopt::set_socket_linger,
     },
 };
 use tokio::{
@@ -117,6 +117,16 @@ impl Stream {
     /// Whether the other side has closed, and nothing is left to be read.
     pub(super) fn has_ended(&self) -> bool {
         self.peek() == Ok(0)
+    }
+
+    /// What was to be said has been said on both sides: closing it shall leave nothing behind. Whoever closes a
+    /// connection of TCP first keeps its port in TIME_WAIT for a minute, and of those there are 28,000: with a new
+    /// connection for each request, 470 requests a second would use them up. A reset keeps nothing.
+    pub(super) fn leave_nothing(&self) {
+        if let Self::Tcp(stream) = self {
+            // It is closed all the same.
+            let _ = set_socket_linger(stream, Some(Duration::ZERO));
+        }
     }
 
     /// Sends what the socket takes, without waiting for the reactor to say that it takes something, which

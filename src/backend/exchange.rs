@@ -64,6 +64,8 @@ impl<L: Lease> Lease for Box<L> {
 pub enum Completion {
     /// With a whole response.
     Answered,
+    /// With a whole response, after its client had left.
+    AnsweredInVain,
     /// With a response whose length in time was the client's or the view's choice.
     Streamed,
     /// Too late.

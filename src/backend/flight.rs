@@ -269,7 +269,7 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
         // It was answered, only to nobody: how long that took is as true as any other. When a slow
         // backend drives all its clients away, nothing else tells of it.
         (Completion::Abandoned, Ok(Some(status))) => {
-            lease.complete(Completion::Answered, Some(status), now);
+            lease.complete(Completion::AnsweredInVain, Some(status), now);
         }
         _ => lease.complete(verdict, status, now),
     }

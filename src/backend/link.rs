@@ -350,6 +350,10 @@ impl Link {
 
     /// Closes it. The buffer for reading is left, if it is an ordinary one.
     pub(super) fn close(mut self) -> Option<BytesMut> {
+        let done = matches!(&self.receiving, Receiving::Body(body) if body.is_done());
+        if done && self.sending.is_whole() && !self.ended {
+            self.stream.leave_nothing();
+        }
         self.read.clear();
         (self.room <= READ_FIRST).then_some(self.read)
     }
@@ -453,6 +457,23 @@ mod tests {
         let told = async { tokio::time::timeout(Duration::from_secs(30), stream.readable()).await };
         let told = here.block_on(told).expect("it is heard here");
         told.expect("it is readable");
+    }
+
+    #[tokio::test]
+    async fn what_is_done_with_leaves_nothing_behind() {
+        let end = |mut backend: std::net::TcpStream| {
+            let wait = Some(Duration::from_secs(30));
+            backend.set_read_timeout(wait).expect("a bound");
+            let read = std::io::Read::read(&mut backend, &mut [0]);
+            read.map_err(|error| error.kind())
+        };
+        let (link, backend) = pair().await;
+        link.close();
+        assert_eq!(end(backend), Err(ErrorKind::ConnectionReset));
+        let (mut link, backend) = pair().await;
+        link.expect(BodyDecoder::length(5));
+        link.close();
+        assert_eq!(end(backend), Ok(0), "the answer was not whole");
     }
 
     async fn pair() -> (Box<Link>, std::net::TcpStream) {

@@ -9,7 +9,7 @@ use super::elastic::{Decreases, Point, Steady, Verdict, busy};
 use super::law::{LIMITED, Measured, overloaded};
 use super::trials::Trials;
 use super::window::Pace;
-use super::{BoundBy, Settings, reason};
+use super::{BoundBy, NEGLIGIBLE, Settings, reason};
 
 /// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
 const FLAT_PART: f64 = 0.343;
@@ -51,11 +51,6 @@ const REFUSED: Duration = Duration::from_secs(2);
 const ROOM: f64 = 0.8;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
-/// Latencies below this many seconds are flat, whatever their stretch: such a wait inside the backend
-/// harms nobody, is mostly the scheduler's, and handing every request over one by one would cost more
-/// than it saves. (Seen: a backend that answers in 0.1 ms, where any limit low enough for a stretch of
-/// 1.35 made the proxy's own queue the bottleneck.)
-const NEGLIGIBLE: f64 = 0.005;
 /// Gain of the share of drops that are not ours, a window.
 const DROP_GAIN: f64 = 0.05;
 /// Standard errors above that share that count as overload.
@@ -171,6 +166,9 @@ impl Aimd {
 
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         self.testing = false;
+        if m.in_vain {
+            self.trials.stop_probing();
+        }
         if let Some((limit, reason)) = self.trials.take(m, self.limit, curve) {
             self.limit = limit;
             if reason == reason::REBASE {
@@ -190,7 +188,7 @@ impl Aimd {
             self.trials.doubt(m, curve);
         }
         let dropping = self.dropping(m);
-        let negligible = m.latency < NEGLIGIBLE;
+        let negligible = m.latency < NEGLIGIBLE.as_secs_f64();
         // Fewer than the workers, and it is not the CPU that they wait for: that takes more to believe.
         let held = m
             .floor
@@ -208,7 +206,11 @@ impl Aimd {
         {
             return reason;
         }
-        if limited && let Some(reason) = self.rebase(m, curve, dropping, stretched) {
+        // A window that ends because of its latencies proves nothing by them.
+        if limited
+            && (!m.in_vain || m.point.limit == 1)
+            && let Some(reason) = self.rebase(m, curve, dropping, stretched)
+        {
             return reason;
         }
         if dropping {
@@ -218,7 +220,8 @@ impl Aimd {
         }
         if stretched {
             self.cause = BoundBy::Latency;
-            if limited && self.last.is_some_and(|last| m.point.surprises(&last)) {
+            let is_surprise = || self.last.is_some_and(|last| m.point.surprises(&last));
+            if limited && !m.in_vain && is_surprise() {
                 // The backend has changed within this window: the next one tells by how much.
                 self.decreases.surprised(m.point);
                 self.surprised = true;
@@ -226,8 +229,13 @@ impl Aimd {
             }
             // After a surprise, one deep cut tells a slow backend from a full one at once.
             let surprised = std::mem::take(&mut self.surprised);
-            let far = surprised || m.point.stretch > FAR * settings.tolerance;
-            let deepest = if far { DEEPEST_FAR } else { DEEPEST };
+            let far = surprised || m.in_vain || m.point.stretch > FAR * settings.tolerance;
+            let deepest = match far {
+                // Nobody has anything to lose.
+                _ if m.in_vain => 0.0,
+                true => DEEPEST_FAR,
+                false => DEEPEST,
+            };
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // A lower limit would idle a worker.
             let least = busy(m.point.limit, m.point.stretch).max(held.map_or(1.0, f64::from));
@@ -351,7 +359,7 @@ impl Aimd {
         if m.point.work >= KEPT_WORK * self.decreases.most_work() {
             self.good = Some(GOOD * self.limit);
         }
-        let clean = self.last.is_some_and(|last| !m.point.surprises(&last));
+        let clean = !m.in_vain && self.last.is_some_and(|last| !m.point.surprises(&last));
         self.decreases.push(m.point, clean);
         let from = self.limit.min(f64::from(m.point.limit) + 0.99);
         self.limit = self.limit.min((from * factor).max(least));
@@ -378,7 +386,7 @@ impl Aimd {
         }
         if self.slow_start {
             if let Some(last) = self.last
-                && m.latency >= NEGLIGIBLE
+                && m.latency >= NEGLIGIBLE.as_secs_f64()
                 && last.in_flight < 0.9 * m.point.in_flight
                 && m.samples >= 20
                 && m.point.gain(&last) < SLOW_START_GAIN

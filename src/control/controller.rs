@@ -204,7 +204,7 @@ impl Controller {
         }
         let fresh = self.settling.is_none() && sample.started >= self.epoch;
         match sample.outcome {
-            Outcome::Success => {}
+            Outcome::Success | Outcome::InVain => {}
             Outcome::Overload => {
                 if fresh {
                     self.window.drop();
@@ -248,6 +248,9 @@ impl Controller {
         }
         if fresh {
             self.window.success(route, latency, cost);
+            let was_heard = sample.outcome == Outcome::Success;
+            self.window
+                .heard(was_heard, sample.started, sample.finished);
         }
     }
 
@@ -533,6 +536,7 @@ impl Controller {
             sigma,
             limited: summary.limited,
             latency: summary.latency,
+            in_vain: summary.in_vain,
             ceiling: self.ceiling(),
             floor: self.ceilings.floor(),
             veto: self.ceilings.veto(),

@@ -36,6 +36,8 @@ pub(super) struct Measured {
     pub(super) limited: f64,
     /// Mean latency, seconds.
     pub(super) latency: f64,
+    /// Whether all that the backend did of late was for clients who had left.
+    pub(super) in_vain: bool,
     /// The most that makes sense: slots, memory or `max`.
     pub(super) ceiling: u32,
     /// Fewer than this would only idle workers, as far as the sensors can tell.

@@ -54,7 +54,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn event() -> impl Strategy<Value = Event> {
     let odd = || prop_oneof![4 => 0.0..1.0, 1 => Just(f64::NAN), 1 => Just(-5.0), 1 => Just(1e300)];
     prop_oneof![
-        40 => (0..2_000_000_u64, any::<u16>(), any::<u16>(), 0..6_u8).prop_map(
+        40 => (0..2_000_000_u64, any::<u16>(), any::<u16>(), 0..7_u8).prop_map(
             |(age, in_flight, route, outcome)| Event::Sample {
                 age, in_flight: u32::from(in_flight), route: route % 80, outcome
             }
@@ -91,6 +91,7 @@ proptest! {
                         0 => Outcome::Overload,
                         1 => Outcome::Neutral,
                         2 => Outcome::Excluded,
+                        3 => Outcome::InVain,
                         _ => Outcome::Success,
                     },
                 }),

@@ -17,6 +17,7 @@ struct Bench {
     readings: Readings,
     /// Seconds that a request takes.
     latency: f64,
+    outcome: Outcome,
     decisions: Vec<Decision>,
 }
 
@@ -29,6 +30,7 @@ impl Bench {
             usage: Usage::default(),
             readings: Readings::default(),
             latency: 0.05,
+            outcome: Outcome::Success,
             decisions: Vec::new(),
         }
     }
@@ -52,7 +54,7 @@ impl Bench {
                     finished: self.now,
                     in_flight: limit,
                     route: 0,
-                    outcome: Outcome::Success,
+                    outcome: self.outcome,
                 });
             }
             let decision = self.controller.tick(self.now, &self.usage, &self.readings);
@@ -127,6 +129,42 @@ fn what_waits_for_more_of_a_quota_is_not_worked_on() {
     // Slow with an idle CPU: it may be a database, and all of them are at it.
     assert_eq!(seen(Some(2), 0.5, 0.0).worked_on(2, 4.0), Some(2));
     assert_eq!(seen(None, 1.0, 1.0).worked_on(2, 4.0), None);
+}
+
+#[test]
+fn work_for_those_who_have_left_is_cut_at_once() {
+    let slow = |latency, outcome| {
+        let mut bench = Bench::new(Settings {
+            max: 8,
+            ..settings()
+        });
+        bench.outcome = outcome;
+        for _ in 0..100 {
+            bench.controller.observe(&Sample {
+                started: bench.now,
+                finished: bench.now + Duration::from_millis(50),
+                in_flight: 1,
+                route: 0,
+                outcome,
+            });
+        }
+        bench.run(2.0);
+        bench.decisions.clear();
+        bench.latency = latency;
+        let mut left = 3.0;
+        while left > 0.0 && bench.controller.limit() == 8 {
+            bench.run(0.05);
+            left -= 0.05;
+        }
+        (3.0 - left, bench.controller.limit())
+    };
+    let (late, high) = slow(0.4, Outcome::Success);
+    let (soon, low) = slow(0.4, Outcome::InVain);
+    assert!(soon < 0.8 * late, "{soon} s instead of {late}");
+    // By Little's law one of the eight is worked on.
+    assert!(low <= 3 && low < high, "{low} instead of {high}");
+    let (_, same) = slow(0.05, Outcome::InVain);
+    assert_eq!(same, 8, "they left for a reason of their own");
 }
 
 #[test]

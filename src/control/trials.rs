@@ -161,6 +161,13 @@ impl Trials {
         }
     }
 
+    /// The limit is too high as it is. (A dip has a lower one, and goes on.)
+    pub(super) fn stop_probing(&mut self) {
+        self.trial = self
+            .trial
+            .take_if(|trial| matches!(trial, Trial::Dip { .. }));
+    }
+
     /// The limit is moved for another reason.
     pub(super) fn abandon(&mut self) {
         self.trial = None;

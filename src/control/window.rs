@@ -31,6 +31,8 @@ const DIP_LATENCIES_MOST: f64 = 4.0;
 const TEST: u32 = 16;
 /// Its least length in size-biased mean latencies.
 const TEST_LATENCIES: f64 = 1.0;
+/// When so many answers in a row find their clients gone, a lower limit costs nobody anything.
+const IN_VAIN: u32 = 8;
 /// A window that has gathered next to nothing for so long says nothing of now.
 const TOO_OLD: Duration = Duration::from_secs(30);
 
@@ -63,6 +65,18 @@ pub(super) struct Window {
     /// Cost of every success that ended in the window.
     work: f64,
     paused: f64,
+    in_vain: InVain,
+}
+
+/// Answers in a row whose clients had left.
+#[derive(Clone, Copy, Debug, Default)]
+struct InVain {
+    number: u32,
+    /// When the first of them came.
+    since: Option<Instant>,
+    /// Whether one of them was only asked for after that. Those that a pause of the backend has driven away together
+    /// were all asked for before.
+    goes_on: bool,
 }
 
 /// A closed window, in plain figures.
@@ -84,6 +98,8 @@ pub(super) struct Summary {
     pub(super) limited: f64,
     /// Mean latency, seconds.
     pub(super) latency: f64,
+    /// Whether the backend works for clients who have left, and for nobody else.
+    pub(super) in_vain: bool,
 }
 
 impl Window {
@@ -100,6 +116,7 @@ impl Window {
             ratio_squared: 0.0,
             work: 0.0,
             paused: 0.0,
+            in_vain: InVain::default(),
         }
     }
 
@@ -112,6 +129,25 @@ impl Window {
         let ratio = latency / cost;
         self.ratio += ratio;
         self.ratio_squared += ratio * ratio;
+    }
+
+    /// Whether its client was still there.
+    pub(super) fn heard(&mut self, was_heard: bool, started: Instant, finished: Instant) {
+        if was_heard {
+            if self.in_vain.number > 0 {
+                self.in_vain = InVain::default();
+            }
+            return;
+        }
+        let run = &mut self.in_vain;
+        run.number += 1;
+        let since = *run.since.get_or_insert(finished);
+        run.goes_on |= started >= since;
+    }
+
+    /// Whether the backend works for clients who have left, and for nobody else.
+    fn is_in_vain(&self) -> bool {
+        self.in_vain.goes_on && self.in_vain.number >= IN_VAIN
     }
 
     /// A sign of overload.
@@ -151,6 +187,9 @@ impl Window {
             age >= least.as_secs_f64() && age >= latencies * size_biased
         };
         let n = self.samples();
+        if pace != Pace::Dip && self.is_in_vain() {
+            return true;
+        }
         if pace == Pace::Test && n >= TEST && lasted(Duration::ZERO, TEST_LATENCIES) {
             return true;
         }
@@ -215,6 +254,7 @@ impl Window {
             in_flight: grown(since.busy_seconds, usage.busy_seconds) / age.max(1e-6),
             limited: ((saturated - self.paused) / active).clamp(0.0, 1.0),
             latency: self.latency / n,
+            in_vain: self.is_in_vain(),
         }
     }
 }
@@ -243,6 +283,28 @@ mod tests {
         assert!(!window.closes(after(99), 0.02, Pace::Usual));
         assert!(window.closes(after(100), 0.02, Pace::Usual));
         assert!(window.closes(after(20), 0.02, Pace::Dip), "a dip is short");
+    }
+
+    #[test]
+    fn closes_when_nobody_hears_the_answers() {
+        let start = crate::clock::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let closes = |answers: &[(u64, u64, bool)]| {
+            let mut window = Window::new(start, None);
+            for &(started, finished, was_heard) in answers {
+                window.success(0, 0.3, 0.05);
+                window.heard(was_heard, at(started), at(finished));
+            }
+            window.closes(at(600), 0.3, Pace::Usual)
+        };
+        let vain = |n: u64| (0..n).map(|i| (i * 30, 300 + i * 30, false));
+        assert!(closes(&vain(11).collect::<Vec<_>>()));
+        assert!(!closes(&vain(7).collect::<Vec<_>>()), "too few");
+        let heard = vain(10).chain([(290, 590, true)]);
+        assert!(!closes(&heard.collect::<Vec<_>>()), "one was heard");
+        // A pause of the backend has driven away all who were there.
+        let together = [(0, 500, false); 12];
+        assert!(!closes(&together));
     }
 
     #[test]

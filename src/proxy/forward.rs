@@ -217,6 +217,10 @@ impl Serving {
         };
         let outcome = match completion {
             Completion::Answered => status.map_or(Outcome::Success, outcome_of),
+            Completion::AnsweredInVain => match status.map(outcome_of) {
+                None | Some(Outcome::Success) => Outcome::InVain,
+                Some(other) => other,
+            },
             Completion::Streamed => Outcome::Excluded,
             Completion::TimedOut | Completion::Reset | Completion::Overloaded => Outcome::Overload,
             Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,

@@ -118,7 +118,7 @@ impl Model {
 fn answered(entry: &Entry) -> Option<f64> {
     let timed = matches!(
         entry.fate,
-        Fate::Served(Outcome::Success | Outcome::Excluded)
+        Fate::Served(Outcome::Success | Outcome::InVain | Outcome::Excluded)
     );
     (timed && entry.took > 0 && entry.in_flight > 0).then(|| f64::from(entry.took) / 1e6)
 }

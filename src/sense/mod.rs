@@ -40,7 +40,7 @@ pub use self::{
     ladder::{Ladder, Rung, Slots, Source},
     platform::Owners,
     server::{Accepts, Server},
-    watch::{News, Senses},
+    watch::{Answers, News, Senses},
 };
 use self::{
     facts::{Before, ListenerFacts, ProcessFacts, in_one_line},

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock,
     config::{Address, Config, Profile},
-    control::Readings,
+    control::{NEGLIGIBLE, Readings},
     observe::{Sight, Signals},
     sync::{Mutex, lock},
 };
@@ -53,6 +53,17 @@ pub struct Senses {
     child: AtomicU32,
 }
 
+/// What the proxy knows of an endpoint by what it answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Answers {
+    /// The server, as they look like.
+    pub answers_as: Profile,
+    /// Requests that wait for one.
+    pub in_flight: u32,
+    /// What a request takes of late, if that is known.
+    pub took: Option<Duration>,
+}
+
 /// Something that the control law should know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct News {
@@ -76,8 +87,8 @@ impl Senses {
         Some(self.child.load(Relaxed)).filter(|pid| *pid > 0)
     }
 
-    /// Looks at an endpoint as far as it is time to. `id` tells endpoints apart, `answers_as` is the server by
-    /// its answers, `in_flight` is what tidegate has there. Takes microseconds; what takes longer goes to a thread of its own, and is news later.
+    /// Looks at an endpoint as far as it is time to. `id` tells endpoints apart. Takes microseconds; what takes longer
+    /// goes to a thread of its own, and is news later.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -86,8 +97,7 @@ impl Senses {
         id: u32,
         address: &Address,
         config: &Arc<Config>,
-        answers_as: Profile,
-        in_flight: u32,
+        answers: Answers,
         now: Instant,
     ) -> Option<News> {
         let child = self.child();
@@ -95,8 +105,9 @@ impl Senses {
         let watch = watches
             .entry(id)
             .or_insert_with(|| Watch::new(address.clone(), now));
-        watch.answers_as = answers_as;
-        watch.tick(config, child, in_flight, now)
+        watch.answers_as = answers.answers_as;
+        watch.is_quick = answers.took.is_some_and(|took| took < NEGLIGIBLE);
+        watch.tick(config, child, answers.in_flight, now)
     }
 
     /// The first look at an endpoint, waited for.
@@ -169,6 +180,8 @@ struct Watch {
     looked: Option<Instant>,
     /// The server by its answers.
     answers_as: Profile,
+    /// Whether it answers so soon that nobody minds who is in front.
+    is_quick: bool,
     next_look: Instant,
     next_gauges: Instant,
     next_queue: Instant,
@@ -197,6 +210,7 @@ impl Watch {
             looked_with: None,
             looked: None,
             answers_as: Profile::Auto,
+            is_quick: false,
             next_look: now,
             next_gauges: now,
             next_queue: now,
@@ -401,7 +415,7 @@ impl Watch {
     /// The slots in force: those that were found, or those that were learned.
     fn slots_in_force(&self) -> Option<Slots> {
         self.slots.clone().or_else(|| {
-            let count = self.learned.slots()?;
+            let count = self.learned.slots().filter(|_| !self.is_quick)?;
             Some(Slots {
                 count,
                 source: Source::Learned,
@@ -412,7 +426,7 @@ impl Watch {
 
     /// Whether the accept queue says something of load.
     fn queue_is_telling(&self) -> bool {
-        let Some(findings) = &self.findings else {
+        let Some(findings) = self.findings.as_ref().filter(|_| !self.is_quick) else {
             return false;
         };
         let accepts = match findings.accepts {

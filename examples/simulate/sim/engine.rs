@@ -526,6 +526,7 @@ impl<'a> Engine<'a> {
             outcome: match lost {
                 Some(end) => end,
                 None if class == Class::Stream => End::Excluded,
+                None if abandoned => End::InVain,
                 None => End::Success,
             },
         };

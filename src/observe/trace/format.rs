@@ -215,11 +215,12 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(u64, Entry)>, Damaged> {
     Ok(Some((number, entry)))
 }
 
-const OUTCOMES: [Outcome; 4] = [
+const OUTCOMES: [Outcome; 5] = [
     Outcome::Success,
     Outcome::Overload,
     Outcome::Neutral,
     Outcome::Excluded,
+    Outcome::InVain,
 ];
 
 fn place<T: PartialEq>(all: &[T], one: T) -> u8 {
