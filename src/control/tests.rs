@@ -193,6 +193,17 @@ fn a_short_cpu_takes_nothing_from_what_is_worked_on() {
 }
 
 #[test]
+fn a_short_cpu_holds_nobody_up_for_a_millisecond() {
+    for (latency, grows) in [(0.001, true), (0.02, false)] {
+        let mut bench = Bench::new(settings());
+        bench.latency = latency;
+        bench.readings.cpu = cpu(1.0, 0.0);
+        bench.run(4.0);
+        assert_eq!(bench.controller.limit() > 8, grows, "{latency} s");
+    }
+}
+
+#[test]
 fn the_operator_can_tell_it_to_ignore_them() {
     let resources = Resources {
         cpu: false,
