@@ -283,8 +283,14 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
         .memory_limit
         .filter(|_| keeps_memory(evidence))
     {
+        let fewer = match evidence.profile {
+            Profile::GunicornGthread => {
+                " Over kept connections (backend.keepalive = true) fewer threads are used at all."
+            }
+            _ => "",
+        };
         advice.push(format!(
-            "Its allocator keeps what large requests have freed, for each thread by itself, and {} is all there is: MALLOC_TRIM_THRESHOLD_=131072 in its environment gives large blocks back at once, MALLOC_ARENA_MAX=2 lets its threads share the small ones.",
+            "Its allocator keeps what large requests have freed, for each thread by itself, and {} is all there is: MALLOC_TRIM_THRESHOLD_=131072 in its environment gives large blocks back at once, MALLOC_ARENA_MAX=2 lets its threads share the small ones.{fewer}",
             format_size(limit)
         ));
     }
