@@ -372,8 +372,8 @@ impl Aimd {
         if let Some(by) = m.veto {
             // A busy CPU is no shortage while latency is that of an idle backend or nothing to speak of, and going back
             // to where it worked is no growth.
-            let idle = m.known && m.point.stretch <= IDLE_STRETCH
-                || m.latency < NEGLIGIBLE.as_secs_f64();
+            let idle =
+                m.known && m.point.stretch <= IDLE_STRETCH || m.latency < NEGLIGIBLE.as_secs_f64();
             let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
             if by != BoundBy::Cpu || !(idle || worked) {
                 self.cause = by;

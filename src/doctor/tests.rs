@@ -183,7 +183,9 @@ fn threads_whose_allocator_keeps_what_was_freed_are_told_of() {
         let manners = manners(Some("gunicorn"), None, Keep::Keeps(None));
         let advice = conclude(&address(), findings, gauges, manners).advice;
         let mut of_memory = advice.iter().filter(|a| a.contains("MALLOC_ARENA_MAX"));
-        of_memory.next().is_some_and(|a| a.contains("512MiB") && a.contains("keepalive"))
+        of_memory
+            .next()
+            .is_some_and(|a| a.contains("512MiB") && a.contains("keepalive"))
     };
     let limit = Some(512 << 20);
     assert!(advised(true, true, "HOME", limit));

@@ -314,7 +314,7 @@ impl Watch {
         }
         let cost = clock::thread_cpu().saturating_sub(before);
         self.next_queue = now + pause(Duration::ZERO, GAUGES_IDLE, busy, cost);
-        if let Some(queued) = self.queued.filter(|_| self.queue_is_telling()) {
+        if let Some(queued) = self.queued.filter(|_| self.queue_matters()) {
             self.learned.note(in_flight, queued);
         }
     }
@@ -424,9 +424,14 @@ impl Watch {
         })
     }
 
+    /// Whether somebody waits longer because of who is in the accept queue.
+    fn queue_matters(&self) -> bool {
+        self.queue_is_telling() && !self.is_quick
+    }
+
     /// Whether the accept queue says something of load.
     fn queue_is_telling(&self) -> bool {
-        let Some(findings) = self.findings.as_ref().filter(|_| !self.is_quick) else {
+        let Some(findings) = &self.findings else {
             return false;
         };
         let accepts = match findings.accepts {
@@ -440,7 +445,7 @@ impl Watch {
         let slots = self.slots_in_force().map(|slots| slots.count);
         let readings = Readings {
             slots,
-            accept_queue: self.queued.filter(|_| self.queue_is_telling()),
+            accept_queue: self.queued.filter(|_| self.queue_matters()),
             cpu: self.gauges.cpu,
             memory: self.gauges.memory,
         };

@@ -71,6 +71,9 @@ fn what_was_learned_counts_where_nothing_was_found() {
     }
     let found = watch.slots_in_force().expect("it was learned");
     assert_eq!((found.count, found.source), (2, Source::Learned));
+    watch.is_quick = true;
+    assert_eq!(watch.slots_in_force(), None, "nobody waits for them");
+    watch.is_quick = false;
     watch.settle_slots(slots(4, Source::Env), now);
     assert_eq!(watch.slots_in_force(), slots(4, Source::Env));
 }
