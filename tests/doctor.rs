@@ -139,7 +139,7 @@ fn people_get_it_in_words_and_an_absent_backend_is_a_failure() {
     let app = Gunicorn::sync(1);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let free = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    common::raw::refuse(&listener);
     let (code, out, err) = tidegate(&["doctor", "--backend", app.address(), "--backend", &free]);
     assert_eq!((code, err.as_str()), (1, ""));
     for part in [

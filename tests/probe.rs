@@ -255,10 +255,9 @@ fn through_tidegate_its_limit_is_the_answer_and_the_backend_is_watched() {
     );
     if cfg!(target_os = "linux") {
         assert!(figure(&report["steps"][0]["backend_cores"]) < 0.5);
-        assert_eq!(
-            report["steps"][3]["accept_queue"], 0.0,
-            "tidegate holds the rest"
-        );
+        // A worker takes a moment to accept.
+        let queued = figure(&report["steps"][3]["accept_queue"]);
+        assert!(queued < 0.5, "tidegate holds the rest: {queued}");
     }
 }
 
@@ -342,7 +341,7 @@ fn strangers_and_the_absent_are_not_measured() {
     assert!(err.contains("plain HTTP"), "{err}");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let free = listener.local_addr().unwrap();
-    drop(listener);
+    common::raw::refuse(&listener);
     let (code, out, err) = tidegate(&["probe", "--url", &format!("http://{free}/")]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("nothing listens there"), "{err}");

@@ -370,7 +370,7 @@ fn a_backend_that_is_down_is_502_and_one_that_is_slow_504() {
     // The kernel accepts for the listener; nobody answers.
     assert_problem(&client.response(), 504, "backend_timeout");
     tidegate.until_idle();
-    drop(listener);
+    common::raw::refuse(&listener);
     assert_problem(&client.get("/"), 502, "backend_unreachable");
 }
 

@@ -262,6 +262,11 @@ pub fn reserved_port() -> (TcpListener, String) {
     (listener, address)
 }
 
+/// Ends listening, but holds the port: from here on connections are refused, and no other test's server gets it.
+pub fn refuse(listener: &TcpListener) {
+    rustix::net::shutdown(listener, rustix::net::Shutdown::Both).expect("it listened");
+}
+
 /// A backend that answers when the test says so.
 #[derive(Debug)]
 pub struct Held {
