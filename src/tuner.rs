@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    admission::state::Snapshot,
+    admission::{Lane, state::Snapshot},
     backend::{Endpoint, profile::Source},
     clock,
     observe::{
@@ -145,7 +145,7 @@ fn sense(shared: &Shared, senses: &Senses, now: Instant) {
     let endpoints = shared.endpoints();
     for endpoint in endpoints.iter() {
         let lane = in_flight.iter().find(|lane| lane.id == endpoint.id);
-        let law = laws.iter().find(|lane| lane.id() == endpoint.id);
+        let law = law_of(endpoint, &laws);
         let answers = Answers {
             answers_as: endpoint.profile().0,
             in_flight: lane.map_or(0, |lane| lane.in_flight),
@@ -153,7 +153,7 @@ fn sense(shared: &Shared, senses: &Senses, now: Instant) {
         };
         if let Some(news) = senses.tick(endpoint.id, &endpoint.address, &live.config, answers, now)
         {
-            tell(shared, endpoint, &news, now);
+            tell(shared, endpoint, law, &news, now);
         }
     }
     senses.retain(|id| endpoints.iter().any(|endpoint| endpoint.id == id));
@@ -162,25 +162,36 @@ fn sense(shared: &Shared, senses: &Senses, now: Instant) {
 /// The first look at all endpoints, before the first request.
 pub async fn first_look(shared: &Shared, senses: &Senses) {
     let live = shared.live();
+    let laws = shared.limiter.lanes();
     for endpoint in shared.endpoints().iter() {
         let news = senses
             .first_look(endpoint.id, &endpoint.address, &live.config)
             .await;
         if let Some(news) = news {
-            tell(shared, endpoint, &news, clock::now());
+            tell(
+                shared,
+                endpoint,
+                law_of(endpoint, &laws),
+                &news,
+                clock::now(),
+            );
         }
     }
     shared.limiter.tick(clock::now());
 }
 
+fn law_of<'a>(endpoint: &Endpoint, laws: &'a [Arc<Lane>]) -> Option<&'a Lane> {
+    let law = laws.iter().find(|lane| lane.id() == endpoint.id);
+    law.map(Arc::as_ref)
+}
+
 /// Tells an endpoint and its law.
-fn tell(shared: &Shared, endpoint: &Endpoint, news: &News, now: Instant) {
+fn tell(shared: &Shared, endpoint: &Endpoint, law: Option<&Lane>, news: &News, now: Instant) {
     if let Some(profile) = news.profile {
         endpoint.learn(profile, Source::Process);
     }
     endpoint.staff(news.crew.as_ref());
-    let lanes = shared.limiter.lanes();
-    let Some(lane) = lanes.iter().find(|lane| lane.id() == endpoint.id) else {
+    let Some(lane) = law else {
         return;
     };
     lane.set_readings(news.readings);

@@ -137,8 +137,7 @@ fn a_unix_socket_is_examined_as_well() {
 #[test]
 fn people_get_it_in_words_and_an_absent_backend_is_a_failure() {
     let app = Gunicorn::sync(1);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let free = listener.local_addr().unwrap().to_string();
+    let (listener, free) = common::raw::reserved_port();
     common::raw::refuse(&listener);
     let (code, out, err) = tidegate(&["doctor", "--backend", app.address(), "--backend", &free]);
     assert_eq!((code, err.as_str()), (1, ""));

@@ -339,8 +339,7 @@ fn strangers_and_the_absent_are_not_measured() {
     let (code, _, err) = tidegate(&["probe", "--url", "https://127.0.0.1/"]);
     assert_eq!(code, 2);
     assert!(err.contains("plain HTTP"), "{err}");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let free = listener.local_addr().unwrap();
+    let (listener, free) = common::raw::reserved_port();
     common::raw::refuse(&listener);
     let (code, out, err) = tidegate(&["probe", "--url", &format!("http://{free}/")]);
     assert_eq!((code, out.as_str()), (1, ""));

@@ -9,7 +9,7 @@ use super::elastic::{Decreases, Point, Steady, Verdict, busy};
 use super::law::{LIMITED, Measured, overloaded};
 use super::trials::Trials;
 use super::window::Pace;
-use super::{BoundBy, NEGLIGIBLE, Settings, reason};
+use super::{BoundBy, Settings, reason};
 
 /// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
 const FLAT_PART: f64 = 0.343;
@@ -188,7 +188,7 @@ impl Aimd {
             self.trials.doubt(m, curve);
         }
         let dropping = self.dropping(m);
-        let negligible = m.latency < NEGLIGIBLE.as_secs_f64();
+        let negligible = m.is_negligible();
         // Fewer than the workers, and it is not the CPU that they wait for: that takes more to believe.
         let held = m
             .floor
@@ -230,11 +230,12 @@ impl Aimd {
             // After a surprise, one deep cut tells a slow backend from a full one at once.
             let surprised = std::mem::take(&mut self.surprised);
             let far = surprised || m.in_vain || m.point.stretch > FAR * settings.tolerance;
-            let deepest = match far {
-                // Nobody has anything to lose.
-                _ if m.in_vain => 0.0,
-                true => DEEPEST_FAR,
-                false => DEEPEST,
+            let deepest = if m.in_vain {
+                0.0 // nobody has anything to lose
+            } else if far {
+                DEEPEST_FAR
+            } else {
+                DEEPEST
             };
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // A lower limit would idle a worker.
@@ -372,8 +373,7 @@ impl Aimd {
         if let Some(by) = m.veto {
             // A busy CPU is no shortage while latency is that of an idle backend or nothing to speak of, and going back
             // to where it worked is no growth.
-            let idle =
-                m.known && m.point.stretch <= IDLE_STRETCH || m.latency < NEGLIGIBLE.as_secs_f64();
+            let idle = m.known && m.point.stretch <= IDLE_STRETCH || m.is_negligible();
             let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
             if by != BoundBy::Cpu || !(idle || worked) {
                 self.cause = by;
@@ -387,7 +387,7 @@ impl Aimd {
         }
         if self.slow_start {
             if let Some(last) = self.last
-                && m.latency >= NEGLIGIBLE.as_secs_f64()
+                && !m.is_negligible()
                 && last.in_flight < 0.9 * m.point.in_flight
                 && m.samples >= 20
                 && m.point.gain(&last) < SLOW_START_GAIN

@@ -9,7 +9,7 @@ use super::elastic::Point;
 use super::gradient::Gradient;
 use super::vegas::Vegas;
 use super::window::Pace;
-use super::{Algorithm, BoundBy, Settings, reason};
+use super::{Algorithm, BoundBy, NEGLIGIBLE, Settings, reason};
 
 /// Growth needs the limit to be reached for this share of the window. CONTROL §4.3, F6, F15.
 pub(super) const LIMITED: f64 = 0.30;
@@ -47,6 +47,11 @@ pub(super) struct Measured {
 }
 
 impl Measured {
+    /// Whether nobody minds such a latency, whatever its stretch: see [`NEGLIGIBLE`].
+    pub(super) fn is_negligible(&self) -> bool {
+        self.latency < NEGLIGIBLE.as_secs_f64()
+    }
+
     /// Moves the baseline by a factor.
     pub(super) fn rebase(&mut self, factor: f64, curve: &mut Curve) {
         self.scale *= factor;

@@ -35,6 +35,19 @@ impl Bench {
         }
     }
 
+    /// A hundred requests to an idle backend.
+    fn idle(&mut self) {
+        for _ in 0..100 {
+            self.controller.observe(&Sample {
+                started: self.now,
+                finished: self.now + Duration::from_millis(50),
+                in_flight: 1,
+                route: 0,
+                outcome: self.outcome,
+            });
+        }
+    }
+
     /// Runs for so many seconds, with requests one after the other in every place.
     fn run(&mut self, seconds: f64) {
         let mut left = seconds;
@@ -139,15 +152,7 @@ fn work_for_those_who_have_left_is_cut_at_once() {
             ..settings()
         });
         bench.outcome = outcome;
-        for _ in 0..100 {
-            bench.controller.observe(&Sample {
-                started: bench.now,
-                finished: bench.now + Duration::from_millis(50),
-                in_flight: 1,
-                route: 0,
-                outcome,
-            });
-        }
+        bench.idle();
         bench.run(2.0);
         bench.decisions.clear();
         bench.latency = latency;
@@ -174,15 +179,7 @@ fn a_short_cpu_takes_nothing_from_what_is_worked_on() {
         max: 4,
         ..settings()
     });
-    for _ in 0..100 {
-        bench.controller.observe(&Sample {
-            started: bench.now,
-            finished: bench.now + Duration::from_millis(50),
-            in_flight: 1,
-            route: 0,
-            outcome: Outcome::Success,
-        });
-    }
+    bench.idle();
     // By Little's law two and a half of the four.
     bench.latency = 0.08;
     bench.readings.cpu = cpu(1.0, 0.5);

@@ -163,9 +163,9 @@ impl Trials {
 
     /// The limit is too high as it is. (A dip has a lower one, and goes on.)
     pub(super) fn stop_probing(&mut self) {
-        self.trial = self
-            .trial
-            .take_if(|trial| matches!(trial, Trial::Dip { .. }));
+        if matches!(self.trial, Some(Trial::Probe { .. })) {
+            self.abandon();
+        }
     }
 
     /// The limit is moved for another reason.

@@ -134,9 +134,7 @@ impl Window {
     /// Whether its client was still there.
     pub(super) fn heard(&mut self, was_heard: bool, started: Instant, finished: Instant) {
         if was_heard {
-            if self.in_vain.number > 0 {
-                self.in_vain = InVain::default();
-            }
+            self.in_vain = InVain::default();
             return;
         }
         let run = &mut self.in_vain;

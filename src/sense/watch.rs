@@ -56,7 +56,7 @@ pub struct Senses {
 /// What the proxy knows of an endpoint by what it answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Answers {
-    /// The server, as they look like.
+    /// The server whose they look like.
     pub answers_as: Profile,
     /// Requests that wait for one.
     pub in_flight: u32,

@@ -255,7 +255,7 @@ impl Drop for Raw {
 }
 
 /// An address on loopback where nobody listens: bound for as long as the listener lives, and
-/// refused as soon as it is dropped.
+/// refused as soon as it is dropped, or from [`refuse`] on.
 pub fn reserved_port() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();

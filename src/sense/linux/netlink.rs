@@ -202,32 +202,32 @@ fn gather<T>(
 
 /// inet_diag_req_v2: listening TCP sockets on one port.
 fn inet_request(family: u8, port: u16) -> Vec<u8> {
-    let mut request = vec![family, IPPROTO_TCP, 0, 0];
-    request.extend(LISTENING.to_ne_bytes());
-    // inet_diag_sockid: ports and addresses in network order, the interface, no cookie.
-    request.extend(port.to_be_bytes());
-    request.extend([0; 2 + 16 + 16 + 4]);
-    request.extend([0xff; 8]);
-    request
+    tcp_request(family, LISTENING, [port, 0], [[0; 16]; 2])
 }
 
 /// inet_diag_req_v2: the one TCP socket with these ends.
 fn pair_request(here: SocketAddr, there: SocketAddr) -> Vec<u8> {
     let (here, there) = (canonical(here), canonical(there));
     let family = if here.is_ipv4() { AF_INET } else { AF_INET6 };
-    let mut request = vec![family, IPPROTO_TCP, 0, 0];
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(here.port().to_be_bytes());
-    request.extend(there.port().to_be_bytes());
-    for ip in [here.ip(), there.ip()] {
-        match ip {
-            IpAddr::V4(ip) => {
-                request.extend(ip.octets());
-                request.extend([0; 12]);
-            }
-            IpAddr::V6(ip) => request.extend(ip.octets()),
+    let octets = |ip| match ip {
+        IpAddr::V4(ip) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&ip.octets());
+            octets
         }
-    }
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    let ports = [here.port(), there.port()];
+    let addresses = [octets(here.ip()), octets(there.ip())];
+    tcp_request(family, u32::MAX, ports, addresses)
+}
+
+fn tcp_request(family: u8, states: u32, ports: [u16; 2], addresses: [[u8; 16]; 2]) -> Vec<u8> {
+    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+    request.extend(states.to_ne_bytes());
+    // inet_diag_sockid: ports and addresses in network order, the interface, no cookie.
+    request.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
+    request.extend(addresses.concat());
     request.extend([0; 4]);
     request.extend([0xff; 8]);
     request
