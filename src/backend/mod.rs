@@ -27,8 +27,8 @@ pub mod uwsgi;
 pub use self::{
     body::{Answered, RequestBody, ResponseBody},
     codec::{
-        Added, Lines, Malformed, Name, Plain, RequestHead, Size, Usual, can_have_body, chunk,
-        empty, has_member, head, length, line, members,
+        Added, Lines, Malformed, Name, Names, Plain, RequestHead, Size, Usual, can_have_body,
+        chunk, empty, has_member, head, length, line, members,
     },
     connect::{Stream, connect},
     endpoint::Endpoint,

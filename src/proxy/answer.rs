@@ -96,21 +96,19 @@ where
         let arrived = clock::now();
         self.peer.state.serve();
         let live = self.shared.live();
-        if live.reads_usual {
+        if live.reads(&request) {
             Plain::unfold(&mut request);
         }
         let route = live.matcher.find(&request);
         // Looking for each of the fields that few requests have would cost more than this.
-        let plain = !live.reads_usual && hygiene::is_plain(request.headers());
-        let rare = (!plain).then(|| request.headers());
+        let usual = !live.reads_usual
+            && !request.body().has_others()
+            && hygiene::is_plain(request.headers());
+        let rare = (!usual).then_some(&*request);
         let id = RequestId::of(rare, &live);
-        let deadline = rare.and_then(|fields| deadline(fields, &live));
+        let deadline = rare.and_then(|head| deadline(head, &live));
         let deadline = deadline.map(|left| arrived + left);
-        let upgrade = if plain {
-            None
-        } else {
-            upgrade::asked(&request)
-        };
+        let upgrade = rare.and_then(upgrade::asked);
         let http2 = request.version() == Version::HTTP_2;
         let lines = self.shared.takes_lines(&live.config.backend);
         let most = self.shared.most_fields(request.headers().len());
@@ -130,8 +128,8 @@ where
             Err(error) => (None, Err(error)),
         };
         let mut ask = ask(&request, &self.peer, &live, route, deadline);
-        if !plain {
-            ask.class = client::class(ask.class, request.headers());
+        if !usual {
+            ask.class = client::class(ask.class, &request);
         }
         let context = Arc::new(Context::new(
             live,
@@ -194,8 +192,8 @@ fn ask(
 }
 
 /// For how long the client says it waits.
-fn deadline(fields: &HeaderMap, live: &Live) -> Option<Duration> {
-    let value = fields.get(live.deadline.as_ref()?)?;
+fn deadline(head: &RequestHead, live: &Live) -> Option<Duration> {
+    let value = Plain::find(head, live.deadline.as_ref()?)?;
     let millis: u64 = value.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_millis(millis))
 }

@@ -7,13 +7,13 @@ use std::{
     sync::LazyLock,
 };
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use ipnet::IpNet;
 
 use super::{context::Peer, forwarded};
 use crate::{
     admission::{Class, ClientKey},
-    backend::{Name, RequestHead},
+    backend::{Name, Plain, RequestHead},
     config::ClientKeySource,
 };
 
@@ -67,10 +67,9 @@ impl KeySource {
                 let address = address(head, peer, proxies)?;
                 Some(ClientKey(KEYS.hash_one(network(address))))
             }
-            Self::Header(name) => head
-                .headers()
-                .get(name)
-                .map(|value| ClientKey(KEYS.hash_one(value.as_bytes()))),
+            Self::Header(name) => {
+                Plain::find(head, name).map(|value| ClientKey(KEYS.hash_one(value.as_bytes())))
+            }
         }
     }
 }
@@ -114,18 +113,19 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// The class a request waits in. A retry goes behind those that ask for the first time: it has had
 /// its turn, and in a storm of retries the new ones are the useful ones. Nothing promotes.
-pub fn class(of_route: Class, fields: &HeaderMap) -> Class {
+pub fn class(of_route: Class, head: &RequestHead) -> Class {
     let lower = match of_route {
         Class::High => Class::Normal,
         Class::Normal => Class::Low,
         Class::Protected | Class::Low | Class::Stream => return of_route,
     };
-    if is_retry(fields) { lower } else { of_route }
+    if is_retry(head) { lower } else { of_route }
 }
 
-fn is_retry(fields: &HeaderMap) -> bool {
+fn is_retry(head: &RequestHead) -> bool {
     ATTEMPTS.iter().any(|(name, first)| {
-        let count = fields.get(name).and_then(|value| value.to_str().ok());
+        let count = Plain::find(head, name);
+        let count = count.as_ref().and_then(|value| value.to_str().ok());
         count.is_some_and(|count| {
             // More digits than fit are many retries; anything else is nobody's count.
             let count = count.trim();
@@ -138,6 +138,8 @@ fn is_retry(fields: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use std::{net::SocketAddr, sync::Arc};
+
+    use http::HeaderMap;
 
     use super::*;
     use crate::{clock, observe::Metrics, proxy::state::State};
@@ -179,13 +181,9 @@ mod tests {
             (Class::Stream, "x-retry-count", "1", Class::Stream),
         ];
         for (from, name, value, to) in cases {
-            assert_eq!(
-                class(from, &fields(&[(name, value)])),
-                to,
-                "{name}: {value}"
-            );
+            assert_eq!(class(from, &head(&[(name, value)])), to, "{name}: {value}");
         }
-        assert_eq!(class(Class::High, &HeaderMap::new()), Class::High);
+        assert_eq!(class(Class::High, &head(&[])), Class::High);
     }
 
     #[test]

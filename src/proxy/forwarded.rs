@@ -21,7 +21,7 @@ pub const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start")
 
 /// What WSGI servers and frameworks believe when it comes from the proxy's address: the scheme, the
 /// path's prefix, the user, the client. (Sorted.)
-const SPOOFABLE: [&str; 21] = [
+pub(super) const SPOOFABLE: [&str; 21] = [
     "cf-connecting-ip",
     "client-ip",
     "forwarded",
@@ -46,7 +46,7 @@ const SPOOFABLE: [&str; 21] = [
 ];
 
 /// More of them; WSGI knows no difference between `-` and `_`.
-const SPOOFABLE_TOO: [&str; 6] = [
+pub(super) const SPOOFABLE_TOO: [&str; 6] = [
     "x-forwarded-user",
     "x-original-url",
     "x-remote-user",
@@ -216,7 +216,8 @@ impl Appended {
         if headers.via {
             field("via", via(self.version).as_bytes());
         }
-        if let Some(name) = &live.request_id {
+        // What was sent is there already.
+        if let (Some(name), RequestId::Made(_)) = (&live.request_id, id) {
             field(name.as_str(), id.as_bytes());
         }
         if headers.request_start {

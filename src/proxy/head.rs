@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     admission::Limiter,
-    backend::{self, Added, RequestHead, Size},
+    backend::{self, Added, Plain, RequestHead, Size},
     clock,
     config::Config,
     observe::Metrics,
@@ -81,11 +81,19 @@ impl Heads {
         behind: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), BadHead> {
-        let (peer, live, id) = (&self.peer, &self.live, &self.id);
+        let (peer, live) = (&self.peer, &self.live);
         let most = usize::MAX;
-        let appended = hygiene::inbound(request, peer, live, id, arrived, behind, most)?;
+        if live.reads(request) {
+            Plain::unfold(request);
+        }
+        let id = match RequestId::of(Some(request), live) {
+            RequestId::Made(_) => self.id.clone(),
+            sent => sent,
+        };
+        let appended = hygiene::inbound(request, peer, live, &id, arrived, behind, most)?;
         let added = Behind {
             heads: self,
+            id: &id,
             appended,
             arrived,
         };
@@ -103,6 +111,7 @@ impl Heads {
 #[derive(Debug)]
 struct Behind<'a> {
     heads: &'a Heads,
+    id: &'a RequestId,
     appended: Option<Appended>,
     arrived: Instant,
 }
@@ -115,21 +124,23 @@ impl Added for Behind<'_> {
     }
 
     fn write(&self, host: &[u8], out: &mut Vec<u8>) {
-        let Heads { live, peer, id } = self.heads;
+        let Heads { live, peer, .. } = self.heads;
         if let Some(appended) = &self.appended {
-            appended.write(host, peer, live, id, self.arrived, out);
+            appended.write(host, peer, live, self.id, self.arrived, out);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
-        backend::{Lines, Plain},
-        proxy::client::KeySource,
+        admission::Class,
+        backend::Lines,
+        proxy::client::{self, KeySource},
     };
 
     fn heads(forwarded: bool, trusted: bool, unix: bool) -> Heads {
@@ -164,15 +175,21 @@ mod tests {
         let proxies = &heads.live.config.headers.trusted_proxies;
         let client = KeySource::Ip.key(&parsed.request, &heads.peer, proxies);
         let said = (parsed.keep_alive, parsed.expects, parsed.trailers, client);
+        let key = KeySource::Header(HeaderName::from_static("x-other"));
+        let key = key.key(&parsed.request, &heads.peer, proxies);
+        let asked = (key, client::class(Class::Normal, &parsed.request));
         // A map may be needed later.
         let mut again = Vec::new();
         Plain::unfold(&mut parsed.request);
         backend::head(&parsed.request, &Lines::default(), &mut again);
         assert_eq!(out.get(..again.len() - 2), again.get(..again.len() - 2));
-        Ok(format!("{said:?}\n{}", String::from_utf8_lossy(&out)))
+        Ok(format!(
+            "{said:?} {asked:?}\n{}",
+            String::from_utf8_lossy(&out)
+        ))
     }
 
-    const NAMES: [&str; 20] = [
+    const NAMES: [&str; 28] = [
         "Host",
         "host",
         "User-Agent",
@@ -193,8 +210,17 @@ mod tests {
         "X-Forwarded-Port",
         "X-Real-IP",
         "X-Request-Id",
+        "X-OTHER",
+        "x-other",
+        "Proxy-Authorization",
+        "X_Own",
+        "Via",
+        "X-Request-Start",
+        "Remote-User",
+        "X-Retry-Count",
     ];
-    const VALUES: [&str; 10] = [
+    const VALUES: [&str; 11] = [
+        "2",
         "198.51.100.7, 10.0.0.1",
         "\u{e9}",
         "a",

@@ -17,7 +17,7 @@ use super::{
     live::Live,
     request_id::RequestId,
 };
-use crate::backend::{Name, Plain, RequestHead, Usual, length, members};
+use crate::backend::{Name, Names, Plain, RequestHead, Usual, length, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +82,47 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
+/// What is changed in a request, or looked for in its map alone, by whatever part of the proxy, beyond the names that
+/// [`Name`] knows and those that the configuration has. The shortest first.
+static OURS: Names<30> = Names::new([
+    "te",
+    "via",
+    "proxy",
+    "expect",
+    "trailer",
+    "upgrade",
+    "client-ip",
+    "forwarded",
+    "path-info",
+    "keep-alive",
+    "remote-addr",
+    "remote-user",
+    "script-name",
+    "x-client-ip",
+    "max-forwards",
+    "x-url-scheme",
+    "x-remote-user",
+    "x-rewrite-url",
+    "http2-settings",
+    "true-client-ip",
+    "x-original-url",
+    "front-end-https",
+    "x-request-start",
+    "proxy-connection",
+    "x-forwarded-user",
+    "transfer-encoding",
+    "proxy-authenticate",
+    "x-cluster-client-ip",
+    "x-forwarded-protocol",
+    "proxy-authentication-info",
+]);
+
+/// Whether a field that [`Name`] does not know means something to the application alone, unless the configuration names
+/// it. (WSGI takes `_` for `-`.)
+pub fn is_others(name: &[u8]) -> bool {
+    !name.contains(&b'_') && OURS.find(name).is_none()
+}
+
 /// Whether a `Connection` says no more than whether to keep it: the usual case.
 pub fn is_plain_option(value: &[u8]) -> bool {
     value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
@@ -138,7 +179,16 @@ pub fn inbound(
     }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
     let behind = behind && !headers.forwarded;
-    if !behind || request.uri().authority().is_some() || (trusted && !can_add(request.body())) {
+    let has_id = || {
+        let name = live.request_id.as_ref();
+        name.is_some_and(|name| request.body().other(name).is_some())
+    };
+    let to_be_replaced = matches!(request_id, RequestId::Made(_)) && has_id();
+    if !behind
+        || request.uri().authority().is_some()
+        || (trusted && !can_add(request.body()))
+        || to_be_replaced
+    {
         Plain::unfold(request);
     }
     if request.body().host().is_some() {

@@ -46,7 +46,9 @@ pub struct Live {
     pub request_id: Option<HeaderName>,
     /// The field by which a client says for how long it waits, milliseconds.
     pub deadline: Option<HeaderName>,
-    /// Whether one of the fields that the configuration names is one that most requests have anyway.
+    /// The fields by which it tells routes.
+    fields: Vec<HeaderName>,
+    /// Whether it names a field that most requests have anyway.
     pub reads_usual: bool,
     /// What tells clients apart in the queue.
     pub client_key: KeySource,
@@ -84,14 +86,14 @@ impl Live {
         let request_id: Option<HeaderName> = config.headers.request_id.parse().ok();
         let deadline: Option<HeaderName> = config.queue.deadline_header.parse().ok();
         let client_key = KeySource::from(&config.queue.client_key);
-        let reads_usual = {
-            let own = [request_id.as_ref(), deadline.as_ref(), client_key.field()];
-            let mut names = own.into_iter().flatten().chain(matcher.fields());
-            names.any(|name| {
-                hygiene::is_common(name) || Name::find(name.as_str().as_bytes()).is_some()
-            })
-        };
+        let fields: Vec<HeaderName> = matcher.fields().cloned().collect();
+        let own = [request_id.as_ref(), deadline.as_ref(), client_key.field()];
+        let reads_usual = fields
+            .iter()
+            .chain(own.into_iter().flatten())
+            .any(|name| hygiene::is_common(name) || Name::find(name.as_str().as_bytes()).is_some());
         Self {
+            fields,
             reads_usual,
             request_id,
             deadline,
@@ -100,6 +102,12 @@ impl Live {
             matcher,
             routes,
         }
+    }
+
+    /// Whether a field of this head is looked for where only its map is looked at.
+    pub fn reads(&self, head: &RequestHead) -> bool {
+        let is_there = |name| head.body().other(name).is_some();
+        self.reads_usual || self.fields.iter().any(is_there)
     }
 }
 

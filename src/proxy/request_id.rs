@@ -1,8 +1,9 @@
 //! What a request is called in logs, and by whoever asks about it.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use super::live::Live;
+use crate::backend::{Plain, RequestHead};
 
 /// The longest that is taken over from a client, bytes.
 const SENT_MAX: usize = 128;
@@ -18,15 +19,15 @@ pub enum RequestId {
 
 impl RequestId {
     /// The client's id for the request if it is a sane one, else a new one.
-    pub fn of(fields: Option<&HeaderMap>, live: &Live) -> Self {
-        let sent = fields
+    pub fn of(head: Option<&RequestHead>, live: &Live) -> Self {
+        let sent = head
             .zip(live.request_id.as_ref())
-            .and_then(|(fields, name)| fields.get(name))
+            .and_then(|(head, name)| Plain::find(head, name))
             .filter(|value| {
                 (1..=SENT_MAX).contains(&value.len())
                     && value.as_bytes().iter().all(u8::is_ascii_graphic)
             });
-        sent.map_or_else(Self::new, |sent| Self::Sent(sent.clone()))
+        sent.map_or_else(Self::new, Self::Sent)
     }
 
     /// A new one.

@@ -18,6 +18,7 @@ pub(super) use self::{
 };
 pub use self::{
     field::{has_member, length, members},
+    names::Names,
     plain::{Name, Plain, RequestHead},
     request::{Added, Lines, Size, chunk, empty, head, line},
     response::can_have_body,

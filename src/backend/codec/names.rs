@@ -7,7 +7,7 @@ const LOWER: u8 = 0x20;
 
 /// Some names, of letters and hyphens, in lower case.
 #[derive(Debug)]
-pub(super) struct Names<const N: usize> {
+pub struct Names<const N: usize> {
     names: [&'static str; N],
     /// What tells those of a length apart.
     keys: [(u64, u64); N],
@@ -17,7 +17,7 @@ pub(super) struct Names<const N: usize> {
 
 impl<const N: usize> Names<N> {
     /// These, the shortest first, and of those of a length best the most usual.
-    pub(super) const fn new(names: [&'static str; N]) -> Self {
+    pub const fn new(names: [&'static str; N]) -> Self {
         let (mut keys, mut of_length) = ([(0, 0); N], [0; LONG + 1]);
         let (mut at, mut length) = (0, 0);
         while length <= LONG {
@@ -60,7 +60,7 @@ impl<const N: usize> Names<N> {
 
     /// The place of the name that these bytes are, in whatever case, if it is there.
     #[inline]
-    pub(super) fn find(&self, bytes: &[u8]) -> Option<u8> {
+    pub fn find(&self, bytes: &[u8]) -> Option<u8> {
         let length = bytes.len();
         if length >= LONG {
             return None;
@@ -88,6 +88,7 @@ const fn key(name: &[u8]) -> (u64, u64) {
         return ((first | FOUR) as u64, (last | FOUR) as u64);
     }
     match *name {
+        [a, b] => (u16::from_le_bytes([a, b]) as u64 | FOUR as u64 & 0xffff, 0),
         [a, b, c] => (u32::from_le_bytes([a, b, c, 0]) as u64 | FOUR as u64, 0),
         _ => (0, 0),
     }
@@ -97,7 +98,8 @@ const fn key(name: &[u8]) -> (u64, u64) {
 mod tests {
     use super::*;
 
-    const SOME: [&str; 9] = [
+    const SOME: [&str; 10] = [
+        "te",
         "dnt",
         "host",
         "accept",
@@ -108,7 +110,7 @@ mod tests {
         "if-modified-since",
         "upgrade-insecure-requests",
     ];
-    const NAMES: Names<9> = Names::new(SOME);
+    const NAMES: Names<10> = Names::new(SOME);
 
     #[test]
     fn names_are_found_in_any_case_and_no_others() {

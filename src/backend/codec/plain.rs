@@ -1,9 +1,10 @@
-//! The fields that most requests have. They go to the backend as they are, or not at all, so a request that
-//! has no others keeps its head as it was read, and knows where in it the fields are: to put each into a map,
-//! and to take it out again, costs several times as much.
+//! The fields that most requests have, and those that mean something to the application alone. They go to the
+//! backend as they are, or not at all, so a request that has no others keeps its head as it was read, and knows
+//! where in it the fields are: to put each into a map, and to take it out again, costs several times as much.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use memchr::memchr;
 
 use super::{Size, names::Names};
 
@@ -13,7 +14,7 @@ pub type RequestHead = Request<Plain>;
 
 /// The names, the shortest first, and of those of a length the most usual. What is for one hop only does not
 /// belong here, nor what is looked for in a request.
-static NAMES: Names<56> = Names::new([
+static NAMES: Names<57> = Names::new([
     "dnt",
     "host",
     "range",
@@ -27,6 +28,7 @@ static NAMES: Names<56> = Names::new([
     "if-range",
     "priority",
     "cdn-loop",
+    "x-scheme",
     "save-data",
     "sec-ch-ua",
     "x-api-key",
@@ -111,6 +113,8 @@ impl Name {
     pub const CONTENT_LENGTH: Self = Self(NAMES.place("content-length"));
     /// `Connection`, which is known, but not passed on.
     pub const CONNECTION: Self = Self(NAMES.place("connection"));
+    /// One that the application alone knows.
+    pub const OTHER: Self = Self(u64::BITS as u8 - 1);
 
     /// `X-Forwarded-For`.
     pub const FORWARDED_FOR: Self = Self(NAMES.place("x-forwarded-for"));
@@ -121,7 +125,7 @@ impl Name {
     /// `X-Forwarded-Proto`.
     pub const FORWARDED_PROTO: Self = Self(NAMES.place("x-forwarded-proto"));
 
-    /// All of them.
+    /// All that are known.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..NAMES.len()).map(Self)
     }
@@ -131,7 +135,7 @@ impl Name {
         NAMES.find(bytes).map(Self)
     }
 
-    /// In lower case.
+    /// In lower case, if it is known.
     pub fn as_str(self) -> &'static str {
         NAMES.at(self.0)
     }
@@ -158,7 +162,7 @@ impl Plain {
         self.head = head;
     }
 
-    /// Adds a field, which is `Name: value` at this place.
+    /// Adds a field, which is `Name: value` from `start` to `end`.
     pub fn push(&mut self, name: Name, start: usize, end: usize) {
         let line = Line { name, start, end };
         if name == Name::HOST {
@@ -219,7 +223,37 @@ impl Plain {
     }
 
     fn value(&self, line: Line) -> &[u8] {
-        &self.head[line.value()..line.end]
+        &self.head[line.value(&self.head)..line.end]
+    }
+
+    /// Whether there are fields whose names are not known.
+    pub fn has_others(&self) -> bool {
+        self.there & Name::OTHER.bit() != 0
+    }
+
+    /// The value of a field that is not known, in the map or out of it; of several the first.
+    pub fn find(head: &RequestHead, name: &HeaderName) -> Option<HeaderValue> {
+        match head.body().is_empty() {
+            true => head.headers().get(name).cloned(),
+            false => head.body().other(name),
+        }
+    }
+
+    /// The same out of the map.
+    pub fn other(&self, name: &HeaderName) -> Option<HeaderValue> {
+        if !self.has_others() {
+            return None;
+        }
+        let name = name.as_str().as_bytes();
+        let mut others = self.lines.iter().filter(|line| line.name == Name::OTHER);
+        let line = others.find(|line| {
+            let parts = self.head[line.start..line.end].split_at_checked(name.len());
+            parts.is_some_and(|(other, rest)| {
+                rest.starts_with(b":") && other.eq_ignore_ascii_case(name)
+            })
+        })?;
+        let value = line.start + name.len() + ": ".len()..line.end;
+        HeaderValue::from_maybe_shared(self.head.slice(value)).ok()
     }
 
     /// Writes them, each with its end.
@@ -237,9 +271,14 @@ impl Plain {
             let at = out.len();
             out.extend_from_slice(&self.head[start..end]);
             for line in piece {
-                let name = line.name.as_str().as_bytes();
                 let at = at + line.start - start;
-                out[at..at + name.len()].copy_from_slice(name);
+                if line.name == Name::OTHER {
+                    let length = line.name(&self.head).len();
+                    out[at..at + length].make_ascii_lowercase();
+                } else {
+                    let name = line.name.as_str().as_bytes();
+                    out[at..at + name.len()].copy_from_slice(name);
+                }
             }
             if let Some((_, more)) = more.filter(|(at, _)| *at == end) {
                 out.extend_from_slice(SEPARATOR);
@@ -259,12 +298,15 @@ impl Plain {
         let map: &mut HeaderMap = request.headers_mut();
         map.reserve(plain.lines.len());
         for &line in &plain.lines {
-            let name = HeaderName::from_static(line.name.as_str());
-            let mut value = plain.head.slice(line.value()..line.end);
+            let name = match line.name {
+                Name::OTHER => HeaderName::from_bytes(line.name(&plain.head)),
+                known => Ok(HeaderName::from_static(known.as_str())),
+            };
+            let mut value = plain.head.slice(line.value(&plain.head)..line.end);
             if let Some((_, more)) = plain.more.as_ref().filter(|(end, _)| *end == line.end) {
                 value = [&value, SEPARATOR, more.as_bytes()].concat().into();
             }
-            if let Ok(value) = HeaderValue::from_maybe_shared(value) {
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
                 map.append(name, value);
             }
         }
@@ -274,9 +316,19 @@ impl Plain {
 }
 
 impl Line {
+    /// Its name, as it is in this head.
+    fn name(self, head: &[u8]) -> &[u8] {
+        let line = &head[self.start..self.end];
+        let length = match self.name {
+            Name::OTHER => memchr(b':', line).unwrap_or_default(),
+            known => known.as_str().len(),
+        };
+        &line[..length]
+    }
+
     /// Where its value begins.
-    fn value(self) -> usize {
-        self.start + self.name.as_str().len() + ": ".len()
+    fn value(self, head: &[u8]) -> usize {
+        self.start + self.name(head).len() + ": ".len()
     }
 }
 
@@ -300,11 +352,10 @@ mod tests {
         fields.begin(Bytes::from_static(head.as_bytes()));
         let mut at = 0;
         for line in head.split("\r\n") {
-            let name = line
-                .split_once(": ")
-                .and_then(|(name, _)| Name::find(name.as_bytes()));
-            if let Some(name) = name.filter(|name| *name != Name::CONNECTION) {
-                fields.push(name, at, at + line.len());
+            let name = line.split_once(": ").map_or("connection", |(name, _)| name);
+            let known = Name::find(name.as_bytes()).unwrap_or(Name::OTHER);
+            if known != Name::CONNECTION {
+                fields.push(known, at, at + line.len());
             }
             at += line.len() + 2;
         }
@@ -343,7 +394,7 @@ mod tests {
     #[test]
     fn they_are_written_in_their_order_in_lower_case() {
         let request = plain(
-            "GET / HTTP/1.1\r\nHOST: a\r\nAccept: A/B\r\nConnection: close\r\nUser-Agent: C: d\r\nCookie: e\r\n\r\n",
+            "GET / HTTP/1.1\r\nHOST: a\r\nAccept: A/B\r\nConnection: close\r\nUser-Agent: C: d\r\nX-OWN: E\r\n\r\n",
         );
         let fields = request.body();
         assert_eq!(fields.host(), Some(&b"a"[..]));
@@ -354,14 +405,18 @@ mod tests {
         fields.write(&mut out);
         assert_eq!(
             String::from_utf8_lossy(&out),
-            "x\r\nhost: a\r\naccept: A/B\r\nuser-agent: C: d\r\ncookie: e\r\n"
+            "x\r\nhost: a\r\naccept: A/B\r\nuser-agent: C: d\r\nx-own: E\r\n"
         );
     }
 
     #[test]
     fn they_can_be_put_into_the_map() {
-        let mut request =
-            plain("GET / HTTP/1.1\r\nCookie: a=1\r\nHost: b\r\nContent-Length: 007\r\n\r\n");
+        let mut request = plain(
+            "GET / HTTP/1.1\r\nCookie: a=1\r\nHost: b\r\nX-Own: c\r\nContent-Length: 007\r\n\r\n",
+        );
+        let other = |name| request.body().other(&HeaderName::from_static(name));
+        assert_eq!(other("x-own"), Some(HeaderValue::from_static("c")));
+        assert_eq!((other("x-ow"), other("host")), (None, None));
         Plain::unfold(&mut request);
         assert!(request.body().is_empty() && request.body().host().is_none());
         assert_eq!(request.body().size(), Size::default());
@@ -370,14 +425,15 @@ mod tests {
             .into_iter()
             .map(|(name, value)| (name.as_str(), value.as_bytes()))
             .collect();
-        let expected: [(&str, &[u8]); 3] = [
+        let expected: [(&str, &[u8]); 4] = [
             ("cookie", b"a=1"),
             ("host", b"b"),
+            ("x-own", b"c"),
             ("content-length", b"007"),
         ];
         assert_eq!(fields, expected);
         Plain::unfold(&mut request);
-        assert_eq!(request.headers().len(), 3, "there is nothing more");
+        assert_eq!(request.headers().len(), 4, "there is nothing more");
     }
 
     #[test]

@@ -5,13 +5,15 @@ use memchr::{memchr, memchr2};
 use super::Limits;
 use crate::{
     backend::{Name, length},
-    proxy::hygiene::{BadHead, is_plain_option},
+    proxy::hygiene::{BadHead, is_others, is_plain_option},
 };
 
 /// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
 pub const METHOD_MAX: usize = 32;
 /// The longest target that the URI type behind us takes, bytes.
 const TARGET_MAX: usize = 65_534;
+/// So many fields that the application alone knows are plain: each is compared with those before it.
+const OTHERS_MAX: usize = 16;
 
 /// A complete head, and where its parts are: offsets from its first byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +28,8 @@ pub struct Head {
     pub method: Span,
     /// The target.
     pub target: Span,
-    /// Whether its fields are plain: with names that are known, each once, and written as most write them.
+    /// Whether its fields are plain: with names that are known or that nobody here asks for, each once, and written
+    /// as most write them.
     pub plain: bool,
 }
 
@@ -38,7 +41,7 @@ pub type Span = std::ops::Range<usize>;
 pub struct Field {
     /// Its name.
     pub name: Span,
-    /// The same, if it is one of those that most requests have.
+    /// The same, if it can be plain.
     pub known: Option<Name>,
     /// Its value.
     pub value: Span,
@@ -67,6 +70,8 @@ pub struct HeadScanner {
     line_one: Option<RequestLine>,
     /// The known names that there were.
     seen: u64,
+    /// How many others.
+    others: usize,
     /// There was a field that is not plain.
     odd: bool,
     length: Option<u64>,
@@ -140,7 +145,7 @@ impl HeadScanner {
             if fields.len() >= limits.fields {
                 return Err(BadHead::FieldsTooLarge);
             }
-            fields.push(self.field(line, start)?);
+            fields.push(self.field(line, start, bytes, fields)?);
         }
         if has_control(bytes.get(before..self.line).unwrap_or_default()) {
             return Err(BadHead::Syntax);
@@ -165,11 +170,18 @@ impl HeadScanner {
         }
     }
 
-    fn field(&mut self, line: &[u8], start: usize) -> Result<Field, BadHead> {
+    /// A line of this head, which begins at `start`, as a field. `fields` are those before it.
+    fn field(
+        &mut self,
+        line: &[u8],
+        start: usize,
+        head: &[u8],
+        fields: &[Field],
+    ) -> Result<Field, BadHead> {
         let (name, rest) = line.split_at(colon(line).ok_or(BadHead::Syntax)?);
         let as_most = value_as_most(rest);
         let (space, value) = as_most.map_or_else(|| trim(&rest[1..]), |value| (1, value));
-        let known = Name::find(name);
+        let mut known = Name::find(name);
         let before = self.seen;
         self.seen |= known.map_or(0, Name::bit);
         let again = self.seen == before;
@@ -194,9 +206,11 @@ impl HeadScanner {
                 }
                 self.chunked = true;
             }
+            None if self.is_plain_other(name, head, fields) => known = Some(Name::OTHER),
             None => {}
         }
         // (One that is unknown has changed nothing above.)
+        let again = again && known != Some(Name::OTHER);
         self.odd |= again || as_most.is_none();
         let at = start + name.len() + 1 + space;
         Ok(Field {
@@ -204,6 +218,16 @@ impl HeadScanner {
             known,
             value: at..at + value.len(),
         })
+    }
+
+    /// Whether a field that is not known is passed on as it is: nobody here asks for it, and it is the first of its name.
+    fn is_plain_other(&mut self, name: &[u8], head: &[u8], fields: &[Field]) -> bool {
+        self.others += 1;
+        let mut before = fields.iter().filter(|one| one.known == Some(Name::OTHER));
+        !self.odd
+            && self.others <= OTHERS_MAX
+            && is_others(name)
+            && !before.any(|one| head[one.name.clone()].eq_ignore_ascii_case(name))
     }
 
     fn framing(&self, http10: bool) -> Result<Framing, BadHead> {

@@ -122,6 +122,55 @@ fn an_untrusted_client_speaks_for_itself_only() {
     assert!(!headers.contains_key("proxy"), "from nobody");
 }
 
+/// What the rest of the proxy asks for is here.
+#[test]
+fn what_is_ours_is_no_others() {
+    let asked = [
+        "via",
+        "max-forwards",
+        "upgrade",
+        "x-request-start",
+        "TE",
+        "Trailer",
+        "x_own",
+    ];
+    for name in asked {
+        assert!(!is_others(name.as_bytes()), "{name}");
+    }
+    let hop_by_hop = [
+        "connection",
+        "expect",
+        "http2-settings",
+        "keep-alive",
+        "proxy",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let spoofable = forwarded::SPOOFABLE.into_iter();
+    let spoofable = spoofable.chain(forwarded::SPOOFABLE_TOO);
+    for name in spoofable.chain(hop_by_hop) {
+        let known = Name::find(name.as_bytes()).is_some();
+        assert!(drops(&HeaderName::from_static(name), false), "{name}");
+        assert!(known || !is_others(name.as_bytes()), "{name}");
+    }
+    for name in [
+        "x-own",
+        "x-api-version",
+        "proxy-authorization",
+        "hx-request",
+        "te2",
+        "t",
+    ] {
+        assert!(is_others(name.as_bytes()), "{name}");
+        assert!(!drops(&HeaderName::from_static(name), false), "{name}");
+    }
+}
+
 fn framing(fields: &[(&str, &str)]) -> Result<(), BadHead> {
     Survey::of(&map(fields), true, None).framing()
 }
