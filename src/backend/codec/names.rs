@@ -1,7 +1,7 @@
 //! Names of fields that are known, and how one of them is found at a glance.
 
 /// Longer than the longest of them, bytes.
-const LONG: usize = 32;
+const LONG: usize = 40;
 /// Makes capitals small. Of the bytes of a line, it makes no other a letter or a hyphen: there is no CR.
 const LOWER: u8 = 0x20;
 
@@ -24,6 +24,12 @@ impl<const N: usize> Names<N> {
             of_length[length] = at as u8;
             while at < N && names[at].len() == length {
                 keys[at] = key(names[at].as_bytes());
+                let mut before = of_length[length] as usize;
+                while before < at {
+                    let (one, other) = (keys[before], keys[at]);
+                    assert!(one.0 != other.0 || one.1 != other.1, "two look the same");
+                    before += 1;
+                }
                 at += 1;
             }
             length += 1;

@@ -62,11 +62,15 @@ impl Usual {
     }
 }
 
-static NAMES: Names<17> = Names::new([
+/// The shortest first, and of those of a length the most usual.
+static NAMES: Names<38> = Names::new([
     "date",
     "vary",
     "etag",
+    "link",
+    "allow",
     "server",
+    "pragma",
     "expires",
     "location",
     "set-cookie",
@@ -74,12 +78,30 @@ static NAMES: Names<17> = Names::new([
     "cache-control",
     "last-modified",
     "accept-ranges",
+    "content-range",
     "x-frame-options",
     "referrer-policy",
     "content-encoding",
+    "content-language",
+    "x-xss-protection",
+    "www-authenticate",
+    "x-ratelimit-limit",
+    "x-ratelimit-reset",
+    "permissions-policy",
+    "content-disposition",
+    "x-ratelimit-remaining",
     "x-content-type-options",
+    "access-control-max-age",
     "content-security-policy",
     "strict-transport-security",
+    "cross-origin-opener-policy",
+    "access-control-allow-origin",
+    "cross-origin-resource-policy",
+    "cross-origin-embedder-policy",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-expose-headers",
+    "access-control-allow-credentials",
 ]);
 
 /// The name in lower case, if it is one of these.
