@@ -1,16 +1,13 @@
 //! What must hold of the parsers of a client's bytes, whatever they are.
 
 use bytes::BytesMut;
+use http::header;
 
 use super::{
-    guard::{Field, Guard, Limits},
+    guard::{Guard, Head, Limits},
     http1, preamble,
 };
-use crate::{
-    backend::{Name, Plain},
-    config::ProxyProtocol,
-    fuzzing::pieces,
-};
+use crate::{backend::Plain, config::ProxyProtocol, fuzzing::pieces};
 
 /// A connection's requests: they are read, or refused, the same however the bytes are cut.
 ///
@@ -42,11 +39,22 @@ fn follow(bytes: &[u8], size: usize) -> (Vec<Message>, bool) {
                     };
                     let mut request = parsed.request.clone();
                     Plain::unfold(&mut request);
-                    // A plain `Connection` is not kept.
-                    let is_kept =
-                        |field: &&Field| !head.plain || field.known != Some(Name::CONNECTION);
-                    let fields = guard.fields().iter().filter(is_kept);
-                    assert_eq!(request.headers().len(), fields.count(), "a field is lost");
+                    // By way of a map from the beginning. (A plain `Connection` is not kept.)
+                    let unkept = head.plain.then_some(header::CONNECTION);
+                    let by_map = Head {
+                        plain: false,
+                        ..head.clone()
+                    };
+                    let put = http1::parse(&bytes, &by_map, guard.fields(), Box::default());
+                    let put = put.expect("it is a request");
+                    let fields = put.request.headers().iter();
+                    let fields = fields.filter(|(name, _)| unkept.as_ref() != Some(name));
+                    assert!(
+                        request.headers().iter().eq(fields),
+                        "a field is not the same"
+                    );
+                    let said = (put.keep_alive, put.expects, put.trailers);
+                    assert_eq!((parsed.keep_alive, parsed.expects, parsed.trailers), said);
                     messages.push(Message {
                         head: bytes.len(),
                         request: format!("{parsed:?}"),
