@@ -10,7 +10,7 @@ mod heads;
 mod kept;
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     sync::{Mutex, mpsc},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use std::{
 use common::{
     Client, Gunicorn, PATIENCE, Raw, Response, Tidegate, get, raw::Received, since, until,
 };
+use socket2::{Domain, Socket, Type};
 use tidegate::clock;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -479,4 +480,25 @@ fn a_backend_that_restarts_is_waited_for() {
         (1.0..=5.0).contains(&errors),
         "{errors} errors for 5 requests"
     );
+}
+
+/// One that is started beside tidegate may take longer for that.
+#[test]
+fn a_backend_that_starts_later_is_waited_for() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).expect("a port");
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let mut tidegate = Tidegate::to(&address).set("queue.max_wait=20s").start();
+    let target = tidegate.address().to_owned();
+    let first = std::thread::spawn(move || get(&target, "/").text());
+    tidegate.process.logged("it is seen to be missing", |log| {
+        log.contains("does not accept connections").then_some(())
+    });
+    rustix::net::listen(&listener, 16).expect("the port is ours");
+    let _backend = Raw::on(listener, |mut conn| {
+        while conn.request().is_some() && conn.ok("at last") {}
+    });
+    assert_eq!(first.join().expect("an answer"), "at last");
 }

@@ -182,14 +182,13 @@ impl Endpoint {
 
     /// Whether it accepted a connection within the last `age`, and has refused none since.
     pub fn seen_up_within(&self, age: Duration, now: Instant) -> bool {
-        self.is_up() && self.was_up_within(age, now)
+        self.is_up() && self.seen_up.load(Relaxed) > 0 && self.is_awaited(age, now)
     }
 
-    /// Whether it accepted a connection within the last `age`.
-    pub fn was_up_within(&self, age: Duration, now: Instant) -> bool {
-        let millis = self.seen_up.load(Relaxed);
-        millis > 0
-            && now.saturating_duration_since(self.born + Duration::from_millis(millis)) <= age
+    /// Whether it accepted a connection within the last `age`, or has been known for no longer.
+    pub fn is_awaited(&self, age: Duration, now: Instant) -> bool {
+        let seen = self.born + Duration::from_millis(self.seen_up.load(Relaxed));
+        now.saturating_duration_since(seen) <= age
     }
 
     /// Connects and hangs up: does it accept?

@@ -30,7 +30,8 @@ use crate::{
     observe::{self, WaitOutcome},
 };
 
-/// A backend that listened less than this ago is being restarted; one that did not is down, and nobody waits for it.
+/// A backend that listened less than this ago is being restarted, and one that has been known for less is being started
+/// beside tidegate; any other is down, and nobody waits for it.
 const RESTART: Duration = Duration::from_secs(10);
 /// Between two attempts to reach it meanwhile.
 const RECONNECT: Duration = Duration::from_millis(25);
@@ -161,13 +162,14 @@ fn forward(
     }
 }
 
-/// A backend that listened a moment ago and does not any more is being restarted: how long to wait before it is
-/// tried again. `None` if it is not, if there is another that may be up, or if the time that one may wait is over.
+/// A backend that listened a moment ago and does not any more is being restarted, and a new one is being started: how
+/// long to wait before it is tried again. `None` if it is neither, if there is another that may be up, or if the time that
+/// one may wait is over.
 fn restart_pause(shared: &Shared, context: &Context, endpoint: &Endpoint) -> Option<Duration> {
     let now = clock::now();
     shared.note_endpoint(endpoint, false, now);
     if shared.endpoints().iter().any(|e| e.is_up())
-        || !endpoint.was_up_within(RESTART, now)
+        || !endpoint.is_awaited(RESTART, now)
         || context.live.config.limit.dry_run
     {
         return None;
