@@ -135,7 +135,10 @@ impl Name {
         NAMES.find(bytes).map(Self)
     }
 
-    /// In lower case, if it is known.
+    /// In lower case.
+    ///
+    /// # Panics
+    /// Of [`OTHER`](Self::OTHER), which is none.
     pub fn as_str(self) -> &'static str {
         NAMES.at(self.0)
     }
