@@ -56,8 +56,12 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+fn number_if_there(file: &Path) -> Option<i32> {
+    fs::read_to_string(file).ok()?.lines().next()?.parse().ok()
+}
+
 async fn number_in(file: &Path) -> i32 {
-    let read = || fs::read_to_string(file).ok()?.lines().next()?.parse().ok();
+    let read = || number_if_there(file);
     until("the shell has written a process id", || read().is_some()).await;
     read().expect("it was there just now")
 }
@@ -244,10 +248,9 @@ async fn a_start_that_is_given_up_leaves_nothing_behind() {
     // The first poll sends the order; then nobody is there to take the child. Should it be there
     // already, it is dropped here: either way it must go.
     drop(tokio::time::timeout(Duration::ZERO, start(shell(&script))).await);
-    // Perhaps it was killed before it could say who it is.
+    // Perhaps it was killed before it could say who it is, or between opening the file and writing to it.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    if file.exists() {
-        let pid = number_in(&file).await;
+    if let Some(pid) = number_if_there(&file) {
         until("the child is gone", || !alive(pid)).await;
     }
 }
