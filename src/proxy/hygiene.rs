@@ -63,64 +63,36 @@ pub struct ExpectsContinue;
 
 /// Fields for one connection only, RFC 9110 7.6.1, and those that a server must not take from a
 /// client: `Proxy` becomes the environment's HTTP_PROXY. (Not `Proxy-Authorization`: whoever does not
-/// ask for it may pass it on to a server that does, RFC 9110 11.7.2.)
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::CONNECTION
-            | header::TE
-            | header::TRANSFER_ENCODING
-            | header::UPGRADE
-            | header::PROXY_AUTHENTICATE
-    ) || matches!(
-        name.as_str(),
-        "keep-alive"
-            | "proxy"
-            | "proxy-connection"
-            | "proxy-authentication-info"
-            | "http2-settings"
-    )
-}
-
-/// What is changed in a request, or looked for in its map alone, by whatever part of the proxy, beyond the names that
-/// [`Name`] knows and those that the configuration has. The shortest first.
-static OURS: Names<30> = Names::new([
+/// ask for it may pass it on to a server that does, RFC 9110 11.7.2.) The shortest first.
+static HOP_BY_HOP: Names<10> = Names::new([
     "te",
-    "via",
     "proxy",
-    "expect",
-    "trailer",
     "upgrade",
-    "client-ip",
-    "forwarded",
-    "path-info",
+    "connection",
     "keep-alive",
-    "remote-addr",
-    "remote-user",
-    "script-name",
-    "x-client-ip",
-    "max-forwards",
-    "x-url-scheme",
-    "x-remote-user",
-    "x-rewrite-url",
     "http2-settings",
-    "true-client-ip",
-    "x-original-url",
-    "front-end-https",
-    "x-request-start",
     "proxy-connection",
-    "x-forwarded-user",
     "transfer-encoding",
     "proxy-authenticate",
-    "x-cluster-client-ip",
-    "x-forwarded-protocol",
     "proxy-authentication-info",
 ]);
 
+/// Fields of a request that end here too, see [`drops`].
+static ENDS_HERE: Names<2> = Names::new(["expect", "trailer"]);
+
+/// What else of a request is changed, or looked for in its map alone, beyond the names that [`Name`] knows and those that
+/// the configuration has.
+static LOOKED_FOR: Names<3> = Names::new(["via", "max-forwards", "x-request-start"]);
+
+/// Whether a field of this name is for one connection only.
+fn is_hop_by_hop(name: impl AsRef<[u8]>) -> bool {
+    HOP_BY_HOP.find(name.as_ref()).is_some()
+}
+
 /// Whether a field that [`Name`] does not know means something to the application alone, unless the configuration names
-/// it. (WSGI takes `_` for `-`.)
+/// it.
 pub fn is_others(name: &[u8]) -> bool {
-    !name.contains(&b'_') && OURS.find(name).is_none()
+    !drops(name, false) && LOOKED_FOR.find(name).is_none()
 }
 
 /// Whether a `Connection` says no more than whether to keep it: the usual case.
@@ -179,11 +151,9 @@ pub fn inbound(
     }
     let trusted = peer.is_trusted(&headers.trusted_proxies);
     let behind = behind && !headers.forwarded;
-    let has_id = || {
-        let name = live.request_id.as_ref();
-        name.is_some_and(|name| request.body().other(name).is_some())
-    };
-    let to_be_replaced = matches!(request_id, RequestId::Made(_)) && has_id();
+    let has_id = |name| request.body().other(name).is_some();
+    let to_be_replaced =
+        matches!(request_id, RequestId::Made(_)) && live.request_id.as_ref().is_some_and(has_id);
     if !behind
         || request.uri().authority().is_some()
         || (trusted && !can_add(request.body()))
@@ -287,7 +257,7 @@ pub fn outbound<B>(
     }
     let fields = response.headers_mut();
     if unclean {
-        remove(fields, is_hop_by_hop);
+        remove(fields, |name| is_hop_by_hop(name));
     } else if connection {
         // It is the last one, see the codec: none of the others moves.
         fields.remove(header::CONNECTION);
@@ -508,10 +478,11 @@ fn take_one_hop(headers: &mut HeaderMap) -> Result<(), BadHead> {
 /// Whether a request's field ends here: one for this hop, and from untrusted peers also what only a
 /// proxy may say. `Expect` is ours to answer, trailers end here, and nobody may say how long a body
 /// is in other words.
-fn drops(name: &HeaderName, trusted: bool) -> bool {
+fn drops(name: impl AsRef<[u8]>, trusted: bool) -> bool {
+    let name = name.as_ref();
     is_hop_by_hop(name)
-        || matches!(*name, header::EXPECT | header::TRAILER)
-        || matches!(name.as_str(), "content_length" | "transfer_encoding")
+        || ENDS_HERE.find(name).is_some()
+        || matches!(name, b"content_length" | b"transfer_encoding")
         || (!trusted && forwarded::is_spoofable(name))
 }
 

@@ -54,6 +54,11 @@ impl<const N: usize> Names<N> {
         at as u8
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &'static str> {
+        self.names.into_iter()
+    }
+
     /// How many there are.
     pub(super) const fn len(&self) -> u8 {
         N as u8
