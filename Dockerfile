@@ -2,8 +2,8 @@
 
 # A static binary in an image that holds nothing else.
 #
-#   docker build -t tidegate .
-#   docker buildx build --platform linux/amd64,linux/arm64 -t tidegate .
+#   docker build -t tidegate:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 -t tidegate:0.1.0 .
 #
 # The build runs on the builder's own architecture; TARGETARCH, which BuildKit sets from --platform, says
 # what it is for: amd64 or arm64. There is no C in tidegate, so no other compiler is needed for that.
