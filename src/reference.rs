@@ -19,10 +19,36 @@ use crate::{
 /// Labels whose values come from the configuration or the backend, not from a closed set.
 const OPEN: [&str; 6] = ["endpoint", "route", "code", "version", "revision", "le"];
 
+/// The admin server's paths.
+const ADMIN: &str = r#"
+## Admin server
+
+On `admin.listen`, over HTTP/1.1. *Everybody* is whoever reaches that address. *This machine* is the loopback interface
+or a Unix socket, not by way of a proxy (no `X-Forwarded-For`, no `Forwarded`) and not from a page of another site; with
+`admin.mutations = "off"` it is nobody. Others get a 403, another method a 405, both with the reason in words. Every GET
+but `/drain/wait` takes HEAD as well.
+
+| method | path | who may | answer |
+|---|---|---|---|
+| GET | `/` | everybody | the dashboard, one page of HTML |
+| GET | `/livez` | everybody | 200 `ok` while the process runs |
+| GET | `/readyz` | everybody | 200 `ready` while the backend accepts connections and no drain is under way; else 503 `not ready` or `draining` |
+| GET | `/readyz?verbose` | everybody | the same, and before it a line for each check: `[+] NAME: ok` or `[-] NAME: why not` |
+| GET | `/metrics` | everybody | the metrics below; gzip where `Accept-Encoding` allows it |
+| GET | `/status` | everybody | JSON: limit, in flight, queue, `bound_by`, what is seen of the backend, capacity curve, decisions; with `Accept: text/event-stream` the same once a second |
+| GET | `/config` | everybody | the configuration in force and where each value is from: TOML, or JSON by `Accept` |
+| GET | `/drain/wait` | everybody, but no page of another site | starts a drain if none is under way; 200 `drained` when it is over. If no TERM follows within 5 s, tidegate serves again. With `admin.mutations = "off"` it waits for a drain but starts none: 403 |
+| POST | `/drain` | this machine | starts a drain, which lasts until `/undrain`: `{"draining": true}` |
+| POST | `/undrain` | this machine | serves again: `{"draining": false}`; 409 when the process is about to exit |
+| POST | `/limit` | this machine | the body `{"limit": N}` holds the limit at N, `"auto"` releases it; 422 for one outside of `limit.min` and `limit.max` |
+| POST | `/reload` | this machine | reads the configuration again: 200 with what has changed, or 422 with what is wrong |
+"#;
+
 fn generated() -> String {
     let mut out = String::from(
         "# Reference\n\n\
-         Every key of the configuration and every metric. Generated from the code; a test compares.\n\n\
+         Every key of the configuration, every path of the admin server and every metric. Generated from the code;\n\
+         a test compares.\n\n\
          ## Configuration\n\n\
          A key `section.key` is `key` under `[section]` in the file, `TIDEGATE_SECTION__KEY` in the\n\
          environment (`TIDEGATE_QUEUE__MAX_WAIT`), and `--set section.key=VALUE` on the command line. A flag\n\
@@ -59,6 +85,7 @@ fn generated() -> String {
             );
         }
     }
+    out.push_str(ADMIN);
     metrics(&mut out);
     out
 }

@@ -197,7 +197,7 @@ pub const KEYS: &[Key] = &[
         "How long a slot stays taken after a timeout or an abort.").hot(),
 
     key("discovery.slots", Kind::Integer(0, MANY), "0",
-        "Requests that the backend can run in parallel; 0 = discover.").hot(),
+        "Requests that each endpoint can run in parallel; 0 = discover.").hot(),
     key("discovery.gunicorn_control_socket", Kind::Text(check::any), "",
         "The path of gunicorn's control socket."),
     key("discovery.uwsgi_stats", Kind::Text(check::stats), "",
