@@ -47,14 +47,25 @@ const IDLE_STRETCH: f64 = 1.06;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// It grows while fewer than this seem to wait.
-const ROOM: f64 = 0.8;
+/// It grows while no more seem to wait than this times the square root of the limit: so much must wait for workers that
+/// come free at random not to idle, however many they are (the square-root rule; Halfin and Whitt 1981,
+/// <https://doi.org/10.1287/opre.29.3.567>).
+const ROOM: f64 = 0.5;
+/// When so many windows at one limit leave it open what the cut before them has brought, no number will: a deeper cut
+/// tells.
+const UNSURE_WINDOWS: f64 = 5.0;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
 /// Gain of the share of drops that are not ours, a window.
 const DROP_GAIN: f64 = 0.05;
 /// Standard errors above that share that count as overload.
 const DROP_ERRORS: f64 = 3.0;
+
+/// Whether no more wait than are needed. By Little's law, those in flight beyond the ones worked on wait.
+fn has_room(point: &Point) -> bool {
+    let limit = f64::from(point.limit);
+    limit * (1.0 - 1.0 / point.stretch.max(1.0)) <= ROOM * limit.sqrt()
+}
 
 /// The state of the law.
 #[derive(Clone, Debug)]
@@ -252,11 +263,8 @@ impl Aimd {
         if !stretched {
             self.decreases.calm(m.point.limit);
         }
-        // Little: those in flight beyond the ones worked on. Where so few wait, a small limit is not
-        // too high, whatever the ratio.
-        let waiting = f64::from(m.point.limit) * (1.0 - 1.0 / m.point.stretch.max(1.0));
         let roomy =
-            m.point.stretch <= flat + 0.5 * m.sigma || waiting <= ROOM || below(m.point.limit);
+            m.point.stretch <= flat + 0.5 * m.sigma || has_room(&m.point) || below(m.point.limit);
         if negligible || (roomy && !stretched) {
             return self.grow(m, settings.increase.max(0.0));
         }
@@ -310,7 +318,12 @@ impl Aimd {
             if curve.unmeasured(back) {
                 self.trials.doubt(m, curve);
             }
-        } else if stretched && verdict == Verdict::Unsure {
+        } else if stretched
+            && verdict == Verdict::Unsure
+            && self
+                .steady
+                .is_none_or(|steady| steady.windows < UNSURE_WINDOWS)
+        {
             // So far the cut has brought nothing: none deeper before that is clear.
             return Some(reason::HOLD);
         } else {
@@ -327,9 +340,12 @@ impl Aimd {
 
     /// By how much the backend itself became slower, if the verdict says so.
     fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
-        if alone || verdict == Verdict::Slower {
+        if alone {
             self.trials.proven_slower();
             Some(m.point.stretch)
+        } else if let Verdict::Slower(stretch) = verdict {
+            self.trials.proven_slower();
+            Some(stretch)
         } else if verdict == Verdict::SeemsSlower {
             self.trials.believed(m, m.point.stretch)
         } else {
@@ -371,9 +387,10 @@ impl Aimd {
 
     fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
         if let Some(by) = m.veto {
-            // A busy CPU is no shortage while latency is that of an idle backend or nothing to speak of, and going back
-            // to where it worked is no growth.
-            let idle = m.known && m.point.stretch <= IDLE_STRETCH || m.is_negligible();
+            // A busy CPU is no shortage while latency is that of an idle backend or nothing to speak of, or so few wait
+            // for it, and going back to where it worked is no growth.
+            let short = m.point.stretch <= IDLE_STRETCH || has_room(&m.point);
+            let idle = m.known && short || m.is_negligible();
             let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
             if by != BoundBy::Cpu || !(idle || worked) {
                 self.cause = by;

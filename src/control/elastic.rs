@@ -74,6 +74,13 @@ impl Point {
         if load > 0.05 { work / load } else { 1.0 }
     }
 
+    /// The mean stretch of two windows, each by its certainty.
+    fn stretch_with(&self, other: &Point) -> f64 {
+        let weight = |point: &Point| 1.0 / (point.noise * point.noise).max(1e-6);
+        let (mine, its) = (weight(self), weight(other));
+        (mine * self.stretch + its * other.stretch) / (mine + its)
+    }
+
     /// Whether latency jumped against the window before, more than load and noise explain:
     /// then the backend changed within this window, which makes it useless to compare with.
     pub(super) fn surprises(&self, before: &Point) -> bool {
@@ -133,8 +140,8 @@ impl Steady {
 pub(super) enum Verdict {
     /// Latency followed the load, or nothing can be said yet.
     Elastic,
-    /// Latency stayed and throughput fell: the backend is slower by itself.
-    Slower,
+    /// Latency stayed and throughput fell: the backend is slower by itself, by this stretch.
+    Slower(f64),
     /// The same near the baseline, where it also looks like that when others share a full backend.
     SeemsSlower,
     /// It looks so, but may be chance.
@@ -209,10 +216,11 @@ impl Decreases {
                 *slot = None;
             }
         }
-        let (errors, part, slower) = if now.stretch > FAR {
-            (ERRORS_FAR, LATENCY_PART, Verdict::Slower)
+        let far = now.stretch > FAR;
+        let (errors, part) = if far {
+            (ERRORS_FAR, LATENCY_PART)
         } else {
-            (ERRORS_NEAR, LATENCY_PART_NEAR, Verdict::SeemsSlower)
+            (ERRORS_NEAR, LATENCY_PART_NEAR)
         };
         let mut verdict = Verdict::Elastic;
         for (point, clean) in self.points.iter().flatten() {
@@ -230,7 +238,12 @@ impl Decreases {
             let error = point.noise.hypot(now.noise);
             if *clean && point.stretch > 1.0 && same {
                 if work > errors * error {
-                    return slower;
+                    // Both saw the same backend, and each has its error.
+                    return if far {
+                        Verdict::Slower(now.stretch_with(point))
+                    } else {
+                        Verdict::SeemsSlower
+                    };
                 }
                 verdict = Verdict::Unsure;
             }
@@ -266,7 +279,8 @@ mod tests {
         );
         let mut slow = Decreases::default();
         slow.push(point(at, 16.0, 3.0, 5.3, 0.0), true);
-        assert_eq!(slow.judge(&point(at, 9.0, 3.0, 3.0, 0.0)), Verdict::Slower);
+        let verdict = slow.judge(&point(at, 9.0, 3.2, 2.8, 0.0));
+        assert!(matches!(verdict, Verdict::Slower(by) if (by - 3.1).abs() < 1e-9));
         let mut near = Decreases::default();
         near.push(point(at, 16.0, 1.5, 10.6, 0.0), true);
         assert_eq!(

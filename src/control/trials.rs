@@ -348,7 +348,10 @@ impl Trials {
         };
         let mut test = Decreases::default();
         test.push(before, true);
-        if matches!(test.judge(&m.point), Verdict::Slower | Verdict::SeemsSlower) {
+        if matches!(
+            test.judge(&m.point),
+            Verdict::Slower(_) | Verdict::SeemsSlower
+        ) {
             // Few samples: half the way.
             if m.point.stretch > 1.0 + 2.0 * m.sigma
                 && let Some(rise) = self.believed(m, m.point.stretch.sqrt())
