@@ -283,7 +283,7 @@ impl Record {
         if let Some(protocols) = offered {
             upgrade::offer(response.headers_mut(), protocols);
         }
-        ClientBody::new(response, Some(self))
+        ClientBody::new(response, self)
     }
 
     /// The backend's 101: the connection becomes a tunnel when it is out.
@@ -299,10 +299,13 @@ impl Record {
         if let Some(protocols) = protocols {
             upgrade::insert(headers, protocols);
         }
-        let peer = self.context.peer.clone();
-        peer.state.switch(Tunnel::new(upgraded, self));
+        self.context.peer.state.switch();
         *response.body_mut() = ResponseBody::empty();
-        ClientBody::new(response, None)
+        ClientBody {
+            inner: response,
+            record: None,
+            tunnel: Some(Tunnel::new(upgraded, self)),
+        }
     }
 
     /// Makes the backend's head fit for the client.
@@ -354,7 +357,7 @@ impl Record {
             // Its client has left; what is written now is for one that only closed its side.
             let response = whole(response);
             self.finish(false, now);
-            return ClientBody::new(response, Some(self));
+            return ClientBody::new(response, self);
         }
         self.status = rejection.status.as_u16();
         self.reason = rejection.reason;
@@ -370,7 +373,7 @@ impl Record {
         }
         self.finish_head(response.headers_mut(), answered);
         let response = whole(response);
-        ClientBody::new(response, Some(self))
+        ClientBody::new(response, self)
     }
 
     fn finish_head(&self, headers: &mut HeaderMap, answered: Duration) {
@@ -469,11 +472,22 @@ pub struct ClientBody {
     inner: Answered,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
+    /// That of a 101. It goes with its answer, so that it ends where that does not get out.
+    tunnel: Option<Box<Tunnel>>,
 }
 
 impl ClientBody {
-    fn new(inner: Answered, record: Option<Record>) -> Self {
-        Self { inner, record }
+    fn new(inner: Answered, record: Record) -> Self {
+        Self {
+            inner,
+            record: Some(record),
+            tunnel: None,
+        }
+    }
+
+    /// What the connection is once this is out, if it is a 101.
+    pub fn take_tunnel(&mut self) -> Option<Box<Tunnel>> {
+        self.tunnel.take()
     }
 
     /// The answer's head, and the fields of it that are not in its map.

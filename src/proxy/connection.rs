@@ -169,13 +169,10 @@ pub fn serve(
                 End::SlowHead => {
                     return refuse(io, &Error::HeadTimeout).await;
                 }
-                End::Http(http1::End::Switched) => {
-                    if let Some(tunnel) = state.take_tunnel() {
-                        let closing = || shared.phase() == Phase::Closing;
-                        // Boxed, since few connections ever need it.
-                        Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
-                    }
-                    return;
+                End::Http(http1::End::Switched(tunnel)) => {
+                    let closing = || shared.phase() == Phase::Closing;
+                    // Boxed, since few connections ever need it.
+                    return Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
                 }
                 End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
                     let (stream, first) = io.into_raw();

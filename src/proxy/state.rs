@@ -14,12 +14,7 @@ use std::{
 
 use tokio::time::Sleep;
 
-use super::upgrade::Tunnel;
-use crate::{
-    clock,
-    observe::Metrics,
-    sync::{Mutex, lock},
-};
+use crate::{clock, observe::Metrics};
 
 /// What a client's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +45,6 @@ pub struct State {
     owing: AtomicU64,
     /// Another client needs its place.
     evicted: AtomicBool,
-    /// The worker's side, for the one who serves the connection.
-    tunnel: Mutex<Option<Box<Tunnel>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -66,7 +59,6 @@ impl State {
             serving: AtomicU32::new(0),
             owing: AtomicU64::new(0),
             evicted: AtomicBool::new(false),
-            tunnel: Mutex::default(),
             metrics,
         }
     }
@@ -106,15 +98,9 @@ impl State {
         }
     }
 
-    /// The answer is a 101: once it is out, the connection is this tunnel.
-    pub fn switch(&self, tunnel: Box<Tunnel>) {
+    /// The answer is a 101: once it is out, the connection is a tunnel.
+    pub fn switch(&self) {
         self.swap(Activity::Tunnel);
-        *lock(&self.tunnel) = Some(tunnel);
-    }
-
-    /// The tunnel that HTTP on this connection ended with.
-    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
-        lock(&self.tunnel).take()
     }
 
     /// Its answer has been produced. A drain still waits for it to be out.

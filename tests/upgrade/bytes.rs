@@ -146,6 +146,48 @@ fn a_101_that_comes_too_late_is_504() {
     nothing_is_left(&gate);
 }
 
+/// Whether every thread of it has stopped.
+fn has_stopped(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    })
+}
+
+/// Both are there when tidegate looks: the 101 from the worker, and the reset from the client.
+#[test]
+fn a_client_that_resets_as_its_101_comes_leaves_nothing() {
+    let (switch, switched) = std::sync::mpsc::channel::<()>();
+    let (sent, is_out) = std::sync::mpsc::channel::<()>();
+    let ends = std::sync::Mutex::new((switched, sent));
+    let backend = Raw::start(move |mut conn| {
+        if conn.request().is_none() {
+            return;
+        }
+        let ends = ends.lock().expect("one at a time");
+        let _ = ends.0.recv();
+        assert!(conn.send(SWITCHED));
+        let _ = ends.1.send(());
+        conn.sees_end_within(common::PATIENCE);
+    });
+    let mut gate = Tidegate::to(backend.address()).start();
+    let mut client = std::net::TcpStream::connect(gate.address()).expect("it accepts");
+    client.write_all(ASK.as_bytes()).expect("it reads");
+    until("the backend has it", || backend.requests().len() == 1);
+    gate.process.signal(Signal::STOP);
+    until("it has stopped", || has_stopped(gate.pid()));
+    switch.send(()).expect("it waits");
+    is_out.recv().expect("the 101 is out");
+    let socket = socket2::SockRef::from(&client);
+    socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+    drop(client);
+    gate.process.signal(Signal::CONT);
+    nothing_is_left(&gate);
+}
+
 #[test]
 fn a_backend_that_breaks_off_breaks_the_tunnel_off() {
     let peer = Peer::start(peers::switches::cut);

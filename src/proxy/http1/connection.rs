@@ -29,6 +29,7 @@ use crate::{
         hygiene::BadHead,
         io::{Came, ClientIo},
         received::{Arrived, Received},
+        upgrade::Tunnel,
     },
 };
 
@@ -69,14 +70,14 @@ pub struct Connection<S: Service<Arrived>> {
 }
 
 /// How a connection has come to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum End {
     /// Its client has left, or nothing more is to be said.
     Done,
     /// What came is no request.
     Refused(BadHead),
     /// The last answer was a 101, and another protocol follows.
-    Switched,
+    Switched(Box<Tunnel>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,11 +179,11 @@ where
                     let now = clock::now();
                     out_at = Some(now);
                     if let Some(mut answer) = self.answer.take()
-                        && self.end != Some(End::Done)
+                        && !matches!(self.end, Some(End::Done))
                     {
                         answer.finish(now);
                     }
-                    if let Some(end) = self.end {
+                    if let Some(end) = self.end.take() {
                         self.io.flushed(now);
                         return Poll::Ready(end);
                     }
@@ -367,9 +368,7 @@ where
         (self.framing, self.keep_alive) =
             self.out
                 .push_head(response, usual, length, self.asked, self.keep_alive);
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            self.end = Some(End::Switched);
-        }
+        self.end = answer.take_tunnel().map(End::Switched);
         self.spare = answer.take_spent();
         // Else its head says all that there is to say.
         self.more = self.framing != Framing::Length(0);
