@@ -4,6 +4,8 @@
 
 mod common;
 mod peers;
+#[path = "backend_faults/uploads.rs"]
+mod uploads;
 
 use std::{
     io::{self, Read, Write},
@@ -348,95 +350,4 @@ fn bound(address: &str) -> TcpListener {
         socket.listen(128).ok()?;
         Some(socket.into())
     })
-}
-
-#[test]
-fn a_hundred_megabytes_for_a_backend_that_does_not_read() {
-    let peer = Peer::start(peers::deaf::forever);
-    let tidegate = Tidegate::to(&peer.address())
-        .limit(2)
-        .set("backend.response_timeout=700ms")
-        .set("backend.orphan_max=300ms")
-        .start();
-    let (before, _) = memory(tidegate.pid());
-    let mut client = tidegate.client();
-    let mut writer = client.writer();
-    let upload = std::thread::spawn(move || {
-        let length = 100_000_000;
-        let head = format!("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n");
-        let _ = writer.try_send(head);
-        let piece = vec![b'x'; 1_000_000];
-        for _ in 0..length / piece.len() {
-            if writer.try_send(&piece).is_err() {
-                return;
-            }
-        }
-    });
-    let answer = client.response_to("POST");
-    assert_eq!((answer.status, &*answer.reason()), (504, "backend_timeout"));
-    drop(client);
-    upload.join().expect("it ends");
-    let (_, most) = memory(tidegate.pid());
-    // 256 KiB for the body, and what reading and writing take; not the body.
-    let grown = most.saturating_sub(before) / 1_000_000;
-    assert!(grown < 16, "{grown} MB more");
-    peer.heal();
-    tidegate.until_idle();
-    assert_eq!(tidegate.get("/").status, 200);
-}
-
-/// Clients that leave in the middle of an upload that was on its way: no backend may take what it got
-/// for a whole request.
-#[test]
-fn half_an_upload_is_cut_off_and_not_completed() {
-    const CLIENTS: usize = 20;
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
-    let got = Arc::new(Mutex::new(Vec::new()));
-    let all = got.clone();
-    // It ends with the process.
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let all = all.clone();
-            std::thread::spawn(move || {
-                let mut request = Vec::new();
-                let _ = stream.read_to_end(&mut request);
-                all.lock().expect("no panic").push(request);
-            });
-        }
-    });
-    let tidegate = Tidegate::to(&address)
-        .limit(20)
-        .set("buffers.request=16KiB")
-        .set("backend.orphan_max=300ms")
-        .start();
-    let framings = [
-        ("Content-Length: 1000000", String::new()),
-        ("Transfer-Encoding: chunked", "fffff\r\n".to_owned()),
-    ];
-    for (field, before) in framings {
-        let clients: Vec<Client> = (0..CLIENTS)
-            .map(|_| {
-                let mut client = tidegate.client();
-                client.send(format!(
-                    "POST / HTTP/1.1\r\nHost: app\r\n{field}\r\n\r\n{before}"
-                ));
-                client.send("x".repeat(200_000));
-                client
-            })
-            .collect();
-        tidegate.until_metric("tidegate_in_flight_requests", &[], CLIENTS as f64);
-        drop(clients);
-        until("the backend's connections are closed", || {
-            got.lock().expect("no panic").len() == CLIENTS
-        });
-        for request in got.lock().expect("no panic").drain(..) {
-            let end = request.windows(4).position(|four| four == b"\r\n\r\n");
-            let body = &request[end.expect("a head") + 4..];
-            assert!(body.len() < 400_000, "{field}: {} bytes", body.len());
-            assert!(!body.ends_with(b"0\r\n\r\n"), "{field}: it has an end");
-        }
-        tidegate.until_idle();
-    }
-    tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
 }

@@ -68,11 +68,12 @@ impl Supply {
         if shared.left {
             return Reader::Gone;
         }
-        if shared.wanted {
-            return Reader::Waits;
-        }
+        // One that waits may leave before anything has come.
         note(&mut shared.connection, cx);
-        Reader::Busy
+        match shared.wanted {
+            true => Reader::Waits,
+            false => Reader::Busy,
+        }
     }
 
     /// Hands over the next part; nothing, at the end. A reader in the same task is not woken: it is to
@@ -211,6 +212,22 @@ mod tests {
         supply.hand_over(part("a"), &cx);
         assert!(coming.poll_next(&mut cx).is_ready());
         assert_eq!(count.0.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn the_connection_hears_of_a_reader_that_leaves_while_it_waits() {
+        let count = Arc::new(Count::default());
+        let connection = Waker::from(count.clone());
+        let connection = Context::from_waker(&connection);
+        let (supply, mut coming) = body(Some(3));
+        let mut reader = Context::from_waker(Waker::noop());
+        assert_eq!(supply.reader(&connection), Reader::Busy);
+        assert!(coming.poll_next(&mut reader).is_pending());
+        assert_eq!(count.0.load(SeqCst), 1);
+        assert_eq!(supply.reader(&connection), Reader::Waits);
+        drop(coming);
+        assert_eq!(count.0.load(SeqCst), 2);
+        assert_eq!(supply.reader(&connection), Reader::Gone);
     }
 
     #[test]

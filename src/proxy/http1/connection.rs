@@ -88,8 +88,6 @@ enum Stage {
     Serving,
     /// Its answer is being written.
     Answering,
-    /// Its answer is out, its body perhaps not in.
-    Answered,
     /// Nothing more will be said.
     Closing,
 }
@@ -146,7 +144,6 @@ where
     /// Ready at the end.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut served = 0;
-        let mut out_at = None;
         loop {
             match self.stage {
                 Stage::Head => {
@@ -177,7 +174,6 @@ where
                         return Poll::Ready(End::Done);
                     }
                     let now = clock::now();
-                    out_at = Some(now);
                     if let Some(mut answer) = self.answer.take()
                         && !matches!(self.end, Some(End::Done))
                     {
@@ -187,12 +183,8 @@ where
                         self.io.flushed(now);
                         return Poll::Ready(end);
                     }
-                    self.stage = Stage::Answered;
-                }
-                Stage::Answered => {
-                    let next = ready!(self.poll_rest(cx)) && self.keep_alive;
-                    // Not before: what is idle may be put away.
-                    self.io.flushed(out_at.take().unwrap_or_else(clock::now));
+                    let next = self.leave_rest() && self.keep_alive;
+                    self.io.flushed(now);
                     self.stage = match next {
                         true => Stage::Head,
                         false => Stage::Closing,
@@ -435,19 +427,13 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Reads what is left of the request, if somebody still wants it. Whether all of it has been read.
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        while !self.io.guard().is_done() {
-            if self.supply.is_none() {
-                return Poll::Ready(false);
-            }
-            match self.look(cx) {
-                Look::Part => {}
-                Look::Left => return Poll::Ready(false),
-                Look::Nothing if self.supply.is_some() => return Poll::Pending,
-                Look::Nothing => {}
-            }
+    /// The answer is out. Whether all of the request has been read; if not, nobody needs the rest, and whoever
+    /// waits for it, an orphan perhaps, is told that it does not come.
+    fn leave_rest(&mut self) -> bool {
+        let whole = self.io.guard().is_done();
+        if !whole {
+            self.supply = None;
         }
-        Poll::Ready(true)
+        whole
     }
 }
