@@ -35,7 +35,7 @@ pub enum Error {
     /// The request's body has no length, and the backend's protocol has no other way to end it.
     #[error("the request's body has no length, and the backend needs one")]
     NoLength,
-    /// The client's own body failed while it was passed on.
+    /// The client's own body failed while it was passed on, or did not come on: an [`io::Error`] that says so.
     #[error("the request's body ended early: {0}")]
     RequestBody(#[source] BoxError),
 }

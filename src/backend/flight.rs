@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io::{self, ErrorKind},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -68,7 +69,8 @@ impl<L: Lease> Flight<L> {
         }
     }
 
-    /// Waits for the head. While an upload moves, the time does not count.
+    /// Waits for the head. While an upload moves, the time does not count; one that stops moving for as long is
+    /// too late itself.
     pub(super) async fn head(
         &mut self,
         timers: &Timers,
@@ -79,13 +81,15 @@ impl<L: Lease> Flight<L> {
         let mut seen = 0;
         let mut looked = false;
         poll_fn(|cx| {
-            let late = NoHead {
-                error: Error::Timeout,
-                request: None,
-                begun: true,
+            let late = |error| {
+                Poll::Ready(Err(NoHead {
+                    error,
+                    request: None,
+                    begun: true,
+                }))
             };
             let Some(inner) = &mut self.inner else {
-                return Poll::Ready(Err(late));
+                return late(Error::Timeout);
             };
             if let Poll::Ready(result) = inner.link.poll_head(cx) {
                 return Poll::Ready(result);
@@ -102,8 +106,11 @@ impl<L: Lease> Flight<L> {
                     timeout
                 } else if !looked {
                     SECOND_LOOK
+                } else if inner.link.waits_for_body() {
+                    let late_body = io::Error::from(ErrorKind::TimedOut);
+                    return late(Error::RequestBody(late_body.into()));
                 } else {
-                    return Poll::Ready(Err(late));
+                    return late(Error::Timeout);
                 };
                 looked = moved == seen;
                 seen = moved;

@@ -204,6 +204,11 @@ impl Link {
         self.sending.moved()
     }
 
+    /// Whether the next part of such a body is waited for.
+    pub(super) fn waits_for_body(&self) -> bool {
+        self.sending.waits_for_body()
+    }
+
     /// From here on [`Link::poll_data`] reads this body.
     pub(super) fn expect(&mut self, body: BodyDecoder) {
         self.receiving = Receiving::Body(body);

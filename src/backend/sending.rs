@@ -125,6 +125,12 @@ impl Sending {
         self.moved
     }
 
+    /// Whether everything that has come of it was written, and the rest is still to come: it is the client that
+    /// is waited for, and not the backend.
+    pub(super) fn waits_for_body(&self) -> bool {
+        self.upload.is_some() && self.pieces_left() == 0 && !self.broken
+    }
+
     /// Whether all of it was written.
     pub(super) fn is_whole(&self) -> bool {
         self.is_over() && !self.broken

@@ -1,5 +1,7 @@
 //! Everything that can keep a request from its answer. `reject` says what the client sees.
 
+use std::io::{self, ErrorKind};
+
 use super::hygiene;
 use crate::{admission::AdmissionError, admission::Refusal, backend};
 
@@ -48,11 +50,13 @@ impl Error {
         let backend::Error::RequestBody(cause) = &error else {
             return Self::Backend(error);
         };
+        let stalled = |cause: &io::Error| cause.kind() == ErrorKind::TimedOut;
         match cause.downcast_ref() {
             Some(Self::Body) => Self::Body,
             Some(Self::BodyCut) => Self::BodyCut,
             Some(Self::BodyTimeout) => Self::BodyTimeout,
             Some(Self::BodyTooLarge(max)) => Self::BodyTooLarge(*max),
+            None if cause.downcast_ref().is_some_and(stalled) => Self::BodyTimeout,
             _ => Self::Backend(error),
         }
     }

@@ -1,6 +1,10 @@
 //! Bodies that are on their way to the backend when something goes wrong.
 
 use super::*;
+use common::Raw;
+
+/// The head of an upload that is not completed.
+const HALF_SENT: &str = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 1000000\r\n\r\n";
 
 fn a_hundred_megabytes(mut client: Client) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
@@ -115,4 +119,25 @@ fn half_an_upload_is_cut_off_and_not_completed() {
         tidegate.until_idle();
     }
     tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
+}
+
+/// It is the client that is late, whatever the backend was given: neither its fault nor a sign of load.
+#[test]
+fn an_upload_that_stalls_is_not_the_backends_time_out() {
+    let backend = Raw::start(|mut conn| assert!(conn.request().is_none()));
+    let tidegate = Tidegate::to(backend.address())
+        .limit(20)
+        .set("buffers.request=16KiB")
+        .set("backend.response_timeout=300ms")
+        .set("backend.orphan_max=10m")
+        .start();
+    let mut client = tidegate.client();
+    client.send(HALF_SENT);
+    client.send("x".repeat(200_000));
+    let answer = client.response_to("POST");
+    assert_eq!((answer.status, &*answer.reason()), (408, "request_timeout"));
+    assert!(client.is_closed());
+    tidegate.until_idle();
+    assert_eq!(tidegate.metric("tidegate_orphaned_requests", &[]), 0.0);
+    assert_eq!(tidegate.metric("tidegate_backend_errors_total", &[]), 0.0);
 }
