@@ -76,8 +76,18 @@ pub enum Completion {
     Unreachable,
     /// Could not connect for lack of room in the listen backlog.
     Overloaded,
-    /// The client left before the response.
+    /// The client left before the response, or did not send all of its request.
     Abandoned,
+}
+
+impl Completion {
+    /// With this error, and nothing left to wait for.
+    pub(super) fn of(error: &Error) -> Self {
+        match error {
+            Error::RequestBody(_) => Self::Abandoned,
+            _ => Self::Reset,
+        }
+    }
 }
 
 /// What an exchange needs beside the request.
@@ -223,8 +233,7 @@ pub fn exchange<L: Lease>(
             };
             match error {
                 Error::Timeout => flight.give_up(Completion::TimedOut),
-                Error::RequestBody(_) => flight.finish(Completion::Abandoned),
-                _ => flight.finish(Completion::Reset),
+                _ => flight.finish(Completion::of(&error)),
             }
             return Err(error.into());
         };
@@ -404,7 +413,7 @@ fn receive<'a, L: Lease>(
                 return Err(Error::Timeout.into());
             }
             Err(error) => {
-                flight.finish(Completion::Reset);
+                flight.finish(Completion::of(&error));
                 return Err(error.into());
             }
         };

@@ -223,9 +223,13 @@ impl Link {
 
     /// The next part of the response's body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        if !self.sending.is_over() {
+        if !self.sending.is_over()
             // An answer that came early: its request goes on while somebody takes it.
-            let _ = self.sending.poll(&mut self.stream, cx);
+            && let Poll::Ready(Err(error @ Error::RequestBody(_))) =
+                self.sending.poll(&mut self.stream, cx)
+        {
+            // The worker waits for what will not come: it is to see the end now.
+            return Poll::Ready(Some(Err(error)));
         }
         loop {
             let Receiving::Body(body) = &mut self.receiving else {

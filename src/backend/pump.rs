@@ -304,7 +304,7 @@ pub(super) async fn pump<L: Lease>(
                 break;
             }
             Next::Failed(error) => {
-                flight.finish(Completion::Reset);
+                flight.finish(Completion::of(&error));
                 pipe.end(Err(error.into()));
                 break;
             }

@@ -141,3 +141,34 @@ fn an_upload_that_stalls_is_not_the_backends_time_out() {
     assert_eq!(tidegate.metric("tidegate_orphaned_requests", &[]), 0.0);
     assert_eq!(tidegate.metric("tidegate_backend_errors_total", &[]), 0.0);
 }
+
+/// The worker waits for the rest of an upload that it has begun to answer, and hears at once that there is none.
+#[test]
+fn an_upload_that_breaks_amid_its_answer_frees_the_worker() {
+    let backend = Raw::start(|mut conn| {
+        if conn.stream.read_exact(&mut [0]).is_ok() {
+            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+            assert!(conn.request().is_none());
+        }
+    });
+    let tidegate = Tidegate::to(backend.address())
+        .set("buffers.request=16KiB")
+        .set("backend.read_timeout=10m")
+        .set("backend.orphan_max=10m")
+        .set("server.body_timeout=3s")
+        .set("server.body_min_rate=0")
+        .start();
+    for leaves in [true, false] {
+        let mut client = tidegate.client();
+        client.send(HALF_SENT);
+        client.send("x".repeat(200_000));
+        assert_eq!(client.try_head().expect("a head").status, 200);
+        assert_eq!(client.take_chunk().expect("a chunk"), b"abc");
+        if !leaves {
+            assert!(client.take_chunk().is_err(), "it is too late");
+        }
+        drop(client);
+        tidegate.until_idle();
+        tidegate.until_metric("tidegate_orphaned_requests", &[], 0.0);
+    }
+}
