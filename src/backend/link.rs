@@ -395,7 +395,7 @@ fn cut() -> Error {
 mod tests {
     use std::io::Write;
 
-    use super::*;
+    use super::{super::Lines, *};
 
     #[tokio::test]
     async fn what_comes_unasked_is_seen_before_the_reactor_says_so() {
@@ -428,6 +428,24 @@ mod tests {
         };
         stream.readable().await.expect("it is readable");
         assert!(!link.is_still_quiet(true, now));
+    }
+
+    /// Else the next one seems to move, and has twice its time.
+    #[tokio::test]
+    async fn what_moves_is_counted_for_each_request() {
+        let (mut link, _backend) = pair().await;
+        let body = RequestBody::Full(Some(Bytes::from_static(b"abc")), None);
+        let mut upload = Box::<RequestHead>::default();
+        let length = http::HeaderValue::from_static("3");
+        upload.headers_mut().insert("content-length", length);
+        let upload = (upload, RequestBody::Stream(Box::pin(body)));
+        link.send(upload, false, &Lines::default(), None);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(link.poll_head(&mut cx).is_pending());
+        assert_eq!((link.moved(), link.sending.is_whole()), (1, true));
+        let next = (Box::default(), RequestBody::Empty);
+        link.send(next, false, &Lines::default(), None);
+        assert_eq!(link.moved(), 0);
     }
 
     #[test]

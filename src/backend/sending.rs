@@ -35,7 +35,7 @@ pub(super) struct Sending {
     data: Bytes,
     tail: &'static [u8],
     upload: Option<Upload>,
-    /// Parts of `upload` so far.
+    /// Parts of this request's `upload` so far.
     moved: u64,
     /// Whether a byte of it was written.
     begun: bool,
@@ -70,6 +70,7 @@ impl Sending {
         packet: Option<Bytes>,
     ) {
         self.begun = false;
+        self.moved = 0;
         self.head.clear();
         self.head_at = 0;
         let chunked = packet.is_none()
