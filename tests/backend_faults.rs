@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, PATIENCE, Tidegate, memory, request, since, until};
+use common::{Client, PATIENCE, Raw, Tidegate, memory, request, since, until};
 use peers::{GOOD, Peer};
 use tidegate::clock;
 
@@ -350,4 +350,36 @@ fn bound(address: &str) -> TcpListener {
         socket.listen(128).ok()?;
         Some(socket.into())
     })
+}
+
+/// To a client of HTTP/1.0 the end of the connection is the end of an answer without a length, so a torn one must
+/// not end like a whole one.
+#[test]
+fn a_torn_answer_without_a_length_ends_in_a_reset() {
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let ends = Mutex::new(ends);
+    let backend = Raw::start(move |mut conn| {
+        let Some(request) = conn.request() else {
+            return;
+        };
+        conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        let _ = ends.lock().expect("one at a time").recv();
+        if request.line().contains("whole") {
+            conn.send("0\r\n\r\n");
+        }
+    });
+    let tidegate = Tidegate::to(backend.address()).start();
+    for path in ["/whole", "/torn"] {
+        let mut client = tidegate.client();
+        client.send(format!("GET {path} HTTP/1.0\r\nHost: app\r\n\r\n"));
+        let got = client.take_through(b"\r\n\r\nhello").expect("a part");
+        assert!(got.starts_with(b"HTTP/1.0 200 OK\r\n"), "{got:?}");
+        end.send(()).expect("it waits");
+        let read = client.read_some().map_err(|error| error.kind());
+        match path {
+            "/whole" => assert_eq!(read, Ok(0)),
+            _ => assert_eq!(read, Err(io::ErrorKind::ConnectionReset)),
+        }
+    }
+    tidegate.until_idle();
 }

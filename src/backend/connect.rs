@@ -122,7 +122,9 @@ impl Stream {
     /// What was to be said has been said on both sides: closing it shall leave nothing behind. Whoever closes a
     /// connection of TCP first keeps its port in TIME_WAIT for a minute, and of those there are 28,000: with a new
     /// connection for each request, 470 requests a second would use them up. A reset keeps nothing.
-    pub(super) fn leave_nothing(&self) {
+    ///
+    /// It also tells who takes the end of the connection for the end of an answer that it is none.
+    pub fn leave_nothing(&self) {
         if let Self::Tcp(stream) = self {
             // It is closed all the same.
             let _ = set_socket_linger(stream, Some(Duration::ZERO));

@@ -192,6 +192,7 @@ pub fn serve(
                 End::Http(http1::End::Refused(bad)) => {
                     return refuse(io, &bad.into()).await;
                 }
+                End::Http(http1::End::Torn) => return io.reset(),
                 End::Http(http1::End::Done) => {
                     if let Some(lingering) = io.linger() {
                         lingering.await;

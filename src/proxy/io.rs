@@ -290,6 +290,11 @@ impl ClientIo {
         (self.stream, self.held.freeze())
     }
 
+    /// When it is closed, the client shall see that it broke.
+    pub fn reset(&self) {
+        self.stream.leave_nothing();
+    }
+
     /// Gives back what it holds of memory, where that is nothing but room.
     pub fn rest(&mut self) {
         if self.held.is_empty() {

@@ -1,7 +1,6 @@
 //! Bodies that are on their way to the backend when something goes wrong.
 
 use super::*;
-use common::Raw;
 
 /// The head of an upload that is not completed.
 const HALF_SENT: &str = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 1000000\r\n\r\n";

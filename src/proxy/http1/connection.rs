@@ -74,6 +74,8 @@ pub struct Connection<S: Service<Arrived>> {
 pub enum End {
     /// Its client has left, or nothing more is to be said.
     Done,
+    /// An answer that goes to the connection's end is torn: an ordinary end would make it look whole.
+    Torn,
     /// What came is no request.
     Refused(BadHead),
     /// The last answer was a 101, and another protocol follows.
@@ -175,7 +177,7 @@ where
                     }
                     let now = clock::now();
                     if let Some(mut answer) = self.answer.take()
-                        && !matches!(self.end, Some(End::Done))
+                        && !matches!(self.end, Some(End::Done | End::Torn))
                     {
                         answer.finish(now);
                     }
@@ -408,7 +410,12 @@ where
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
                 // Its backend broke off; so does this.
-                Some(Err(_)) => self.end = Some(End::Done),
+                Some(Err(_)) => {
+                    self.end = Some(match self.framing {
+                        Framing::UntilClose => End::Torn,
+                        _ => End::Done,
+                    });
+                }
                 None => {}
             }
             self.more = false;
