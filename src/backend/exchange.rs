@@ -167,8 +167,8 @@ pub fn exchange<L: Lease>(
                 Protocol::Http => None,
                 Protocol::Uwsgi => Some(uwsgi::encode(&request, &body).map_err(Error::from)?),
             };
-            let link = match open(&delivery, replayable, may_reuse).await {
-                Ok(link) => link,
+            let (link, since) = match open(&delivery, replayable, may_reuse).await {
+                Ok(opened) => opened,
                 Err(error) => {
                     return Err(Failed {
                         error,
@@ -190,11 +190,6 @@ pub fn exchange<L: Lease>(
                 lease,
                 &delivery,
             );
-            // A kept connection has cost no time.
-            let since = match reused {
-                true => delivery.now,
-                false => clock::now(),
-            };
             let error = match flight
                 .head(delivery.timers, since, backend.response_timeout)
                 .await
@@ -255,11 +250,12 @@ pub fn exchange<L: Lease>(
     }
 }
 
+/// A connection for the request, and the time then, from which the backend's begins.
 async fn open(
     delivery: &Delivery<'_>,
     replayable: bool,
     may_reuse: bool,
-) -> Result<Box<Link>, Error> {
+) -> Result<(Box<Link>, Instant), Error> {
     let endpoint = &delivery.endpoint;
     let keepalive_idle = delivery.config.backend.keepalive_idle;
     let max_idle = if replayable {
@@ -277,15 +273,17 @@ async fn open(
         _ => delivery.now,
     };
     if may_reuse && let Some(link) = endpoint.take_link(max_idle, replayable, now) {
-        return Ok(link);
+        // It has cost no time.
+        return Ok((link, now));
     }
-    match steering {
-        None => open_new(delivery).await,
+    let link = match steering {
+        None => open_new(delivery).await?,
         Some(steering) => {
             let max_idle = may_reuse.then_some(max_idle);
-            Box::pin(search(delivery, &steering, replayable, max_idle)).await
+            Box::pin(search(delivery, &steering, replayable, max_idle)).await?
         }
-    }
+    };
+    Ok((link, clock::now()))
 }
 
 /// Makes connections, none of them used, until one is of a worker with a slot free, or no worker seems to have one,

@@ -12,6 +12,7 @@ mod table;
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -132,8 +133,10 @@ impl Steering {
             }
         };
         loop {
-            // What is over from here on wakes it.
-            let over = self.over.notified();
+            // What is over from here on wakes it. It has to be known as one that waits for that: of several that are not
+            // yet, only one would hear.
+            let mut over = pin!(self.over.notified());
+            over.as_mut().enable();
             let now = clock::now();
             if now >= end || !is_full(&lock(&self.state), now) {
                 return now;

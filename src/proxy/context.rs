@@ -257,12 +257,13 @@ impl Context {
         (nanos > 0).then(|| Duration::from_nanos(nanos))
     }
 
-    /// Notes one more attempt to reach a backend.
+    /// Notes one more attempt to reach a backend. One at a time.
     pub fn attempt(&self) {
-        self.attempts.fetch_add(1, Relaxed);
+        let before = self.attempts.load(Relaxed);
+        self.attempts.store(before.saturating_add(1), Relaxed);
     }
 
-    /// How many attempts there were to reach one.
+    /// How many attempts there were to reach one; from 255 on, at least so many.
     pub fn attempts(&self) -> u8 {
         self.attempts.load(Relaxed)
     }
@@ -337,6 +338,35 @@ impl AskFor<Asked<RequestBody>> for AtGate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        admission::Limiter,
+        config::Config,
+        observe::Metrics,
+        proxy::live::{Shared, queue_settings},
+    };
+
+    #[test]
+    fn attempts_without_end_are_many() {
+        let (config, metrics, now) = (Config::default(), Arc::new(Metrics::new()), clock::now());
+        let limiter = Limiter::new(queue_settings(&config), None, now);
+        let live = Shared::new(Arc::new(config), limiter, metrics.clone()).live();
+        let state = Arc::new(State::new(metrics, now));
+        let peer = Arc::new(Peer::new(None, None, state, Arc::default()));
+        let route = &live.routes[0];
+        let ask = Ask {
+            class: route.class,
+            deadline: None,
+            route: route.id,
+            cap: route.cap,
+            client: None,
+        };
+        let (head, id) = (RequestHead::default(), RequestId::new());
+        let context = Context::new(live, now, peer, &head, 0, ask, id, false, None);
+        for attempt in 1..=300_u16 {
+            context.attempt();
+            assert_eq!(u16::from(context.attempts()), attempt.min(255));
+        }
+    }
 
     #[test]
     fn addresses_are_written_as_usual() {
