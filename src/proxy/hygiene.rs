@@ -17,7 +17,7 @@ use super::{
     live::Live,
     request_id::RequestId,
 };
-use crate::backend::{Name, Names, Plain, RequestHead, Usual, length, members};
+use crate::backend::{Name, Names, Plain, RequestHead, Usual, is_plain_option, length, members};
 
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,11 +93,6 @@ fn is_hop_by_hop(name: impl AsRef<[u8]>) -> bool {
 /// it.
 pub fn is_others(name: &[u8]) -> bool {
     !drops(name, false) && LOOKED_FOR.find(name).is_none()
-}
-
-/// Whether a `Connection` says no more than whether to keep it: the usual case.
-pub fn is_plain_option(value: &[u8]) -> bool {
-    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
 }
 
 /// Fields that are added to a request: room for them is made at once.

@@ -10,6 +10,11 @@ pub fn has_member(value: &[u8], member: &[u8]) -> bool {
     members(value).any(|one| one.eq_ignore_ascii_case(member))
 }
 
+/// Whether a `Connection` says no more than whether to keep it: the usual case.
+pub fn is_plain_option(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+}
+
 /// A length, in bytes: digits only, and below 2^63, since more is a number that somebody else may read as
 /// negative.
 pub fn length(digits: &[u8]) -> Option<u64> {

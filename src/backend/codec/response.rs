@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use hyper::ext::ReasonPhrase;
 
 use super::{
-    BodyDecoder, Lines, Malformed, Signs, length, members,
+    BodyDecoder, Lines, Malformed, Signs, is_plain_option, length, members,
     usual::{Usual, known},
 };
 
@@ -256,7 +256,7 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
     };
     // Else a field may be named there: whoever cleans the head needs all of them.
     let plain = status != StatusCode::SWITCHING_PROTOCOLS
-        && connections().all(|field| is_plain(field.value));
+        && connections().all(|field| is_plain_option(field.value));
     let framed = can_have_body(status) && !bodiless;
     let mut signs = Signs {
         closes: connections()
@@ -356,11 +356,6 @@ fn owned(
 
 fn is(name: &str, known: &HeaderName) -> bool {
     name.eq_ignore_ascii_case(known.as_str())
-}
-
-/// Whether a `Connection` says no more than whether to keep it: the usual case.
-fn is_plain(value: &[u8]) -> bool {
-    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
 }
 
 /// Whether an answer with this status has a body, unless it is one to HEAD: RFC 9112 6.3, rules 1 and 2.

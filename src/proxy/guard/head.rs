@@ -4,8 +4,8 @@ use memchr::{memchr, memchr2};
 
 use super::Limits;
 use crate::{
-    backend::{Name, length},
-    proxy::hygiene::{BadHead, is_others, is_plain_option},
+    backend::{Name, is_plain_option, length},
+    proxy::hygiene::{BadHead, is_others},
 };
 
 /// A longer method than any that exists, bytes: RFC 9112 3 asks for a 501.
