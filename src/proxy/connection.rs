@@ -162,17 +162,21 @@ pub fn serve(
                 }
             })
             .await;
+            // By itself, or what is between would be kept in every connection's future.
+            if let End::Http(http1::End::Switched) = end {
+                if let Some((io, tunnel)) = connection.into_tunnel() {
+                    let closing = || shared.phase() == Phase::Closing;
+                    // Boxed, since few connections ever need it.
+                    Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
+                }
+                return;
+            }
             (io, service) = connection.into_parts();
             match end {
                 End::Park => io.rest(),
-                End::Idle => return,
+                End::Idle | End::Http(http1::End::Switched) => return,
                 End::SlowHead => {
                     return refuse(io, &Error::HeadTimeout).await;
-                }
-                End::Http(http1::End::Switched(tunnel)) => {
-                    let closing = || shared.phase() == Phase::Closing;
-                    // Boxed, since few connections ever need it.
-                    return Box::pin(tunnel.run(io, timeouts.idle, closing)).await;
                 }
                 End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
                     let (stream, first) = io.into_raw();

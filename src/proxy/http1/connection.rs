@@ -67,10 +67,12 @@ pub struct Connection<S: Service<Arrived>> {
     spare: Option<Box<RequestHead>>,
     /// What ends the connection once the answer is out.
     end: Option<End>,
+    /// What follows a 101.
+    tunnel: Option<Box<Tunnel>>,
 }
 
 /// How a connection has come to its end.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Its client has left, or nothing more is to be said.
     Done,
@@ -78,8 +80,8 @@ pub enum End {
     Torn,
     /// What came is no request.
     Refused(BadHead),
-    /// The last answer was a 101, and another protocol follows.
-    Switched(Box<Tunnel>),
+    /// The last answer was a 101, and another protocol follows: see [`Connection::into_tunnel`].
+    Switched,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,12 +129,18 @@ where
             out: Outgoing::default(),
             spare: None,
             end: None,
+            tunnel: None,
         }
     }
 
     /// The connection and the service, for what comes next.
     pub fn into_parts(self) -> (Box<ClientIo>, S) {
         (self.io, self.service)
+    }
+
+    /// The connection and the tunnel that it is from now on, if it has ended with that.
+    pub fn into_tunnel(self) -> Option<(Box<ClientIo>, Box<Tunnel>)> {
+        Some((self.io, self.tunnel?))
     }
 
     /// No more requests: at once if none is being served, else after this one.
@@ -181,7 +189,7 @@ where
                     {
                         answer.finish(now);
                     }
-                    if let Some(end) = self.end.take() {
+                    if let Some(end) = self.end {
                         self.io.flushed(now);
                         return Poll::Ready(end);
                     }
@@ -362,7 +370,8 @@ where
         (self.framing, self.keep_alive) =
             self.out
                 .push_head(response, usual, length, self.asked, self.keep_alive);
-        self.end = answer.take_tunnel().map(End::Switched);
+        self.tunnel = answer.take_tunnel();
+        self.end = self.tunnel.as_ref().map(|_| End::Switched);
         self.spare = answer.take_spent();
         // Else its head says all that there is to say.
         self.more = self.framing != Framing::Length(0);
