@@ -490,3 +490,91 @@ async fn take_ready<L: Lease>(flight: &mut Flight<L>, parts: &mut Parts) -> Resu
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::{
+        backend::Lines,
+        config::Profile,
+        sense::{Connection, Crew},
+    };
+
+    struct Free;
+
+    impl Lease for Free {
+        fn told(&self, _: Box<Response<()>>) {}
+
+        fn complete(self, _: Completion, _: Option<StatusCode>, _: Instant) {}
+    }
+
+    /// A backend that keeps its connections.
+    async fn backend() -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut request = [0; 1024];
+                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        if stream.write_all(answer).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_a_free_worker_is_not_the_backends_time() {
+        const USUAL: Duration = Duration::from_millis(30);
+        let mut config = Config::default();
+        config.backend.keepalive = true;
+        config.backend.profile = Profile::GunicornGthread;
+        let (metrics, timers) = (Arc::new(Metrics::new()), Timers::default());
+        let none = Lines::default();
+        let address = backend().await.to_string().parse().expect("an address");
+        let of_it = metrics.endpoint("it");
+        let endpoint = Endpoint::new(0, address, &config.backend, of_it, clock::now());
+        let delivery = |endpoint: &Arc<Endpoint>| Delivery {
+            endpoint: endpoint.clone(),
+            config: Arc::new(config.clone()),
+            budget: Budget::new(1024 * 1024),
+            metrics: metrics.clone(),
+            stream: false,
+            now: clock::now(),
+            timers: &timers,
+            added: &none,
+        };
+        let endpoint = Arc::new(endpoint);
+        let request = Box::<RequestHead>::default();
+        let first = exchange(delivery(&endpoint), request, RequestBody::Empty, Free).await;
+        assert_eq!(first.ok().map(|it| it.status()), Some(StatusCode::OK));
+        let crew = Crew {
+            master: std::process::id(),
+            workers: vec![1],
+            slots_each: 1,
+        };
+        endpoint.staff(Some(&crew));
+        let Some(steering) = endpoint.steering() else {
+            // The kernel does not say here whose connections are.
+            return;
+        };
+        let elsewhere = Connection::Unix { ours: 0 };
+        let before = steering.seat(elsewhere, true);
+        tokio::time::sleep(USUAL).await;
+        drop(before);
+        let _busy = steering.seat(elsewhere, true);
+        let delivery = delivery(&endpoint);
+        let (link, since) = open(&delivery, true, true).await.expect("a connection");
+        assert!(link.reused);
+        let waited = since.saturating_duration_since(delivery.now);
+        assert!(waited >= USUAL, "{waited:?}");
+    }
+}
