@@ -7,7 +7,7 @@ use std::{
     sync::LazyLock,
 };
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::{context::Peer, forwarded};
@@ -81,13 +81,14 @@ fn address(head: &RequestHead, peer: &Peer, proxies: &[IpNet]) -> Option<IpAddr>
     }
     let in_map = head.headers().get_all(&forwarded::FOR).iter();
     let plain = head.body().get(Name::FORWARDED_FOR);
-    let chain = in_map
-        .map(|value| value.to_str().ok())
-        .chain(plain.map(|value| std::str::from_utf8(value).ok()));
+    let chain = in_map.map(HeaderValue::as_bytes).chain(plain);
     let mut nearest = peer.ip;
     for value in chain.rev() {
-        for element in value?.rsplit(',') {
-            let Ok(address) = element.trim().parse::<IpAddr>() else {
+        for element in value.rsplit(|&byte| byte == b',') {
+            // What a client has written further off need be neither an address nor text.
+            let address = std::str::from_utf8(element).ok();
+            let address = address.and_then(|text| text.trim().parse::<IpAddr>().ok());
+            let Some(address) = address else {
                 return nearest;
             };
             let address = address.to_canonical();
@@ -213,6 +214,18 @@ mod tests {
         );
         assert_eq!(told(None, &["198.51.100.7"]), some("198.51.100.7"));
         assert_eq!(told(None, &[]), None);
+    }
+
+    #[test]
+    fn an_address_is_found_behind_what_is_no_text() {
+        let proxies: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("a network")];
+        let mut head = head(&[]);
+        for line in [&b"\xff"[..], b"\xff, 198.51.100.7, 10.0.0.1"] {
+            let line = HeaderValue::from_bytes(line).expect("a value");
+            head.headers_mut().append(forwarded::FOR, line);
+        }
+        let told = address(&head, &peer(Some("10.0.0.1")), &proxies);
+        assert_eq!(told, Some(IpAddr::from([198, 51, 100, 7])));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::LazyLock, time::Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use ipnet::IpNet;
 
@@ -244,15 +245,7 @@ pub fn set(
 }
 
 fn append_for(headers: &mut HeaderMap, address: &HeaderValue) {
-    let before = joined(headers, &FOR);
-    if before.is_empty() {
-        headers.insert(FOR, address.clone());
-        return;
-    }
-    let value = format!("{before}, {}", address.to_str().unwrap_or("unknown"));
-    if let Ok(value) = HeaderValue::try_from(value) {
-        headers.insert(FOR, value);
-    }
+    append(headers, FOR, address.as_bytes());
 }
 
 fn append_forwarded(headers: &mut HeaderMap, ip: IpAddr, host: &HeaderValue) {
@@ -262,27 +255,27 @@ fn append_forwarded(headers: &mut HeaderMap, ip: IpAddr, host: &HeaderValue) {
     };
     let host = host.to_str().unwrap_or_default();
     let element = format!("for={node};host=\"{host}\";proto=http");
-    let before = joined(headers, &header::FORWARDED);
-    let value = if before.is_empty() {
-        element
-    } else {
-        format!("{before}, {element}")
-    };
-    if let Ok(value) = HeaderValue::try_from(value) {
-        headers.insert(header::FORWARDED, value);
-    }
+    append(headers, header::FORWARDED, element.as_bytes());
 }
 
-/// A list field's lines as one; empty if there is none.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
-    let mut joined = String::new();
-    for value in headers.get_all(name) {
-        if !joined.is_empty() {
-            joined.push_str(", ");
+/// Adds a member to a list field, whose lines become one. They need not be text: who could make a proxy's list go
+/// away by a byte of its own would hide behind it.
+fn append(headers: &mut HeaderMap, name: HeaderName, member: &[u8]) {
+    let mut list = Vec::new();
+    for value in headers.get_all(&name) {
+        if !list.is_empty() {
+            list.extend_from_slice(b", ");
         }
-        joined.push_str(value.to_str().unwrap_or_default());
+        list.extend_from_slice(value.as_bytes());
     }
-    joined
+    if !list.is_empty() {
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(member);
+    // Of values and commas alone comes another value.
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
+        headers.insert(name, value);
+    }
 }
 
 /// `X-Request-Start`, in the map.
@@ -345,6 +338,26 @@ mod tests {
         assert_eq!(headers[HOST], "app");
         assert_eq!(headers[PORT], "8080");
         assert_eq!(headers["forwarded"], "for=10.0.0.1;host=\"app\";proto=http");
+    }
+
+    #[test]
+    fn what_is_no_text_does_not_break_a_proxys_list() {
+        let mut headers = HeaderMap::new();
+        let (host, peer) = (HeaderValue::from_static("a"), peer("10.0.0.1"));
+        for name in [FOR, header::FORWARDED] {
+            for line in [&b"\xff, 1.2.3.4"[..], b"\xc3\xa9", b"5.6.7.8"] {
+                let line = HeaderValue::from_bytes(line).expect("a value");
+                headers.append(&name, line);
+            }
+        }
+        set(&mut headers, &peer, &host, true, true, usize::MAX);
+        let all = b"\xff, 1.2.3.4, \xc3\xa9, 5.6.7.8, ";
+        let told = |name, ours: &[u8]| {
+            let lines: Vec<_> = headers.get_all(name).iter().collect();
+            assert_eq!(lines, [&[&all[..], ours].concat()[..]]);
+        };
+        told(FOR, b"10.0.0.1");
+        told(header::FORWARDED, b"for=10.0.0.1;host=\"a\";proto=http");
     }
 
     #[test]

@@ -219,8 +219,9 @@ mod tests {
         "Remote-User",
         "X-Retry-Count",
     ];
-    const VALUES: [&str; 11] = [
+    const VALUES: [&str; 12] = [
         "2",
+        "\u{e9}, 198.51.100.7",
         "198.51.100.7, 10.0.0.1",
         "\u{e9}",
         "a",

@@ -149,11 +149,7 @@ pub fn inbound(
     let has_id = |name| request.body().other(name).is_some();
     let to_be_replaced =
         matches!(request_id, RequestId::Made(_)) && live.request_id.as_ref().is_some_and(has_id);
-    if !behind
-        || request.uri().authority().is_some()
-        || (trusted && !can_add(request.body()))
-        || to_be_replaced
-    {
+    if !behind || request.uri().authority().is_some() || to_be_replaced {
         Plain::unfold(request);
     }
     if request.body().host().is_some() {
@@ -221,12 +217,6 @@ pub fn inbound(
         forwarded::set_request_start(fields, arrived);
     }
     Ok(None)
-}
-
-/// Whether the list of addresses that a request came by is text, as far as there is one, so that one can be added.
-fn can_add(plain: &Plain) -> bool {
-    let list = plain.get(Name::FORWARDED_FOR).unwrap_or_default();
-    list.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
 }
 
 /// Cleans a response's head for the client. What it adds goes behind the usual fields, where there is a
