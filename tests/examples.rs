@@ -3,24 +3,20 @@
 
 mod common;
 
-use std::path::Path;
+use common::{Tidegate, until, venv::venv};
 
-use common::{Tidegate, venv::venv};
-
-/// Starts it, asks, and ends it.
+/// Starts it from the repository's root as a shell would, sees its slots, asks, and ends it.
 #[track_caller]
-fn serves(command: &[&str], code: i32) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn serves(command: &[&str], slots: u64, code: i32) {
     let path = std::env::var("PATH").expect("a path");
-    let command = command
-        .iter()
-        .map(|word| match word.strip_prefix("examples/") {
-            Some(_) => root.join(word).display().to_string(),
-            None => (*word).to_owned(),
-        });
-    let mut tidegate = Tidegate::exec(command)
+    let mut tidegate = Tidegate::exec(command.iter().copied())
         .env("PATH", &format!("{}:{path}", venv().display()))
+        .env("PWD", env!("CARGO_MANIFEST_DIR"))
         .start();
+    until("its slots are seen", || {
+        let endpoint = &tidegate.status()["backend"]["endpoints"][0];
+        endpoint["slots"] == slots && endpoint["slots_source"] == "proc"
+    });
     let mut client = tidegate.client();
     for _ in 0..3 {
         let answer = client.get("/");
@@ -58,6 +54,7 @@ fn gunicorn() {
             "examples/flask",
             "app:app",
         ],
+        4,
         0,
     );
 }
@@ -78,6 +75,7 @@ fn uwsgi() {
             "--chdir",
             "examples/flask",
         ],
+        4,
         0,
     );
 }
@@ -85,5 +83,9 @@ fn uwsgi() {
 #[test]
 fn waitress() {
     // It does nothing about a TERM but die of it, after the drain.
-    serves(&["sh", "examples/servers/waitress.sh", "{port}"], 128 + 15);
+    serves(
+        &["sh", "examples/servers/waitress.sh", "{port}"],
+        4,
+        128 + 15,
+    );
 }

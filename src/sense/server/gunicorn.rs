@@ -4,7 +4,7 @@
 //! line, the later ones winning. The file is Python: what it sets to a literal is known, what it computes
 //! is not, and then nothing is guessed. Workers are counted, because TTIN and TTOU change their number.
 
-use super::{Accepts, Args, Count, ReadFile, Server, unbounded};
+use super::{Accepts, Args, Count, ReadFile, Server, read_at_start, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 /// A master starts its workers one after the other; so long, seconds, it may have fewer than it should.
@@ -58,7 +58,7 @@ pub(super) fn recognise(
     let setting = |names: &[&str], key: &str| {
         let of_file = match &file {
             File::None => Setting::Unset,
-            File::Unreadable => Setting::Computed,
+            File::Missing(_) | File::Module => Setting::Computed,
             File::Text(text) => assigned(text, key),
         };
         // Without a command line there is no telling what stood there.
@@ -88,9 +88,12 @@ pub(super) fn recognise(
         (class, _) => class,
     };
     let unknown = |what: &str| {
+        let why = match &file {
+            File::Missing(path) => format!("its configuration file {path} was not found"),
+            _ => format!("its {what} cannot be read off its command line or configuration file"),
+        };
         Err(format!(
-            "its {what} cannot be read off its command line or configuration file; \
-             name its control socket, or set discovery.slots"
+            "{why}; name its control socket, or set discovery.slots"
         ))
     };
     let (profile, accepts, slots) = match class {
@@ -156,26 +159,24 @@ fn workers(process: &ProcessFacts, configured: Option<u32>) -> u32 {
 
 enum File {
     None,
-    Unreadable,
+    /// It was named so.
+    Missing(String),
+    /// A module of Python, which is found where Python finds it.
+    Module,
     Text(String),
 }
 
 fn config_file(process: &ProcessFacts, args: &Args, variable: &Args, read: &ReadFile<'_>) -> File {
     let names = ["-c", "--config"];
     match args.value(&names).or_else(|| variable.value(&names)) {
-        Some(named) => match read(named.strip_prefix("file:").unwrap_or(named)) {
-            Some(text) => File::Text(text),
-            None => File::Unreadable,
-        },
+        Some(named) if named.starts_with("python:") => File::Module,
+        Some(named) => {
+            let path = named.strip_prefix("file:").unwrap_or(named);
+            let found = read_at_start(process, path, read);
+            found.map_or_else(|| File::Missing(path.to_owned()), File::Text)
+        }
         None => {
-            // It looks where it was started; --chdir has moved it since.
-            let started_in = process
-                .environment
-                .get("PWD")
-                .map(|dir| format!("{dir}/gunicorn.conf.py"));
-            let found = started_in
-                .and_then(|path| read(&path))
-                .or_else(|| read("gunicorn.conf.py"));
+            let found = read_at_start(process, "gunicorn.conf.py", read);
             found.map_or(File::None, File::Text)
         }
     }

@@ -87,6 +87,16 @@ impl Count {
 /// Reads a file as the process would: in its root, from its working directory.
 pub type ReadFile<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
+/// Reads a file that a process was told to read when it started: from the directory that it was started in, which `--chdir`
+/// has left since, or else from its working directory.
+fn read_at_start(process: &ProcessFacts, path: &str, read: &ReadFile<'_>) -> Option<String> {
+    let started_in = process.environment.get("PWD");
+    let started_in = started_in.filter(|_| !path.starts_with('/'));
+    started_in
+        .and_then(|dir| read(&format!("{dir}/{path}")))
+        .or_else(|| read(path))
+}
+
 /// `1 worker`, `2 workers`.
 fn counted(number: u32, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

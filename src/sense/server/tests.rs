@@ -185,6 +185,35 @@ fn gunicorns_configuration_file_is_read_where_it_is_plain() {
 }
 
 #[test]
+fn a_file_that_was_named_is_looked_for_where_the_server_was_started() {
+    let of = |command: &str, there: &[&str], text: &str| {
+        let process = process(command, &[("PWD", "/srv")], 2);
+        let read = |path: &str| there.contains(&path).then(|| text.to_owned());
+        let server = recognise(&process, &read).expect(command);
+        server.slots.map(|count| count.slots)
+    };
+    let gunicorn = |args: &str, there: &[&str]| {
+        let command = format!("{GUNICORN} --chdir app {args} a:a");
+        of(&command, there, "threads = 4")
+    };
+    assert_eq!(gunicorn("-c conf/g.py", &["/srv/conf/g.py"]), Ok(8));
+    assert_eq!(gunicorn("-c conf/g.py", &["conf/g.py"]), Ok(8));
+    assert_eq!(gunicorn("-c /conf/g.py", &["/conf/g.py"]), Ok(8));
+    let why = gunicorn("-c /conf/g.py", &["/srv//conf/g.py"]);
+    assert!(
+        why.is_err_and(|why| why.starts_with("its configuration file /conf/g.py was not found"))
+    );
+    let why = gunicorn("-c python:conf", &[]).expect_err("nobody looks into it");
+    assert!(why.contains("cannot be read off"), "{why}");
+    let uwsgi = of(
+        "uwsgi --ini conf/u.ini --chdir app",
+        &["/srv/conf/u.ini"],
+        "[uwsgi]\nprocesses = 3\n",
+    );
+    assert_eq!(uwsgi, Ok(3));
+}
+
+#[test]
 fn a_process_title_hides_the_settings() {
     let mut titled = process("x", &[], 2);
     titled.command = vec!["gunicorn: master [app:app]".into()];

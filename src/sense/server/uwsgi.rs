@@ -1,6 +1,6 @@
 //! uWSGI, by its master or its first worker.
 
-use super::{Accepts, Args, Count, ReadFile, Server, unbounded};
+use super::{Accepts, Args, Count, ReadFile, Server, read_at_start, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
 pub(super) fn recognise(
@@ -25,7 +25,7 @@ pub(super) fn recognise(
                 .map(String::as_str)
                 .find(|word| word.ends_with(".ini"))
         })
-        .and_then(read);
+        .and_then(|path| read_at_start(process, path, read));
     let setting = |names: &[&str]| -> Option<String> {
         let long: Vec<String> = names
             .iter()
