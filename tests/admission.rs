@@ -466,6 +466,63 @@ fn a_health_check_of_a_busy_backend_gets_the_last_real_answer_but_not_for_ever()
     assert_eq!((fresh.status, fresh.header("age")), (200, None));
 }
 
+/// What a check was in line for in vain is a wait, but no refusal: its prober has its answer.
+#[test]
+fn a_check_that_is_refused_behind_its_answer_has_waited() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 2\n[queue]\nmax_wait = \"3s\"\n\
+             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
+        )
+        .start();
+    let mut prober = tidegate.client();
+    prober.ask("/health");
+    backend.release(1);
+    assert_eq!(prober.response().status, 200);
+    // However many others were asked for.
+    for n in 0..80 {
+        prober.ask(&format!("/health?{n}"));
+        backend.release(1);
+        assert_eq!(prober.response().status, 200);
+    }
+    let mut slow = [tidegate.client(), tidegate.client()];
+    for client in &mut slow {
+        client.ask("/slow");
+    }
+    tidegate.until_metric(FLIGHT, &[], 2.0);
+    let recalled = tidegate.get("/health?79");
+    assert_eq!(recalled.status, 200);
+    assert!(recalled.header("age").is_some());
+    let timeout = [("class", "protected"), ("outcome", "timeout")];
+    tidegate.until_metric("tidegate_queue_wait_seconds_count", &timeout, 1.0);
+    assert_eq!(
+        tidegate.metric("tidegate_rejected_requests_total", &[]),
+        0.0
+    );
+}
+
+#[test]
+fn a_check_whose_answer_breaks_off_has_failed() {
+    let backend = Raw::start(|mut conn| {
+        if conn.request().is_some() {
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\nhello");
+            // Its head goes on without the rest.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    // More than is waited for before the head goes on.
+    let tidegate = Tidegate::to(backend.address())
+        .set("buffers.response=1KiB")
+        .toml("[[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"")
+        .start();
+    let answer = tidegate.get("/health");
+    assert_eq!(
+        (answer.status, answer.reason()),
+        (502, "backend_reset".into())
+    );
+}
+
 #[test]
 fn several_endpoints_share_the_load_each_under_its_own_limit() {
     let (one, two) = (Held::start(), Held::start());

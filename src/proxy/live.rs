@@ -231,6 +231,11 @@ impl Shared {
             Some(&before),
             &self.metrics,
         )));
+        if before.config.routes != config.routes
+            || before.config.backend.endpoints != config.backend.endpoints
+        {
+            self.probes.forget();
+        }
         self.set_endpoints(&config);
     }
 

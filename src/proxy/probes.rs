@@ -9,9 +9,10 @@
 use std::{
     collections::HashMap,
     future::Future,
+    io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context as TaskContext, Poll},
     time::{Duration, Instant},
 };
 
@@ -23,11 +24,18 @@ use pin_project_lite::pin_project;
 use tokio::{sync::Notify, time::timeout};
 use tower::{Layer, Service};
 
-use super::{Error, context::Asked, live::Shared, received::Received};
+use super::{
+    Error,
+    context::{Asked, Context},
+    live::Shared,
+    received::Received,
+    reject, trace,
+};
 use crate::{
     admission::{Class, Reason, Refusal},
-    backend::{Answered, ResponseBody},
+    backend::{self, Answered, ResponseBody},
     clock,
+    observe::WaitOutcome,
     sync::{Mutex, lock},
 };
 
@@ -44,7 +52,19 @@ const CHECKS: usize = 64;
 /// The last real answers to health checks.
 #[derive(Debug, Default)]
 pub struct Probes {
-    checks: Mutex<HashMap<(Method, PathAndQuery), Arc<Check>>>,
+    checks: Mutex<HashMap<Target, Entry>>,
+}
+
+/// What is checked. The query belongs to it: what answers to one is not what answers to another.
+type Target = (Method, PathAndQuery);
+
+/// A check, and what says whether it is worth its place.
+#[derive(Debug, Default)]
+struct Entry {
+    check: Arc<Check>,
+    /// How often it was asked for.
+    asked: u64,
+    last: Option<Instant>,
 }
 
 /// Marks an answer from memory.
@@ -68,15 +88,32 @@ struct Known {
 }
 
 impl Probes {
-    /// What is known of this check; `None` if there are too many different ones.
-    fn check(&self, method: &Method, target: &PathAndQuery) -> Option<Arc<Check>> {
+    /// What is known of this check, which is asked for now; `None` if there are too many different ones in line.
+    fn check(&self, method: &Method, target: &PathAndQuery, now: Instant) -> Option<Arc<Check>> {
         let mut checks = lock(&self.checks);
         let key = (method.clone(), target.clone());
-        if let Some(check) = checks.get(&key) {
-            return Some(check.clone());
+        if checks.len() >= CHECKS && !checks.contains_key(&key) {
+            let given_up = least(&checks)?;
+            checks.remove(&given_up);
         }
-        (checks.len() < CHECKS).then(|| checks.entry(key).or_default().clone())
+        let entry = checks.entry(key).or_default();
+        entry.asked += 1;
+        entry.last = Some(now);
+        Some(entry.check.clone())
     }
+
+    /// Forgets all: they were answers to other questions, or of another backend.
+    pub fn forget(&self) {
+        lock(&self.checks).clear();
+    }
+}
+
+/// The check that was asked for least often, of several the one that was not for the longest time: a prober comes again
+/// and again, and invented ones do not push it out. One that is in line keeps its place.
+fn least(checks: &HashMap<Target, Entry>) -> Option<Target> {
+    let free = checks.iter().filter(|(_, entry)| !entry.check.is_in_line());
+    let least = free.min_by_key(|(_, entry)| (entry.asked, entry.last));
+    least.map(|(target, _)| target.clone())
 }
 
 impl Check {
@@ -91,20 +128,21 @@ impl Check {
     }
 
     /// Keeps a real answer, and gives it back whole.
-    async fn keep(&self, answer: Answered) -> Answered {
+    async fn keep(&self, answer: Answered) -> Result<Answered, Error> {
         if answer
             .body()
             .size_hint()
             .upper()
             .is_none_or(|most| most > BODY_MAX)
         {
-            return answer;
+            return Ok(answer);
         }
         let (parts, body) = ResponseBody::unfold(answer).into_parts();
-        let Ok(body) = body.collect().await else {
-            // It broke off: the prober sees a body shorter than declared.
-            return Box::new(Response::from_parts(parts, ResponseBody::empty()));
-        };
+        // Nothing of it is out yet: one that breaks off need not look like an answer.
+        let body = body.collect().await.map_err(|error| {
+            let error = error.downcast().map(|error| *error);
+            error.unwrap_or_else(|other| backend::Error::Reset(io::Error::other(other)))
+        })?;
         let body = body.to_bytes();
         let mut kept = Response::new(body.clone());
         *kept.status_mut() = parts.status;
@@ -113,7 +151,8 @@ impl Check {
         known.last = Some((kept, clock::now()));
         known.misses = 0;
         drop(known);
-        Box::new(Response::from_parts(parts, ResponseBody::full(body)))
+        let answer = Response::from_parts(parts, ResponseBody::full(body));
+        Ok(Box::new(answer))
     }
 
     /// The last real answer in place of one to a check that arrived at `since`.
@@ -187,17 +226,18 @@ where
     type Error = Error;
     type Future = ProbesFuture<S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, asked: Asked<Received>) -> Self::Future {
         let check = check(&asked, &self.shared);
+        let check = check.map(|check| (check, asked.context.clone()));
         let future = self.inner.call(asked);
         match check {
             None => ProbesFuture::Other { future },
-            Some(check) => ProbesFuture::Check {
-                future: Box::pin(answer(check, future, self.shared.clone())),
+            Some((check, context)) => ProbesFuture::Check {
+                future: Box::pin(answer(check, context, future, self.shared.clone())),
             },
         }
     }
@@ -214,10 +254,17 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
         return None;
     }
     let target = request.uri().path_and_query()?;
-    shared.probes.check(request.method(), target)
+    shared
+        .probes
+        .check(request.method(), target, asked.context.arrived)
 }
 
-async fn answer<F>(check: Arc<Check>, real: F, shared: Arc<Shared>) -> Result<Answered, Error>
+async fn answer<F>(
+    check: Arc<Check>,
+    context: Arc<Context>,
+    real: F,
+    shared: Arc<Shared>,
+) -> Result<Answered, Error>
 where
     F: Future<Output = Result<Answered, Error>> + Send + 'static,
 {
@@ -234,19 +281,36 @@ where
     let result = match timeout(PATIENCE, &mut real).await {
         Ok(result) => result,
         Err(_) if is_saturated(&shared) => {
+            let recalled = check.recall(since, drain_time(shared.limiter.gate()));
             if let Some(place) = check.stay_in_line() {
+                // A prober that has its answer was not refused, but what stood in line for it may be.
+                let waits = recalled.is_ok();
                 tokio::spawn(async move {
-                    if let Ok(answer) = real.await {
-                        place.0.keep(answer).await;
+                    match real.await {
+                        Ok(answer) => drop(place.0.keep(answer).await),
+                        Err(Error::Refused(refusal)) if waits => {
+                            note_refusal(&shared, &context, &refusal);
+                        }
+                        Err(_) => {}
                     }
                 });
             }
-            return check.recall(since, drain_time(shared.limiter.gate()));
+            return recalled;
         }
         // A check that is slow by itself takes the time it takes.
         Err(_) => real.await,
     };
-    Ok(check.keep(result?).await)
+    check.keep(result?).await
+}
+
+/// Notes how long a check was in line in vain.
+fn note_refusal(shared: &Shared, context: &Context, refusal: &Refusal) {
+    if let Some(waited) = context.at_gate(clock::now()) {
+        let class = context.class();
+        let metrics = &shared.metrics;
+        metrics.queue_wait(class, WaitOutcome::Timeout, waited);
+    }
+    trace::refused(shared, context, reject::refusal_reason(refusal.reason));
 }
 
 fn is_saturated(shared: &Shared) -> bool {
@@ -271,10 +335,58 @@ where
 {
     type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         match self.project() {
             Project::Other { future } => future.poll(cx),
             Project::Check { future } => future.as_mut().poll(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invented_checks_do_not_push_a_probers_out() {
+        let (probes, start) = (Probes::default(), clock::now());
+        let at = |tick: u64| start + Duration::from_millis(tick);
+        let ask = |target: &str, tick| {
+            let target: PathAndQuery = target.parse().expect("a target");
+            probes.check(&Method::GET, &target, at(tick))
+        };
+        let probers = ask("/healthz", 0).expect("there is room");
+        ask("/healthz", 1);
+        for n in 0..200 {
+            let invented = ask(&format!("/healthz?{n}"), 2 + n);
+            assert!(invented.is_some(), "the last to come is kept as well");
+        }
+        assert_eq!(lock(&probes.checks).len(), CHECKS);
+        let again = ask("/healthz", 300).expect("it is there");
+        assert!(Arc::ptr_eq(&probers, &again));
+        // What came last is there, what came first is not.
+        let known = |target: &str| {
+            let target = target.parse().expect("a target");
+            lock(&probes.checks).contains_key(&(Method::GET, target))
+        };
+        assert!(known("/healthz?199") && !known("/healthz?0"));
+        probes.forget();
+        assert!(lock(&probes.checks).is_empty());
+    }
+
+    #[test]
+    fn a_check_in_line_keeps_its_place() {
+        let (probes, now) = (Probes::default(), clock::now());
+        let places: Vec<InLine> = (0..CHECKS)
+            .map(|n| {
+                let target = format!("/{n}").parse().expect("a target");
+                let check = probes.check(&Method::GET, &target, now);
+                check.and_then(|it| it.stay_in_line()).expect("it is free")
+            })
+            .collect();
+        let target = "/other".parse().expect("a target");
+        assert!(probes.check(&Method::GET, &target, now).is_none());
+        drop(places);
+        assert!(probes.check(&Method::GET, &target, now).is_some());
     }
 }
