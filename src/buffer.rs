@@ -22,6 +22,9 @@ const SPREAD: u64 = 16;
 /// What is in the hands of all who share, on its way from one buffer to another, is this part of the budget.
 const IN_HAND: u64 = 64;
 
+/// What is held for long, and may help or not, is taken only while less than this part of the budget is held by anybody.
+const AMPLE: u64 = 8;
+
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
 #[derive(Debug)]
 pub struct Budget {
@@ -119,6 +122,13 @@ impl Reservation {
         true
     }
 
+    /// The same, but only while there is plenty: an eighth of the budget, with them, is the most that may be held by then.
+    pub fn grow_early(&mut self, bytes: u64) -> bool {
+        let budget = &self.budget;
+        let used = budget.request.load(Relaxed) + budget.response.load(Relaxed);
+        used.saturating_add(bytes) <= budget.total.load(Relaxed) / AMPLE && self.grow(bytes)
+    }
+
     /// Gives `bytes` back, at most what was taken.
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
@@ -163,6 +173,19 @@ mod tests {
         drop(other);
         assert_eq!(budget.used(Direction::Request), 0);
         assert_eq!(budget.used(Direction::Response), 0);
+    }
+
+    #[test]
+    fn early_is_while_little_is_held() {
+        let budget = Budget::new(800);
+        let mut one = budget.reservation(Direction::Request);
+        assert!(one.grow_early(100));
+        assert!(!one.grow_early(1) && one.grow(1));
+        drop(one);
+        let mut other = budget.reservation(Direction::Response);
+        assert!(other.grow(60));
+        let mut one = budget.reservation(Direction::Request);
+        assert!(!one.grow_early(41) && one.grow_early(40));
     }
 
     #[test]

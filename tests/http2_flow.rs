@@ -220,6 +220,53 @@ fn a_body_that_nobody_reads_is_held_back() {
     nothing_is_left(&gate);
 }
 
+/// What a client may send ahead of whoever reads it is more than it is given by the protocol only where the budget has
+/// it: one that takes it all the same is sent away.
+#[test]
+fn what_comes_ahead_is_held_of_the_budget() {
+    let backend = large(MIB);
+    let begun = |gate: &Tidegate, lengths: &[&str]| {
+        let mut client = Http2::connect(gate.address(), &[]);
+        for (n, length) in lengths.iter().enumerate() {
+            let head = frames::head("POST", "/", &[("content-length", length)]);
+            let stream = 2 * n as u32 + 1;
+            client.send(frame(frames::HEADERS, frames::END_HEADERS, stream, &head));
+        }
+        client
+    };
+    let held = [("direction", "request")];
+    let gate = Tidegate::to(backend.address()).start();
+    let mut client = begun(&gate, &["1000", "1000"]);
+    let wider = client.next(&[frames::WINDOW_UPDATE]);
+    let update = (wider.stream, wider.payload);
+    assert_eq!(update, (0, 65_536_u32.to_be_bytes().to_vec()));
+    gate.until_metric("tidegate_buffered_bytes", &held, 67_536.0);
+    drop(client);
+    nothing_is_left(&gate);
+
+    let gate = Tidegate::to(backend.address())
+        .set("buffers.total=64KiB")
+        .set("buffers.request=64KiB")
+        .set("buffers.response=64KiB")
+        .start();
+    // This one has all of it, and is waited for.
+    let mut first = begun(&gate, &["65536"]);
+    gate.until_metric("tidegate_buffered_bytes", &held, 65_536.0);
+    let mut client = begun(&gate, &["10000"; 8]);
+    for n in 0..8 {
+        client.send(frame(frames::DATA, 0, 2 * n + 1, &[b'x'; 10_000]));
+    }
+    let end = client.next(&[frames::GOAWAY, frames::WINDOW_UPDATE]);
+    assert_eq!(
+        (end.kind, end.code()),
+        (frames::GOAWAY, 3),
+        "FLOW_CONTROL_ERROR"
+    );
+    first.send(frame(frames::DATA, 0, 1, &[b'x'; 16_384]));
+    drop((client, first));
+    nothing_is_left(&gate);
+}
+
 /// What was sent of a body that is refused comes out of the connection's window, and goes back into it.
 #[test]
 fn refused_uploads_leave_no_hole_in_the_connections_window() {

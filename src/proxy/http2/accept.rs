@@ -19,6 +19,7 @@ use super::{
     io::{Http2Io, Line},
     stream::Stream,
     streams::Streams,
+    window::Window,
 };
 use crate::proxy::{ClientBody, answer::Told, received::Arrived};
 
@@ -28,6 +29,7 @@ pub struct Accepting<S> {
     service: S,
     streams: Streams,
     line: Arc<Line>,
+    window: Window,
     /// It takes no more requests, once it can say so.
     leaves: bool,
 }
@@ -49,12 +51,14 @@ where
         service: S,
         streams: Streams,
         line: Arc<Line>,
+        window: Window,
     ) -> Self {
         Self {
             http: Http::Beginning(handshake),
             service,
             streams,
             line,
+            window,
             leaves: false,
         }
     }
@@ -99,8 +103,15 @@ where
                     let Some(Ok((request, respond))) = next else {
                         return Poll::Ready(());
                     };
+                    let upload = (!request.body().is_end_stream()).then(|| self.window.upload());
+                    if upload.is_some()
+                        && let Some(size) = self.window.widen()
+                    {
+                        connection.set_target_window_size(size);
+                    }
                     let (line, open) = (self.line.clone(), self.streams.open());
-                    let stream = Stream::begin(&mut self.service, request, respond, line, open);
+                    let service = &mut self.service;
+                    let stream = Stream::begin(service, request, respond, upload, line, open);
                     tokio::spawn(stream);
                 }
             }

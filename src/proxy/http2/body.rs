@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use h2::RecvStream;
 
+use super::window::Upload;
 use crate::proxy::Error;
 
 /// Whether somebody waits for a body whose client waits for a 100 before it sends it.
@@ -24,15 +25,22 @@ pub struct Incoming {
     declared: Option<u64>,
     /// To be told that the body is wanted, if it has not been.
     wanted: Option<Wanted>,
+    _upload: Upload,
 }
 
 impl Incoming {
     /// A body that is `declared` bytes long, if that is known; of whose client somebody may have to ask it.
-    pub fn new(data: RecvStream, declared: Option<u64>, wanted: Option<Wanted>) -> Self {
+    pub fn new(
+        data: RecvStream,
+        declared: Option<u64>,
+        wanted: Option<Wanted>,
+        upload: Upload,
+    ) -> Self {
         Self {
             data,
             declared,
             wanted,
+            _upload: upload,
         }
     }
 

@@ -13,6 +13,7 @@ mod response;
 mod stream;
 mod streams;
 mod watch;
+mod window;
 mod writer;
 
 use std::{
@@ -33,6 +34,7 @@ use self::{
     io::{Http2Io, Line},
     streams::Streams,
     watch::{Next, Watch},
+    window::Window,
 };
 pub use self::{
     body::Incoming,
@@ -59,9 +61,8 @@ const RESETS_MAX: usize = 20;
 const ERRORS_MAX: usize = 1024;
 /// What may lie ready for one client's stream beyond what its window takes.
 const SEND_BUFFER: usize = 64 * 1024;
-/// What a client may send ahead of whoever reads it: for a stream, and for all of them.
+/// What a client may send of a stream ahead of whoever reads it; for all of them see [`Window`].
 const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Answers are handed out in pieces of this size: a client whose window is open by one byte costs no
 /// more than a piece beyond what the budget knows of.
 pub const PIECE: usize = 16 * 1024;
@@ -91,9 +92,9 @@ pub async fn serve<S>(
         .max_local_error_reset_streams(Some(ERRORS_MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
         .handshake(io);
-    let mut connection = Accepting::new(handshake, service, streams.clone(), line.clone());
+    let window = Window::new(&shared.budget);
+    let mut connection = Accepting::new(handshake, service, streams.clone(), line.clone(), window);
     let mut watch = Watch::new(&state, &line, timeouts, opened);
     let mut phase = pin!(shared.phase_change());
     let mut timer = pin!(tokio::time::sleep(timeouts.header));

@@ -20,6 +20,7 @@ use super::{
     io::Line,
     response,
     streams::Open,
+    window::Upload,
     writer::Writer,
 };
 use crate::{
@@ -66,11 +67,12 @@ pin_project! {
 }
 
 impl<F> Stream<F> {
-    /// Has `service`, which is always ready, serve a request.
+    /// Has `service`, which is always ready, serve a request; its body is to come if it is an upload.
     pub fn begin<S>(
         service: &mut S,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
+        upload: Option<Upload>,
         line: Arc<Line>,
         open: Open,
     ) -> Self
@@ -84,14 +86,13 @@ impl<F> Stream<F> {
             expects: expects_continue(head.headers()),
             wanted: None,
         };
-        let body = if data.is_end_stream() {
-            Received::None
-        } else {
+        let body = upload.map_or(Received::None, |upload| {
             asked.wanted = asked.expects.then(Wanted::default);
             let declared = head.headers().get(header::CONTENT_LENGTH);
             let declared = declared.and_then(|declared| length(declared.as_bytes()));
-            Received::Http2(Incoming::new(data, declared, asked.wanted.clone()))
-        };
+            let wanted = asked.wanted.clone();
+            Received::Http2(Incoming::new(data, declared, wanted, upload))
+        });
         let future = service.call(Arrived { head, body });
         Self {
             respond,
