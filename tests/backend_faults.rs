@@ -22,6 +22,7 @@ use std::{
 
 use common::{Client, PATIENCE, Raw, Tidegate, memory, request, since, until};
 use peers::{GOOD, Peer};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tidegate::clock;
 
 /// A uwsgi server on a port of its own: reads a packet and as much body as it announces, then does
@@ -382,4 +383,35 @@ fn a_torn_answer_without_a_length_ends_in_a_reset() {
         }
     }
     tidegate.until_idle();
+}
+
+// --- our own shortage ---
+
+/// Without a descriptor for a connection to it, nothing is known of the backend.
+#[test]
+fn a_backend_is_not_down_because_descriptors_are_used_up() {
+    let backend = Raw::start(|mut conn| {
+        while conn.request().is_some() {
+            conn.ok("ok");
+        }
+    });
+    let gate = Tidegate::to(backend.address()).start();
+    let pid = Pid::from_raw(gate.pid() as i32);
+    let before = getrlimit(Resource::Nofile);
+    let allow = |current: Option<u64>| {
+        let maximum = before.maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("it is ours");
+    };
+    let mut client = gate.client();
+    assert_eq!(client.get("/").status, 200);
+    allow(Some(1));
+    let refused = client.get("/");
+    allow(before.maximum);
+    assert_eq!((refused.status, refused.reason()), (503, "memory".into()));
+    assert!(refused.header("retry-after").is_some());
+    assert!(refused.text().contains("nothing is left here"));
+    assert_eq!(gate.get("/").status, 200);
+    assert!(!gate.log().contains("does not accept"), "{}", gate.log());
+    assert_eq!(gate.metric("tidegate_backend_errors_total", &[]), 0.0);
+    gate.until_idle();
 }

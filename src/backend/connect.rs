@@ -183,7 +183,7 @@ impl Local {
             {
                 None
             }
-            Err(error) => Some(Err(Error::Connect(error))),
+            Err(error) => Some(Err(Error::connecting(error))),
         }
     }
 
@@ -216,7 +216,8 @@ impl Local {
 /// Connects within `timeout`. A full backlog is waited for: the workers are busy, not gone.
 ///
 /// # Errors
-/// [`Error::Connect`] at once when nothing listens, [`Error::ConnectTimeout`] otherwise.
+/// [`Error::Connect`] at once when nothing listens, [`Error::Shortage`] when nothing is left here to connect with,
+/// [`Error::ConnectTimeout`] otherwise.
 pub async fn connect(address: &Address, timeout: Duration) -> Result<Stream, Error> {
     let stream = dial(address, timeout).await?;
     stream.hurry();
@@ -234,7 +235,7 @@ pub(super) async fn dial(address: &Address, timeout: Duration) -> Result<Stream,
                     pause = (2 * pause).min(BACKLOG_PAUSE_MAX);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => return other.map_err(Error::Connect),
+                other => return other.map_err(Error::connecting),
             }
         }
     };

@@ -191,9 +191,12 @@ impl Endpoint {
         now.saturating_duration_since(seen) <= age
     }
 
-    /// Connects and hangs up: does it accept?
+    /// Connects and hangs up: does it accept? As it was before, if that cannot be found out.
     pub async fn probe(&self, timeout: Duration) -> bool {
-        connect(&self.address, timeout).await.is_ok()
+        match connect(&self.address, timeout).await {
+            Err(Error::Shortage(_)) => self.is_up(),
+            connected => connected.is_ok(),
+        }
     }
 
     /// Closes connections that have been idle for longer than `max_idle`.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use tower::BoxError;
 
 use super::{codec::Malformed, profile::Excess, uwsgi::Unencodable};
@@ -13,6 +14,9 @@ pub enum Error {
     /// No connection: nothing listens, the host is unknown, the listen backlog stayed full.
     #[error("cannot connect to the backend: {0}")]
     Connect(#[source] io::Error),
+    /// No connection, for want of something of our own: descriptors, ports, memory. It says nothing of the backend.
+    #[error("nothing is left here to connect to the backend with: {0}")]
+    Shortage(#[source] io::Error),
     /// Connecting took longer than `backend.connect_timeout`.
     #[error("the backend did not accept a connection in time")]
     ConnectTimeout,
@@ -41,6 +45,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// What kept a connection from being made.
+    pub(super) fn connecting(error: io::Error) -> Self {
+        let errno = Errno::from_io_error(&error);
+        match errno {
+            Some(
+                Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM,
+            ) => Self::Shortage(error),
+            _ => Self::Connect(error),
+        }
+    }
+
     /// Its label in the metrics; `None` where it was not the backend's fault.
     pub fn kind(&self) -> Option<ErrorKind> {
         match self {
@@ -48,7 +63,7 @@ impl Error {
             Self::Timeout => Some(ErrorKind::Timeout),
             Self::Reset(_) => Some(ErrorKind::Reset),
             Self::Protocol(_) | Self::Switched => Some(ErrorKind::Protocol),
-            Self::Excess(_) | Self::NoLength | Self::RequestBody(_) => None,
+            Self::Shortage(_) | Self::Excess(_) | Self::NoLength | Self::RequestBody(_) => None,
         }
     }
 }
@@ -58,6 +73,22 @@ impl From<Unencodable> for Error {
         match error {
             Unencodable::TooLarge => Self::Excess(Excess::Fields),
             Unencodable::NoLength => Self::NoLength,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_shortage_is_no_fault_of_the_backend() {
+        let connecting = |errno: Errno| Error::connecting(errno.into()).kind();
+        for ours in [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL] {
+            assert_eq!(connecting(ours), None, "{ours}");
+        }
+        for theirs in [Errno::CONNREFUSED, Errno::NOENT, Errno::HOSTUNREACH] {
+            assert_eq!(connecting(theirs), Some(ErrorKind::Connect), "{theirs}");
         }
     }
 }

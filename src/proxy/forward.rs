@@ -127,6 +127,8 @@ fn forward(
                 endpoint.metrics.error(kind);
             }
             let Failed { error, unsent } = failed;
+            // What is missing here says nothing of the endpoint, and another would want it too.
+            let unsent = unsent.filter(|_| !matches!(error, backend::Error::Shortage(_)));
             let Some(unsent) = unsent else {
                 return Err(Error::of_exchange(error));
             };

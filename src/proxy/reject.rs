@@ -106,6 +106,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             )
         }
         Error::Backend(error) => match error {
+            backend::Error::Shortage(_) => (shed, Reason::Memory, Some(Duration::ZERO), true),
             backend::Error::Connect(_) | backend::Error::ConnectTimeout => (
                 StatusCode::BAD_GATEWAY,
                 Reason::BackendUnreachable,
