@@ -115,30 +115,88 @@ impl Settings {
         Ok(summary)
     }
 
-    /// What a reload cannot change stays as it is.
+    /// What comes into force of the new configuration.
     fn settle(&self, new: &Loaded, before: &Config) -> Arc<Config> {
-        let mut config = (*new.config).clone();
-        let running = self.shared.live().config.clone();
-        config.server.listen.clone_from(&running.server.listen);
-        config.server.threads = running.server.threads;
-        config.server.http2 = running.server.http2;
-        config.server.max_header_bytes = running.server.max_header_bytes;
-        config.admin.clone_from(&running.admin);
-        config.backend.profile = running.backend.profile;
-        config.backend.protocol = running.backend.protocol;
-        config.backend.keepalive = running.backend.keepalive;
-        config.backend.keepalive_idle = running.backend.keepalive_idle;
-        let slots = config.discovery.slots;
-        config.discovery.clone_from(&running.discovery);
-        config.discovery.slots = slots;
-        config.drain.clone_from(&running.drain);
-        config.process.clone_from(&running.process);
-        config.log.format = running.log.format;
+        let mut config = settle(&new.config, &self.shared.live().config);
         if let Some(chosen) = &self.chosen
             && new.config.backend.endpoints == before.backend.endpoints
         {
             config.backend.endpoints = vec![chosen.clone()];
         }
         Arc::new(config)
+    }
+}
+
+/// The new configuration, in which what a reload cannot change stays as it is.
+fn settle(new: &Config, running: &Config) -> Config {
+    let mut config = new.clone();
+    config.server.listen.clone_from(&running.server.listen);
+    config.server.threads = running.server.threads;
+    config.server.http2 = running.server.http2;
+    config.server.max_header_bytes = running.server.max_header_bytes;
+    config.server.proxy_protocol = running.server.proxy_protocol;
+    config.admin.clone_from(&running.admin);
+    config.backend.profile = running.backend.profile;
+    config.backend.protocol = running.backend.protocol;
+    config.backend.keepalive = running.backend.keepalive;
+    config.backend.keepalive_idle = running.backend.keepalive_idle;
+    let slots = config.discovery.slots;
+    config.discovery.clone_from(&running.discovery);
+    config.discovery.slots = slots;
+    config.drain.clone_from(&running.drain);
+    config.process.clone_from(&running.process);
+    config.log.format = running.log.format;
+    config.trace.clone_from(&running.trace);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Value, load, needs_restart, schema};
+
+    /// A value of each kind that is no default.
+    const VALUES: &[&str] = &[
+        "true",
+        "false",
+        "2",
+        "3s",
+        "1MiB",
+        "v1",
+        "off",
+        "uwsgi",
+        "json",
+        "always",
+        "text",
+        "/nowhere",
+        "127.0.0.1:1",
+    ];
+
+    #[test]
+    fn a_reload_changes_no_key_that_needs_a_restart() {
+        let running = load(&Sources::default()).expect("the defaults");
+        for key in schema::plain_keys().filter(|key| !key.hot) {
+            let other = VALUES.iter().find_map(|value| {
+                let flag = (
+                    key.path.to_owned(),
+                    "--set".to_owned(),
+                    Value::Bare((*value).to_owned()),
+                );
+                let sources = Sources {
+                    flags: vec![flag],
+                    ..Sources::default()
+                };
+                let new = load(&sources).ok()?;
+                (needs_restart(&running, &new) == [key.path]).then_some(new)
+            });
+            let other = other.unwrap_or_else(|| panic!("no other value for {}", key.path));
+            assert_ne!(other.config, running.config, "{}", key.path);
+            assert_eq!(
+                settle(&other.config, &running.config),
+                *running.config,
+                "{}",
+                key.path
+            );
+        }
     }
 }
