@@ -37,6 +37,8 @@ pub type OnDecision = dyn Fn(&Lane, &Decision) + Send + Sync;
 pub struct Limiter {
     gate: Gate,
     lanes: ArcSwap<Lanes>,
+    /// An operator's limit, for the lanes to come too. Locked while lanes come or the limit changes.
+    pinned: Mutex<Option<u32>>,
     on_decision: Option<Box<OnDecision>>,
 }
 
@@ -112,6 +114,7 @@ impl Limiter {
         Self {
             gate: Gate::new(settings, now),
             lanes: ArcSwap::from_pointee(Lanes::default()),
+            pinned: Mutex::new(None),
             on_decision,
         }
     }
@@ -135,7 +138,11 @@ impl Limiter {
         readings: Readings,
         now: Instant,
     ) -> Arc<Lane> {
+        let pinned = lock(&self.pinned);
         let mut controller = Controller::new(settings, now);
+        if pinned.is_some() {
+            controller.pin(*pinned, now);
+        }
         // Ceilings hold from the first request on.
         let decision = controller.tick(now, &control::Usage::default(), &readings);
         let limit = controller.limit();
@@ -178,16 +185,18 @@ impl Limiter {
         });
     }
 
-    /// New settings for every lane's law.
-    pub fn reconfigure(&self, settings: &control::Settings, now: Instant) {
+    /// New settings for every lane's law, which may depend on what it knows.
+    pub fn reconfigure(&self, settings: impl Fn(&Controller) -> control::Settings, now: Instant) {
         for lane in self.lanes.load().open.iter() {
-            lane.with_controller(|law| law.reconfigure(settings.clone(), now));
+            lane.with_controller(|law| law.reconfigure(settings(law), now));
             self.tick_lane(lane, now);
         }
     }
 
-    /// An operator's limit for every lane, or `None` for the law's.
+    /// An operator's limit for every lane, those to come too, or `None` for the law's.
     pub fn pin(&self, limit: Option<u32>, now: Instant) {
+        let mut pinned = lock(&self.pinned);
+        *pinned = limit;
         for lane in self.lanes.load().open.iter() {
             lane.with_controller(|controller| controller.pin(limit, now));
             self.tick_lane(lane, now);

@@ -45,6 +45,8 @@ pub struct Controller {
     limit: u32,
     bound_by: BoundBy,
     pinned: Option<u32>,
+    /// What [`Controller::begin`] was told.
+    begun: Option<u32>,
     shadows: Shadows,
     ceilings: Ceilings,
     readings: Readings,
@@ -87,6 +89,7 @@ impl Controller {
             limit,
             bound_by: BoundBy::Idle,
             pinned: None,
+            begun: None,
             shadows: Shadows::default(),
             ceilings: Ceilings::default(),
             readings: Readings::default(),
@@ -141,11 +144,18 @@ impl Controller {
     /// Starts at this limit instead, unless something has been learned already: the backend's slots
     /// have become known.
     pub fn begin(&mut self, limit: u32, now: Instant) {
+        self.begun = Some(limit);
         self.settings.initial = self.settings.clamp(limit);
         if self.windows == 0 {
             self.law = Law::new(self.settings.algorithm, self.settings.initial);
         }
         self.apply(now);
+    }
+
+    /// Where it was told to begin, or what the sensors say of the slots: what stands for an `initial` that
+    /// nobody has set.
+    pub fn begun(&self) -> Option<u32> {
+        self.begun.or(self.readings.slots)
     }
 
     /// Holds the limit at the operator's value (within `min..=max`) until `None` gives it back to

@@ -224,7 +224,19 @@ impl Shared {
                     });
                 }
             }
-            self.limiter.reconfigure(&control_settings(&config), now);
+            let settings = control_settings(&config);
+            // Where the slots are discovered, that is not known of the configuration.
+            let discovered = config.limit.initial == 0 && config.discovery.slots == 0;
+            self.limiter.reconfigure(
+                |law| {
+                    let begun = law.begun().filter(|_| discovered);
+                    control::Settings {
+                        initial: begun.unwrap_or(settings.initial),
+                        ..settings.clone()
+                    }
+                },
+                now,
+            );
         }
         self.live.store(Arc::new(Live::new(
             config.clone(),
@@ -397,5 +409,65 @@ impl From<&config::Server> for ClientTimeouts {
             idle: server.idle_timeout,
             write: server.write_timeout,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, Value, load};
+
+    fn config(flags: &[(&str, &str)]) -> Arc<Config> {
+        let flags = flags.iter().map(|(key, value)| {
+            let value = Value::Bare((*value).to_owned());
+            ((*key).to_owned(), "--set".to_owned(), value)
+        });
+        let sources = Sources {
+            flags: flags.collect(),
+            ..Sources::default()
+        };
+        load(&sources).expect("it is valid").config
+    }
+
+    fn shared(config: Arc<Config>) -> Arc<Shared> {
+        let limiter = Limiter::new(queue_settings(&config), None, clock::now());
+        Shared::new(config, limiter, Arc::default())
+    }
+
+    fn limits(shared: &Shared) -> Vec<u32> {
+        let lanes = shared.limiter.snapshot(clock::now()).lanes;
+        lanes.iter().map(|lane| lane.limit).collect()
+    }
+
+    #[test]
+    fn a_reload_keeps_the_slots_that_were_discovered() {
+        let shared = shared(config(&[("limit.algorithm", "fixed")]));
+        // As the sensors tell it.
+        let lane = &shared.limiter.lanes()[0];
+        lane.with_controller(|law| law.begin(97, clock::now()));
+        shared.limiter.tick(clock::now());
+        assert_eq!(limits(&shared), [97]);
+        let changed = ("limit.aimd.tolerance", "1.4");
+        shared.apply(config(&[("limit.algorithm", "fixed"), changed]));
+        assert_eq!(limits(&shared), [97]);
+        shared.apply(config(&[
+            ("limit.algorithm", "fixed"),
+            ("limit.initial", "5"),
+        ]));
+        assert_eq!(limits(&shared), [5]);
+        shared.apply(config(&[("limit.algorithm", "fixed")]));
+        assert_eq!(limits(&shared), [97]);
+    }
+
+    #[test]
+    fn a_limit_set_by_hand_holds_for_endpoints_that_a_reload_adds() {
+        let one = ("backend.endpoints", "127.0.0.1:1");
+        let two = ("backend.endpoints", "127.0.0.1:1,127.0.0.1:2");
+        let shared = shared(config(&[one, ("limit.initial", "20")]));
+        shared.limiter.pin(Some(3), clock::now());
+        shared.apply(config(&[two, ("limit.initial", "20")]));
+        assert_eq!(limits(&shared), [3, 3]);
+        shared.limiter.pin(None, clock::now());
+        assert_eq!(limits(&shared), [20, 20]);
     }
 }
