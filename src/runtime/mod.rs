@@ -41,6 +41,9 @@ const KEEP_EVERY: Duration = Duration::from_secs(30);
 /// How long the last answers of the admin server may hold up the end.
 const FAREWELL: Duration = Duration::from_millis(300);
 
+/// Who asks to stop twice within this time means it once: `timeout` signals its child, and then the group that it is in.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// What ends `run` and `exec` badly.
 #[derive(Debug)]
 enum Failure {
@@ -359,6 +362,8 @@ enum Signal {
 }
 
 struct Signals {
+    /// When the last TERM or INT came that counted.
+    stopped: Option<Instant>,
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
     hup: tokio::signal::unix::Signal,
@@ -369,6 +374,7 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         Ok(Self {
+            stopped: None,
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
@@ -378,12 +384,23 @@ impl Signals {
     }
 
     async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.term.recv() => Signal::Stop,
-            _ = self.int.recv() => Signal::Stop,
-            _ = self.hup.recv() => Signal::Reload,
-            _ = self.usr1.recv() => Signal::ReopenLogs,
-            _ = self.usr2.recv() => Signal::DumpState,
+        loop {
+            let signal = tokio::select! {
+                _ = self.term.recv() => Signal::Stop,
+                _ = self.int.recv() => Signal::Stop,
+                _ = self.hup.recv() => Signal::Reload,
+                _ = self.usr1.recv() => Signal::ReopenLogs,
+                _ = self.usr2.recv() => Signal::DumpState,
+            };
+            if matches!(signal, Signal::Stop) {
+                let now = clock::now();
+                let again = |at| now.saturating_duration_since(at) < SAME_SIGNAL;
+                if self.stopped.is_some_and(again) {
+                    continue;
+                }
+                self.stopped = Some(now);
+            }
+            return signal;
         }
     }
 
