@@ -101,16 +101,27 @@ mod tests {
 
     #[test]
     fn both_clocks_go_at_the_same_pace() {
-        let start = now();
-        let wall_at_start = wall(start);
-        assert!(since_epoch().abs_diff(wall_at_start) < Duration::from_secs(60));
-        for millis in [0, 1, 9, 11, 500] {
-            let later = Duration::from_millis(millis);
-            let told = wall(start + later).saturating_sub(wall_at_start);
-            // A look in between may find that somebody has set the clock.
-            assert!(told.abs_diff(later) < Duration::from_secs(60), "{told:?}");
-            let before = wall(start).saturating_sub(wall_at_start);
-            assert!(before < Duration::from_secs(60), "{before:?}");
+        let (seen, then) = (now(), Duration::from_secs(1_000_000));
+        WALL.set(Some((seen, then)));
+        // As long as a look is fresh, nothing is added to it but what has passed since.
+        for nanos in [0, 1, 999, 1_000_000, 9_999_999] {
+            let step = Duration::from_nanos(nanos);
+            assert_eq!(wall(seen + step), then + step);
+            assert_eq!(wall(seen - step), then - step);
+        }
+        assert_eq!(WALL.get(), Some((seen, then)));
+        // Then another one is taken, and counts at once.
+        let later = Duration::from_millis(500);
+        for at in [seen + WALL_FRESH, seen + later, seen - later] {
+            WALL.set(Some((seen, then)));
+            let told = wall(at);
+            let (looked, clock) = WALL.get().expect("a look");
+            assert_ne!(clock, then);
+            assert!(looked >= seen);
+            assert_eq!(
+                told + looked.duration_since(seen),
+                clock + at.duration_since(seen) - seen.duration_since(at)
+            );
         }
     }
 }
