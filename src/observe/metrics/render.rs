@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot, VERSION, list,
+    DEFAULT_ROUTE, EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot,
+    VERSION, list,
 };
 use crate::observe::{
     exposition::{
@@ -191,7 +192,9 @@ fn requests(
         "Requests that tidegate answered itself, by reason.",
     );
     for (name, route) in routes {
-        write_reasons(&mut family, name, route.rejections());
+        // Of the default route, so that the first of them is a change that an alert sees. Of each of many routes they
+        // would be most of a scrape.
+        write_reasons(&mut family, name, route.rejections(name == DEFAULT_ROUTE));
     }
     let mut family = out.family(
         Counter,

@@ -61,12 +61,13 @@ impl RouteMetrics {
         }
     }
 
-    pub(super) fn rejections(&self) -> impl Iterator<Item = (Reason, u64)> {
-        exported(&self.rejected)
+    /// With `all`, those that never happened too.
+    pub(super) fn rejections(&self, all: bool) -> impl Iterator<Item = (Reason, u64)> {
+        exported(&self.rejected, all)
     }
 
     pub(super) fn would_be_rejections(&self) -> impl Iterator<Item = (Reason, u64)> {
-        exported(&self.would_reject)
+        exported(&self.would_reject, false)
     }
 
     pub(super) fn answered(&self, source: Source) -> u64 {
@@ -86,12 +87,12 @@ impl RouteMetrics {
     }
 }
 
-/// The reasons to show: those that shed load always, the others once they have happened.
-fn exported(counts: &[AtomicU64]) -> impl Iterator<Item = (Reason, u64)> {
+/// The reasons to show: those that shed load always, the others once they have happened, or all.
+fn exported(counts: &[AtomicU64], all: bool) -> impl Iterator<Item = (Reason, u64)> {
     Reason::ALL
         .iter()
         .map(|reason| (*reason, counts[*reason as usize].load(Relaxed)))
-        .filter(|(reason, count)| *count > 0 || Reason::REFUSING.contains(reason))
+        .filter(move |(reason, count)| all || *count > 0 || Reason::REFUSING.contains(reason))
 }
 
 fn refusals(counts: &[AtomicU64]) -> u64 {
