@@ -306,6 +306,14 @@ fn the_commands_for_operators_tell_and_change_the_state() {
     });
     assert_eq!(front.get("/").reason(), "draining");
     assert_eq!(front.admin_post("/undrain", "").status, 200);
+    for said in [
+        "draining, as asked for by hand",
+        "serving again, as asked for by hand",
+    ] {
+        let told = front.events(said);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].to_string().contains("127.0.0.1"), "{told:?}");
+    }
     assert_eq!(code(&["drain", "--admin", &admin]), 0);
     front.until_metric("tidegate_draining", &[], 1.0);
     assert_eq!(front.stop(), 0);

@@ -4,7 +4,7 @@
 //! `mutations = "loopback"`. Being on loopback proves little when a browser or a proxy on this
 //! machine acts for somebody else, hence the other checks.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use http::{HeaderMap, Uri, header, request::Parts};
 
@@ -17,6 +17,15 @@ pub enum Peer {
     Ip(IpAddr),
     /// A Unix socket: file permissions have decided already.
     Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Ip(address) => address.to_canonical().fmt(f),
+            Peer::Unix => f.write_str("a Unix socket"),
+        }
+    }
 }
 
 impl Peer {

@@ -183,6 +183,7 @@ async fn drain_wait(desk: &Desk, request: &Parts) -> Reply {
             "No drain is under way, and admin.mutations = \"off\" does not let this start one.",
         );
     }
+    tracing::info!(peer = %desk.peer, "draining, as asked for by GET /drain/wait");
     desk.handle.drain(true);
     let Ok(_place) = desk.waiters.try_acquire() else {
         return problem(
@@ -202,11 +203,15 @@ async fn post(desk: &Desk, request: &Parts, body: &[u8]) -> Reply {
             Err(why) => problem(StatusCode::UNPROCESSABLE_ENTITY, &why),
         },
         "/drain" => {
+            tracing::info!(peer = %desk.peer, "draining, as asked for by hand; POST /undrain serves again");
             handle.drain(false);
             done(&json!({ "draining": true }))
         }
         "/undrain" => match handle.undrain() {
-            Ok(()) => done(&json!({ "draining": false })),
+            Ok(()) => {
+                tracing::info!(peer = %desk.peer, "serving again, as asked for by hand");
+                done(&json!({ "draining": false }))
+            }
             Err(why) => problem(StatusCode::CONFLICT, &why),
         },
         _ => match parse_limit(body) {

@@ -23,7 +23,7 @@ pub fn run(address: &Address, wait: bool) -> ExitCode {
     }
 }
 
-fn drain(address: &Address, wait: bool) -> Result<&'static str, String> {
+fn drain(address: &Address, wait: bool) -> Result<String, String> {
     let ask = |method, path, patience| match request(address, method, path, patience) {
         Ok(answer) if answer.status == 200 => Ok(()),
         Ok(answer) => Err(answer.complaint()),
@@ -31,10 +31,16 @@ fn drain(address: &Address, wait: bool) -> Result<&'static str, String> {
     };
     ask("POST", "/drain", Some(PATIENCE))?;
     if !wait {
-        return Ok("draining");
+        let admin = match address {
+            Address::Unix(path) => format!("--unix-socket {} http://localhost", path.display()),
+            other => format!("http://{}", display(other)),
+        };
+        return Ok(format!(
+            "draining; `curl -X POST {admin}/undrain` serves again"
+        ));
     }
     ask("GET", "/drain/wait", None)?;
-    Ok("drained")
+    Ok("drained".to_owned())
 }
 
 #[cfg(test)]
@@ -45,11 +51,22 @@ mod tests {
     fn starts_and_waits() {
         let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         let (address, server) = serve(vec![ok, ok]);
-        assert_eq!(drain(&address, true), Ok("drained"));
+        assert_eq!(drain(&address, true), Ok("drained".to_owned()));
         assert_eq!(
             server.join().unwrap(),
             ["POST /drain HTTP/1.1", "GET /drain/wait HTTP/1.1"]
         );
+    }
+
+    #[test]
+    fn says_how_to_undo_it() {
+        let (address, server) = serve(vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]);
+        let expected = format!(
+            "draining; `curl -X POST http://{}/undrain` serves again",
+            display(&address)
+        );
+        assert_eq!(drain(&address, false), Ok(expected));
+        server.join().unwrap();
     }
 
     #[test]
