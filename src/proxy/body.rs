@@ -186,6 +186,8 @@ fn set_framing(
 struct Upload {
     received: Received,
     pace: Pace,
+    /// How long it may still wait for a piece of the budget.
+    patience: Duration,
     /// Bytes so far.
     length: u64,
     max: u64,
@@ -198,6 +200,7 @@ impl Upload {
         Self {
             received,
             pace: Pace::new(&config.server),
+            patience: config.server.body_timeout,
             length: 0,
             max: config.server.max_body_bytes,
             needs_length,
@@ -328,9 +331,10 @@ impl Upload {
 
     async fn reserve(&mut self, held: &mut Reservation, bytes: u64) -> Result<(), Error> {
         while !held.grow(bytes) {
-            if self.pace.expired(self.length) {
+            let Some(left) = self.patience.checked_sub(BUDGET_PAUSE) else {
                 return Err(Error::Memory);
-            }
+            };
+            self.patience = left;
             tokio::time::sleep(BUDGET_PAUSE).await;
         }
         Ok(())
@@ -345,6 +349,7 @@ impl Upload {
             Poll::Ready(None) => Poll::Ready(Ok(None)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(error)),
             Poll::Ready(Some(Ok(bytes))) => {
+                self.pace.note(bytes.len());
                 self.length += bytes.len() as u64;
                 if self.max > 0 && self.length > self.max {
                     return Poll::Ready(Err(Error::BodyTooLarge(self.max)));
@@ -352,7 +357,7 @@ impl Upload {
                 Poll::Ready(Ok(Some(bytes)))
             }
             Poll::Pending => {
-                std::task::ready!(self.pace.poll_late(self.length, cx));
+                std::task::ready!(self.pace.poll_late(cx));
                 Poll::Ready(Err(Error::BodyTimeout))
             }
         }
@@ -370,42 +375,58 @@ fn join(first: Option<Bytes>, mut joined: BytesMut, last: Bytes) -> Bytes {
     }
 }
 
-/// The least speed of an upload: a grace, then so many bytes a second on average.
+/// The least speed of an upload: so many bytes a second, and a grace. A client may use up the grace and earn
+/// it again, but not more than that: who sends fast at first has no leave to stop.
+///
+/// Only the time in which somebody waits for the client counts: a backend that takes an upload slowly is
+/// not its fault.
 struct Pace {
-    started: Instant,
     grace: Duration,
     rate: u64,
+    /// How long the client may be waited for.
+    left: Duration,
+    /// When that is over, while it is waited for.
+    due: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Pace {
     fn new(server: &Server) -> Self {
         Self {
-            started: clock::now(),
             grace: server.body_timeout,
             rate: server.body_min_rate,
+            left: server.body_timeout,
+            due: None,
             timer: None,
         }
     }
 
-    /// When so many bytes must have been exceeded.
-    fn due(&self, received: u64) -> Option<Instant> {
+    /// So many bytes have come.
+    fn note(&mut self, bytes: usize) {
+        if let Some(due) = self.due.take() {
+            self.left = due.saturating_duration_since(clock::now());
+        }
         let earned = match self.rate {
-            0 => Duration::ZERO,
-            rate => Duration::from_secs_f64(received as f64 / rate as f64),
+            // No rate is asked for: whatever comes is enough.
+            0 => self.grace,
+            rate => Duration::from_secs_f64(bytes as f64 / rate as f64),
         };
-        self.started.checked_add(self.grace.saturating_add(earned))
+        self.left = self.left.saturating_add(earned).min(self.grace);
     }
 
-    fn expired(&self, received: u64) -> bool {
-        self.due(received).is_some_and(|due| clock::now() >= due)
-    }
-
-    fn poll_late(&mut self, received: u64, cx: &mut TaskContext<'_>) -> Poll<()> {
+    /// Done when the client has been waited for too long.
+    fn poll_late(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                let now = clock::now();
+                // One that went off while nobody waited is none that was overslept.
+                self.timer
+                    .take_if(|timer| timer.deadline().into_std() <= now);
+                *self.due.insert(now + self.left)
+            }
+        };
         loop {
-            let Some(due) = self.due(received) else {
-                return Poll::Pending;
-            };
             let timer = self
                 .timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
@@ -413,10 +434,10 @@ impl Pace {
             if clock::overslept(timer.as_mut()) {
                 continue;
             }
-            if self.expired(received) {
+            if clock::now() >= due {
                 return Poll::Ready(());
             }
-            // Bytes have come since the timer was set.
+            // It was set for a part that has come: what is due never becomes due earlier.
             self.timer = None;
         }
     }
@@ -483,5 +504,63 @@ impl Body for Streamed {
     fn size_hint(&self) -> SizeHint {
         self.remaining
             .map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// 15 s, then 500 bytes a second.
+    fn pace() -> Pace {
+        Pace::new(&Config::default().server)
+    }
+
+    /// Waits so long for the next part; whether the client's time is over before that.
+    async fn is_late(pace: &mut Pace, within: Duration) -> bool {
+        timeout(within, poll_fn(|cx| pace.poll_late(cx)))
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fast_first_bytes_buy_no_more_than_the_grace() {
+        let mut pace = pace();
+        pace.note(1_000_000);
+        let start = clock::now();
+        while !is_late(&mut pace, Duration::from_secs(4)).await {
+            pace.note(1);
+        }
+        let waited = clock::now() - start;
+        let grace = Duration::from_secs(15)..Duration::from_millis(15_500);
+        assert!(grace.contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_at_the_rate_is_never_late() {
+        let mut pace = pace();
+        for _ in 0..100 {
+            assert!(!is_late(&mut pace, Duration::from_secs(10)).await);
+            pace.note(5_100);
+        }
+        assert!(is_late(&mut pace, MINUTE).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_in_which_nobody_wants_a_part_does_not_count() {
+        let mut pace = pace();
+        for _ in 0..10 {
+            assert!(!is_late(&mut pace, Duration::from_secs(1)).await);
+            pace.note(1);
+            sleep(MINUTE).await;
+        }
+        assert!(!is_late(&mut pace, Duration::from_secs(4)).await);
+        assert!(is_late(&mut pace, Duration::from_secs(2)).await);
     }
 }
