@@ -205,7 +205,13 @@ async fn serve(
                     tracing::info!("draining; a second signal ends this at once");
                     notify::stopping();
                     if !serving {
-                        break backend.stop().await;
+                        break tokio::select! {
+                            code = backend.stop() => code,
+                            () = signals.stop(&running) => {
+                                tracing::warn!("ended by a second signal");
+                                backend.kill().await
+                            }
+                        };
                     }
                     let handed_over = data_plane.hand_over();
                     let stopped = tokio::select! {

@@ -129,6 +129,27 @@ fn a_signal_while_the_command_starts_ends_both() {
     until_gone(&family);
 }
 
+/// It is the drain's promise, whether there is anything to drain or not.
+#[test]
+fn a_second_signal_ends_a_command_that_does_not_get_ready_and_ignores_the_first() {
+    let deaf = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+    let mut tidegate = Tidegate::exec(["sh", "-c", deaf]).launch();
+    tidegate.process.logged("that it hears nothing", |log| {
+        log.lines().any(|line| line == "deaf").then_some(())
+    });
+    let family = descendants(tidegate.pid());
+    tidegate.process.signal(Signal::TERM);
+    tidegate.process.logged("the first signal", |log| {
+        log.contains("a second signal ends this").then_some(())
+    });
+    // Late enough to be another one.
+    std::thread::sleep(Duration::from_millis(600));
+    tidegate.process.signal(Signal::INT);
+    assert_eq!(tidegate.process.exit_code(), 1, "{}", tidegate.log());
+    assert!(tidegate.log().contains("ended by a second signal"));
+    until_gone(&family);
+}
+
 #[test]
 fn a_killed_tidegate_takes_its_command_along() {
     let mut tidegate = exec_gunicorn(&["--workers", "2"]).start();
