@@ -2,31 +2,74 @@
 
 use std::{
     io::{self, ErrorKind},
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// Removed when dropped.
+/// Removed when dropped, if it is still the one that was bound: another process may have put its own in its
+/// place.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    /// `None` if it could not be looked at.
+    identity: Option<Identity>,
+}
 
 impl SocketFile {
-    /// Of a socket that is bound.
+    /// Of a socket that is bound and permitted to those who may use it.
     pub fn of(path: &Path) -> Self {
-        Self(path.to_owned())
+        Self {
+            path: path.to_owned(),
+            identity: Identity::of(path),
+        }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if self.identity.is_some() && Identity::of(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Which file it is. An inode's number alone is soon given to another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    since: Since,
+}
+
+/// A time that tells a file from another one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Since {
+    Created(SystemTime),
+    /// Where the file system does not know that. A mode that somebody sets later is a change, too, and the
+    /// file stays behind: better than to remove what belongs to another.
+    Changed(i64, i64),
+}
+
+impl Identity {
+    fn of(path: &Path) -> Option<Self> {
+        let there = std::fs::symlink_metadata(path).ok()?;
+        let since = match there.created() {
+            Ok(created) => Since::Created(created),
+            Err(_) => Since::Changed(there.ctime(), there.ctime_nsec()),
+        };
+        Some(Self {
+            device: there.dev(),
+            inode: there.ino(),
+            since,
+        })
     }
 }
 
@@ -82,5 +125,22 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         let text = std::fs::read_to_string(&path).expect("it stays");
         assert_eq!(text, "precious");
+    }
+
+    #[test]
+    fn only_the_socket_that_was_bound_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let bind = || {
+            let listener = UnixListener::bind(&path).expect("a socket");
+            (listener, SocketFile::of(&path))
+        };
+        let (_old, old_file) = bind();
+        std::fs::remove_file(&path).expect("it is there");
+        let (_new, new_file) = bind();
+        drop(old_file);
+        assert!(path.exists(), "it is another's");
+        drop(new_file);
+        assert!(!path.exists());
     }
 }

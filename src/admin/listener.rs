@@ -50,9 +50,10 @@ impl AdminListener {
             Address::Unix(path) => {
                 make_room(path)?;
                 let listener = UnixListener::bind(path)?;
-                let file = SocketFile::of(path);
                 // Who may connect may drain: not everybody on the machine.
-                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                let permitted = fs::set_permissions(path, fs::Permissions::from_mode(0o660));
+                let file = SocketFile::of(path);
+                permitted?;
                 Socket::Unix {
                     listener,
                     _file: Some(file),
