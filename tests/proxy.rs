@@ -502,3 +502,27 @@ fn a_backend_that_starts_later_is_waited_for() {
     });
     assert_eq!(first.join().expect("an answer"), "at last");
 }
+
+#[test]
+fn trailers_pass_also_when_the_answer_comes_in_one_piece() {
+    let backend = Raw::answering(|_| {
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
+         5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
+            .into()
+    });
+    let tidegate = Tidegate::to(backend.address()).start();
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: app\r\nTE: trailers\r\nConnection: TE\r\n\r\n");
+    let answer = client
+        .take_through(b"x-sum: 1\r\n\r\n")
+        .expect("its trailers");
+    let answer = String::from_utf8(answer).expect("ASCII");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.contains("transfer-encoding: chunked"), "{head}");
+    assert!(!head.contains("content-length"), "{head}");
+    assert_eq!(body, "5\r\nhello\r\n0\r\nx-sum: 1\r\n\r\n");
+    // Who does not take any is told the length, and the connection stays.
+    let answer = client.get("/");
+    assert_eq!(answer.header("content-length").as_deref(), Some("5"));
+    assert_eq!(answer.text(), "hello");
+}

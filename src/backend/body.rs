@@ -197,6 +197,11 @@ impl ResponseBody {
         *response
     }
 
+    /// Without its trailers, for a client that does not take any: the length says where it ends, if that is known.
+    pub fn forget_trailers(&mut self) {
+        self.trailers = None;
+    }
+
     fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
         match &self.source {
             Source::Piped(pipe) => pipe.take_trailers(),
@@ -284,7 +289,9 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        // Whoever is told a length stops there, and what comes behind it is lost.
         self.remaining
+            .filter(|_| self.trailers.is_none())
             .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
@@ -294,5 +301,39 @@ impl Drop for ResponseBody {
         if let Source::Piped(pipe) = &self.source {
             pipe.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::buffer::{Budget, Direction};
+
+    fn whole(trailers: bool) -> ResponseBody {
+        let mut parts = Parts::default();
+        parts.push(Bytes::from_static(b"hello"));
+        let mut all = HeaderMap::new();
+        all.insert("x-sum", http::HeaderValue::from_static("1"));
+        let held = Budget::new(1024).reservation(Direction::Response);
+        ResponseBody::whole(parts, trailers.then(|| Box::new(all)), held)
+    }
+
+    #[test]
+    fn a_whole_body_with_trailers_does_not_end_with_its_length() {
+        assert_eq!(whole(false).size_hint().exact(), Some(5));
+        let mut forgetful = whole(true);
+        forgetful.forget_trailers();
+        assert_eq!(forgetful.size_hint().exact(), Some(5));
+        let with = whole(true);
+        assert_eq!(with.size_hint().exact(), None);
+        let collected = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime")
+            .block_on(with.collect())
+            .expect("all of it");
+        assert_eq!(collected.trailers().expect("trailers")["x-sum"], "1");
+        assert_eq!(collected.to_bytes(), "hello");
     }
 }

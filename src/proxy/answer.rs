@@ -495,6 +495,11 @@ impl ClientBody {
         (&self.inner, self.inner.body().usual())
     }
 
+    /// Drops the trailers that are there already, for a client that does not take any.
+    pub fn forget_trailers(&mut self) {
+        self.inner.body_mut().forget_trailers();
+    }
+
     /// The answer's head, of which all fields are in its map.
     pub fn take_head(&mut self) -> Response<()> {
         let mut head = Response::new(());

@@ -359,6 +359,9 @@ where
 
     /// An answer is there: its head.
     fn answer(&mut self, mut answer: ClientBody) {
+        if !self.asked.trailers || self.asked.http10 {
+            answer.forget_trailers();
+        }
         let length = match answer.is_end_stream() {
             true => Length::None,
             false => match answer.size_hint().exact() {
