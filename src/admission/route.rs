@@ -6,7 +6,7 @@ use super::{Cap, Class};
 use crate::config;
 
 /// The route of requests that no `[[route]]` matches.
-pub const DEFAULT: &str = "default";
+pub const DEFAULT: &str = config::UNROUTED;
 
 /// One route, ready to match.
 #[derive(Clone, Debug)]

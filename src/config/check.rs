@@ -37,6 +37,79 @@ pub(super) fn header_name(text: &str) -> Result<(), String> {
     fail("is not a header name; write one as \"X-Name\", or \"\" for none")
 }
 
+/// Fields that say how a message is to be read, by whom or for whom: to write something else into one of them
+/// breaks the message.
+const TAKEN: &[&str] = &[
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "client-ip",
+    "connection",
+    "cookie",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "origin",
+    "path-info",
+    "pragma",
+    "range",
+    "referer",
+    "remote-addr",
+    "remote-user",
+    "retry-after",
+    "script-name",
+    "server",
+    "server-timing",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "www-authenticate",
+    "x-real-ip",
+    "x-remote-user",
+    "x-request-start",
+];
+/// The same, by how they begin.
+const TAKEN_PREFIXES: &[&str] = &[
+    "accept",
+    "access-control-",
+    "content-",
+    "if-",
+    "proxy-",
+    "sec-",
+    "x-forwarded-",
+    "x-tidegate-",
+];
+
+/// The name of a header that is written, or empty.
+pub(super) fn own_header_name(text: &str) -> Result<(), String> {
+    header_name(text)?;
+    // WSGI knows no difference.
+    let name = text.to_ascii_lowercase().replace('_', "-");
+    let taken =
+        TAKEN.contains(&&*name) || TAKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    if taken {
+        return fail(
+            "is a header with a meaning of its own, which would be overwritten; \
+             write another, as \"X-Request-Id\", or \"\" for none",
+        );
+    }
+    Ok(())
+}
+
 /// `Name`, `Name: value`, or empty.
 pub(super) fn header_match(text: &str) -> Result<(), String> {
     let (name, value) = text.split_once(':').unwrap_or((text, ""));
@@ -197,6 +270,9 @@ pub(super) fn log_filter(text: &str) -> Result<(), String> {
             LEVELS.join(", "),
             did_you_mean(meant)
         ));
+    }
+    if text.split(',').all(|part| part.trim().is_empty()) {
+        return fail("is not a filter; write one as \"info,tidegate::proxy=debug\"");
     }
     match log_targets(text) {
         Ok(_) => Ok(()),

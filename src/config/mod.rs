@@ -29,6 +29,7 @@ pub(crate) use check::log_targets;
 pub use load::{Loaded, Sources, load, needs_restart};
 pub use origin::{Origin, Origins, Position};
 pub use problem::{Problem, Problems};
+pub(crate) use rules::UNROUTED;
 pub use types::*;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use value::{Item, Value};

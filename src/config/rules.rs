@@ -7,6 +7,9 @@ use super::{
     typed::Typed,
 };
 
+/// The label of requests that no route matches.
+pub(crate) const UNROUTED: &str = "default";
+
 /// Checks all rules; what is broken goes to the report, at the key that was set last.
 pub(super) fn apply(settings: &Settings, routes: &[RouteSettings], report: &mut Report) {
     limits(settings, report);
@@ -125,6 +128,12 @@ fn names(routes: &[RouteSettings], report: &mut Report) {
         if name.value == Typed::Text(String::new()) {
             let message = "is missing: it is a metric label; write name = \"...\"";
             report.value(&route.origin, "route.name", message);
+        } else if name.value == Typed::Text(UNROUTED.to_owned()) {
+            let message = format!(
+                "{} is what requests are counted under that no route matches; choose another name",
+                name.value
+            );
+            report.value(&name.origin, "route.name", &message);
         } else if let Some(first) = routes[..i]
             .iter()
             .find(|other| other.settings.get("route.name").value == name.value)

@@ -294,7 +294,7 @@ pub const KEYS: &[Key] = &[
 
     key("headers.trusted_proxies", Kind::Networks, "",
         "Peers whose forwarding headers are believed: IP addresses and CIDRs.").hot(),
-    key("headers.request_id", Kind::Text(check::header_name), "X-Request-Id",
+    key("headers.request_id", Kind::Text(check::own_header_name), "X-Request-Id",
         "The header with a request's id; \"\" = off.").hot(),
     key("headers.request_start", Kind::Bool, "true",
         "Send X-Request-Start: t=<epoch microseconds> to the backend.").hot(),

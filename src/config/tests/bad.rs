@@ -180,6 +180,14 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "[headers]\nrequest_id = \"X Id\"",
             "2:14: headers.request_id: \"X Id\" is not a header name; write one as \"X-Name\", or \"\" for none",
         ),
+        (
+            "[headers]\nrequest_id = \"Content-Length\"",
+            "2:14: headers.request_id: \"Content-Length\" is a header with a meaning of its own, which would be overwritten; write another, as \"X-Request-Id\", or \"\" for none",
+        ),
+        (
+            "[log]\nlevel = \" ,\"",
+            "2:9: log.level: \" ,\" is not a filter; write one as \"info,tidegate::proxy=debug\"",
+        ),
         // Rules between keys.
         (
             "[limit]\nmin = 20\nmax = 10",
@@ -213,6 +221,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
         (
             "[[route]]\nname = \"a\"\n[[route]]\nname = \"a\"",
             "4:8: route.name: \"a\" is the name of another route (tidegate.toml:2); choose a unique one",
+        ),
+        (
+            "[[route]]\nname = \"default\"",
+            "2:8: route.name: \"default\" is what requests are counted under that no route matches; choose another name",
         ),
         (
             "[[route]]\nname = \"a\"\nclas = \"low\"",
@@ -279,6 +291,39 @@ fn keys_take_all_that_the_interface_names() {
     ];
     for (key, value) in fine {
         assert_eq!(lines(load(&set(Sources::default(), key, value))), "");
+    }
+}
+
+#[test]
+fn the_field_of_the_request_id_is_nobody_elses() {
+    let told = |name: &str| lines(load(&set(Sources::default(), "headers.request_id", name)));
+    for taken in [
+        "Connection",
+        "Content-Length",
+        "content_length",
+        "Expect",
+        "Forwarded",
+        "Host",
+        "KEEP-ALIVE",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Via",
+        "X-Forwarded-For",
+        "X-Request-Start",
+    ] {
+        assert!(told(taken).contains("a meaning of its own"), "{taken}");
+    }
+    for free in [
+        "",
+        "X-Request-Id",
+        "X-Correlation-ID",
+        "Request-Id",
+        "traceparent",
+    ] {
+        assert_eq!(told(free), "", "{free}");
     }
 }
 
