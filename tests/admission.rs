@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, Gunicorn, Held, Raw, Response, Tidegate, since, try_get, until};
+use common::{Client, Gunicorn, Held, Raw, Response, Tidegate, since, try_get, until, until_some};
 use tidegate::clock;
 
 const FLIGHT: &str = "tidegate_in_flight_requests";

@@ -385,15 +385,17 @@ enum Step {
         since: Instant,
         expires: Pin<Box<Sleep>>,
     },
-    Done,
+    /// Since when it had been waiting, if it had to.
+    Done(Option<Instant>),
 }
 
 impl Acquire {
-    /// Since when it has been waiting in the queue.
+    /// Since when it has been waiting in the queue, or had been before it was decided about.
     pub fn queued_since(&self) -> Option<Instant> {
         match self.step {
             Step::Wait { since, .. } => Some(since),
-            _ => None,
+            Step::Done(since) => since,
+            Step::Ask(..) => None,
         }
     }
 }
@@ -404,7 +406,7 @@ impl Future for Acquire {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Step::Ask(ask, now) = this.step {
-            this.step = Step::Done;
+            this.step = Step::Done(None);
             match this.limiter.gate.enter(&ask, now) {
                 Entered::Admitted(permit) => {
                     return Poll::Ready(this.limiter.admitted(permit, None));
@@ -440,7 +442,7 @@ impl Future for Acquire {
                 }
             }
         };
-        this.step = Step::Done;
+        this.step = Step::Done(Some(since));
         Poll::Ready(decided.and_then(|permit| this.limiter.admitted(permit, Some(since))))
     }
 }

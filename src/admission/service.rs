@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http_body::{Body, Frame, SizeHint};
@@ -26,8 +26,8 @@ pub trait AskFor<R> {
         clock::now()
     }
 
-    /// It has been refused, and goes no further.
-    fn refused(&self, _request: R) {}
+    /// It has been refused, and goes no further. `waited` is how long it was in the queue, if it was.
+    fn refused(&self, _request: R, _waited: Option<Duration>) {}
 }
 
 impl<R, F: Fn(&R) -> Ask> AskFor<R> for F {
@@ -145,14 +145,17 @@ impl<S: Service<Admitted<R>>, A: AskFor<R>, R> Future for AdmissionFuture<S, A, 
         loop {
             match self.as_mut().project() {
                 Project::Waiting { acquire, request } => {
-                    let acquired = ready!(Pin::new(acquire).poll(cx));
+                    let acquired = ready!(Pin::new(&mut *acquire).poll(cx));
                     let Some((mut inner, ask, request)) = request.take() else {
                         return Poll::Pending;
                     };
                     let permit = match acquired {
                         Ok(permit) => permit,
                         Err(refusal) => {
-                            ask.refused(request);
+                            let waited = acquire
+                                .queued_since()
+                                .map(|since| clock::now().saturating_duration_since(since));
+                            ask.refused(request, waited);
                             return Poll::Ready(Err(AdmissionError::Refused(refusal)));
                         }
                     };

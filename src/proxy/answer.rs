@@ -366,7 +366,10 @@ impl Record {
             self.context.route().metrics.rejected(reason);
         }
         if matches!(error, Error::Refused(_)) {
-            self.note_wait(WaitOutcome::Timeout, answered);
+            // Who was admitted before, and had to ask again, is among those already.
+            if let Some(waited) = self.context.lost() {
+                self.note_wait(WaitOutcome::Timeout, waited);
+            }
             if let Some(reason) = rejection.reason {
                 trace::refused(&self.shared, &self.context, reason);
             }
@@ -390,19 +393,16 @@ impl Record {
         let phase = self.context.phase();
         self.shared.metrics.canceled(phase);
         if phase == observe::Phase::Queued {
-            let left = now.saturating_duration_since(self.context.arrived);
-            self.note_wait(WaitOutcome::Canceled, left);
+            if let Some(waited) = self.context.at_gate(now) {
+                self.note_wait(WaitOutcome::Canceled, waited);
+            }
             trace::left(&self.shared, &self.context);
         }
     }
 
-    /// Notes how long it was at the gate, which it left at this age.
-    fn note_wait(&self, outcome: WaitOutcome, age: Duration) {
-        if let Some(waited) = self.context.at_gate_for(age) {
-            self.shared
-                .metrics
-                .queue_wait(self.context.class(), outcome, waited);
-        }
+    fn note_wait(&self, outcome: WaitOutcome, waited: Duration) {
+        let class = self.context.class();
+        self.shared.metrics.queue_wait(class, outcome, waited);
     }
 
     fn add_server_timing<B>(&self, response: &mut Response<B>) {

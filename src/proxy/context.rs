@@ -208,13 +208,8 @@ impl Context {
 
     /// How long it has been at the gate; `None` if it has not come to it.
     pub fn at_gate(&self, now: Instant) -> Option<Duration> {
-        self.at_gate_for(Duration::from_nanos(self.age(now)))
-    }
-
-    /// The same, at an age that is known.
-    pub fn at_gate_for(&self, age: Duration) -> Option<Duration> {
         let asked = self.asked_nanos.load(Relaxed);
-        (asked > 0).then(|| Duration::from_nanos(nanos(age).saturating_sub(asked)))
+        (asked > 0).then(|| Duration::from_nanos(self.age(now).saturating_sub(asked)))
     }
 
     /// Nanoseconds since it arrived.
@@ -229,6 +224,17 @@ impl Context {
     /// Notes how long it waited for its permit.
     pub fn waited(&self, wait: Duration) {
         self.queued_nanos.store(nanos(wait), Relaxed);
+    }
+
+    /// Notes how long it waited, and was refused in the end.
+    pub fn waited_in_vain(&self, wait: Duration) {
+        self.queued_nanos.store(nanos(wait).max(1), Relaxed);
+    }
+
+    /// How long it waited, if that was in vain.
+    pub fn lost(&self) -> Option<Duration> {
+        let lost = self.phase() == observe::Phase::Queued;
+        Some(self.queue_time()).filter(|waited| lost && !waited.is_zero())
     }
 
     /// How long it waited for its permit.
@@ -329,7 +335,10 @@ impl AskFor<Asked<RequestBody>> for AtGate {
         now
     }
 
-    fn refused(&self, mut asked: Asked<RequestBody>) {
+    fn refused(&self, mut asked: Asked<RequestBody>, waited: Option<Duration>) {
+        if let Some(waited) = waited {
+            asked.context.waited_in_vain(waited);
+        }
         backend::empty(&mut asked.head);
         *lock(&asked.context.spent) = Some(asked.head);
     }

@@ -91,6 +91,41 @@ fn the_metrics_account_for_every_request() {
     assert_eq!(totals["refused"], count(503) as u64);
 }
 
+/// What never was in the queue has not waited.
+#[test]
+fn only_those_that_waited_are_said_to_have_waited() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.capacity=1")
+        .set("queue.max_wait=200ms")
+        .start();
+    let mut held = occupied(&backend, &tidegate);
+    let mut waits = tidegate.client();
+    waits.ask("/waits");
+    tidegate.until_metric(QUEUED, &[], 1.0);
+    let full = tidegate.get("/full");
+    assert_eq!(full.reason(), "queue_full");
+    assert_eq!(waits.response().reason(), "queue_timeout");
+    let timeouts = |what: &str| {
+        let name = format!("tidegate_queue_wait_seconds_{what}");
+        tidegate.metric(&name, &[("outcome", "timeout")])
+    };
+    assert_eq!(timeouts("count"), 1.0);
+    assert!(timeouts("sum") >= 0.2, "{}", timeouts("sum"));
+    let queued = |path: &str| {
+        until_some("it is in the log", || {
+            let entries = tidegate.events("request");
+            let entry = entries.into_iter().find(|entry| entry["path"] == path)?;
+            entry["queue_ms"].as_f64()
+        })
+    };
+    assert_eq!(queued("/full"), 0.0);
+    assert!(queued("/waits") >= 200.0, "{}", queued("/waits"));
+    backend.release(1);
+    assert_eq!(held.response().status, 200);
+}
+
 #[test]
 fn the_limit_can_be_set_by_hand_and_given_back() {
     let backend = Held::start();
@@ -140,6 +175,11 @@ fn the_limit_can_be_set_by_hand_and_given_back() {
     assert_eq!(answer.status, 422);
     assert_eq!(tidegate.status()["limit"], 1);
     assert_eq!(tidegate.admin_get("/limit").status, 405);
+    for direction in ["up", "down"] {
+        let labels = [("direction", direction), ("reason", "configured")];
+        let changes = tidegate.metric("tidegate_limit_changes_total", &labels);
+        assert_eq!(changes, 1.0, "{direction}");
+    }
 }
 
 #[test]
