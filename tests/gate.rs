@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use tidegate::{
     admission::{
         Acquire, AdmissionError, AdmissionLayer, Admitted, Ask, Builder, Cap, Class, ClientKey,
-        Discipline, Limiter, Permit, Reason, Refusal,
+        Discipline, Limiter, Permit, Reason, Refusal, state::State,
     },
     clock,
     control::{Outcome, Readings},
@@ -260,6 +260,79 @@ async fn a_dry_run_refuses_nobody_and_says_whom_it_would_have() {
     assert_eq!(late.would_refuse(), Some(Reason::Deadline));
     drop((permits, late));
     assert_eq!(in_flight(&limiter), 0);
+}
+
+/// Twice what the limit can do, at a backend that can do all of it.
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_whom_the_limit_could_not_serve_in_time() {
+    let limiter = limiter(fixed(2).dry_run(true));
+    let known = |state: &mut State, _: &mut _| state.set_service_time(100 * MS);
+    let mut tasks = JoinSet::new();
+    for _ in 0..400 {
+        // The law has measured nothing yet, and its ticks would say so.
+        limiter.gate().change(known);
+        let permit = limiter
+            .acquire(Ask::default())
+            .await
+            .expect("refuses nobody");
+        tasks.spawn(async move {
+            let would = permit.would_refuse();
+            sleep(100 * MS).await;
+            drop(permit);
+            would
+        });
+        sleep(25 * MS).await;
+    }
+    let would = tasks.join_all().await;
+    let late = would
+        .iter()
+        .filter(|it| **it == Some(Reason::QueueTimeout))
+        .count();
+    let other = would.iter().flatten().count() - late;
+    // Half of them, but for those that would still be in the queue.
+    assert!((170..=200).contains(&late), "{late}");
+    assert_eq!(other, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_knows_the_share_of_a_client() {
+    let limiter = limiter(fixed(1).capacity(4).dry_run(true));
+    let known = |state: &mut State, _: &mut _| state.set_service_time(100 * MS);
+    limiter.gate().change(known);
+    let mut permits = Vec::new();
+    for client in [1, 1, 1, 1, 2] {
+        let ask = Ask {
+            client: Some(ClientKey(client)),
+            ..Ask::default()
+        };
+        permits.push(limiter.acquire(ask).await.expect("refuses nobody"));
+    }
+    let would: Vec<_> = permits.iter().map(Permit::would_refuse).collect();
+    // One goes, two wait in half of the places, and one comes too late.
+    assert_eq!(would, [None, None, None, Some(Reason::QueueFull), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_knows_the_caps_of_routes() {
+    let limiter = limiter(fixed(10).dry_run(true));
+    let ask = Ask {
+        cap: Some(Cap { id: 7, max: 1 }),
+        ..Ask::default()
+    };
+    let ask = || async { limiter.acquire(ask).await.expect("refuses nobody") };
+    // Short ones have their turn in time.
+    for _ in 0..20 {
+        let pair = (ask().await, ask().await);
+        sleep(10 * MS).await;
+        assert_eq!((pair.0.would_refuse(), pair.1.would_refuse()), (None, None));
+        drop(pair);
+        sleep(10 * MS).await;
+    }
+    // One that stays for long leaves no place to others, and other routes alone.
+    let _long = ask().await;
+    sleep(20_000 * MS).await;
+    assert_eq!(ask().await.would_refuse(), Some(Reason::RouteLimit));
+    assert_eq!(admitted(&limiter).await.would_refuse(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ mod caps;
 mod lanes;
 mod pace;
 mod queue;
+mod rehearsal;
 mod snapshot;
 mod verdict;
 
@@ -20,6 +21,7 @@ use self::{
     lanes::Lanes,
     pace::Pace,
     queue::{Queue, Waiting},
+    rehearsal::Rehearsal,
 };
 pub use self::{
     snapshot::{LaneSnapshot, LaneUsage, Snapshot},
@@ -88,6 +90,8 @@ pub struct State {
     next_seq: Seq,
     closed: bool,
     pace: Pace,
+    /// What would wait, in a dry run.
+    rehearsal: Rehearsal,
     updated: Instant,
     queue_seconds: f64,
 }
@@ -103,6 +107,7 @@ impl State {
             next_seq: 0,
             closed: false,
             pace: Pace::new(now),
+            rehearsal: Rehearsal::new(now),
             updated: now,
             queue_seconds: 0.0,
         }
@@ -116,14 +121,18 @@ impl State {
         }
         self.pace.note_offer(now);
         if self.misses_deadline(ask, now) {
-            return self.refuse_or_note(Reason::Deadline, ask.cap);
+            return match self.settings.dry_run {
+                true => self.admit_regardless(ask.cap, Some(Reason::Deadline)),
+                false => Entry::Refused(self.refusal(Reason::Deadline)),
+            };
         }
         let capped = self.caps.is_reached(ask.cap);
         if !capped
             && self.nobody_ahead(ask.class)
             && let Some(lane) = self.lanes.roomiest()
         {
-            return Entry::Admitted(self.admit(lane, ask.cap, None));
+            let would = self.rehearse(ask, now);
+            return Entry::Admitted(self.admit(lane, ask.cap, would));
         }
         let entry = self.enqueue(ask, key, capped, now, out);
         self.pace.note_arrival(now);
@@ -170,26 +179,14 @@ impl State {
         now: Instant,
         out: &mut Verdicts,
     ) -> Entry {
-        if let Some(reason) = self.reason_to_refuse(ask, now) {
-            return self.refuse_or_note(reason, ask.cap);
-        }
         if self.settings.dry_run {
-            return self.admit_regardless(ask.cap, None);
+            let would = self.rehearse(ask, now);
+            return self.admit_regardless(ask.cap, would);
         }
-        let mut expires = later(now, self.settings.max_wait);
-        let mut reason = if capped {
-            Reason::RouteLimit
-        } else {
-            Reason::QueueTimeout
-        };
-        if let Some(deadline) = ask.deadline {
-            let left = deadline.saturating_duration_since(now);
-            let latest = later(now, left.saturating_sub(self.pace.service_time()));
-            if latest < expires {
-                expires = latest;
-                reason = Reason::Deadline;
-            }
+        if let Some(reason) = self.reason_to_refuse(ask, now) {
+            return Entry::Refused(self.refusal(reason));
         }
+        let (expires, reason) = self.patience(ask, capped, now);
         if expires <= now {
             return Entry::Refused(self.refusal(reason));
         }
@@ -219,12 +216,28 @@ impl State {
         Entry::Queued { seq, expires }
     }
 
+    /// How long such a request may wait, and what is said when that is over.
+    fn patience(&self, ask: &Ask, capped: bool, now: Instant) -> (Instant, Reason) {
+        let expires = later(now, self.settings.max_wait);
+        if let Some(deadline) = ask.deadline {
+            let left = deadline.saturating_duration_since(now);
+            let latest = later(now, left.saturating_sub(self.pace.service_time()));
+            if latest < expires {
+                return (latest, Reason::Deadline);
+            }
+        }
+        let reason = match capped {
+            true => Reason::RouteLimit,
+            false => Reason::QueueTimeout,
+        };
+        (expires, reason)
+    }
+
     /// Why an arrival that cannot go now is refused at once, if it is.
     fn reason_to_refuse(&self, ask: &Ask, now: Instant) -> Option<Reason> {
-        if self.excess() >= self.capacity()
-            && (self.settings.dry_run
-                || !(self.queue.lowest_below(ask.class).is_some()
-                    || self.stalest(ask.class, now).is_some()))
+        if self.queue.len() >= self.capacity()
+            && self.queue.lowest_below(ask.class).is_none()
+            && self.stalest(ask.class, now).is_none()
         {
             return Some(Reason::QueueFull);
         }
@@ -258,23 +271,13 @@ impl State {
         let Some(client) = ask.client.filter(|_| ask.class != Class::Protected) else {
             return false;
         };
-        let places = self.capacity().min(self.pace.places_within(bound));
-        let share = (places as f64 * self.settings.client_max_share) as usize;
-        self.queue.places_of(client) >= share.max(1)
+        self.queue.places_of(client) >= self.share_of(self.pace.places_within(bound))
     }
 
-    fn refuse_or_note(&mut self, reason: Reason, cap: Option<Cap>) -> Entry {
-        if self.settings.dry_run {
-            return self.admit_regardless(cap, Some(reason));
-        }
-        Entry::Refused(self.refusal(reason))
-    }
-
-    fn admit_regardless(&mut self, cap: Option<Cap>, would: Option<Reason>) -> Entry {
-        match self.lanes.least_loaded() {
-            Some(lane) => Entry::Admitted(self.admit(lane, cap, would)),
-            None => Entry::Refused(self.refusal(Reason::QueueFull)),
-        }
+    /// How many of so many places, or of as many as there are, one client may own.
+    fn share_of(&self, places: usize) -> usize {
+        let places = self.capacity().min(places);
+        ((places as f64 * self.settings.client_max_share) as usize).max(1)
     }
 
     /// A waiter gives up. Says why, if it was still waiting: `None` means that a verdict is on its way.
@@ -301,7 +304,7 @@ impl State {
     }
 
     fn leave_lane(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
-        self.caps.leave(cap);
+        self.caps.leave(cap, self.updated);
         self.lanes.leave(lane);
         self.note_excess();
         self.dispatch(now, out);
@@ -515,7 +518,7 @@ impl State {
     }
 
     fn admit(&mut self, at: usize, cap: Option<Cap>, would: Option<Reason>) -> Admitted {
-        self.caps.enter(cap);
+        self.caps.enter(cap, self.updated);
         let (lane, in_flight) = self.lanes.enter(at);
         let admitted = Admitted {
             lane,
@@ -575,11 +578,7 @@ impl State {
     /// The wait of an arrival of this class: who goes before it, at the pace of late. Optimistic by
     /// half a place, so that nobody is refused for a rounding.
     fn predicted_wait(&self, class: Class, now: Instant) -> Duration {
-        let ahead = if self.settings.dry_run {
-            self.excess()
-        } else {
-            self.queue.ahead_of(class, self.stale_before(now))
-        };
+        let ahead = self.queue.ahead_of(class, self.stale_before(now));
         self.pace.wait_behind(ahead)
     }
 

@@ -1,39 +1,129 @@
 //! What is in flight of the routes that have a cap of their own.
 
+use std::time::{Duration, Instant};
+
+use super::rehearsal::Slots;
 use crate::admission::Cap;
+
+/// How much of what was is remembered when a request ends: about the last 16 count.
+const KEPT: f64 = 1.0 - 1.0 / 16.0;
+
+#[derive(Debug)]
+struct Capped {
+    id: u16,
+    in_flight: u32,
+    /// Request-seconds in flight and how many of them ended, both forgetting, up to `since`.
+    busy: f64,
+    ended: f64,
+    since: Instant,
+    /// What would wait, in a dry run.
+    slots: Slots,
+}
+
+impl Capped {
+    fn new(id: u16, now: Instant) -> Self {
+        Self {
+            id,
+            in_flight: 0,
+            busy: 0.0,
+            ended: 0.0,
+            since: now,
+            slots: Slots::new(now),
+        }
+    }
+
+    fn busy_at(&self, now: Instant) -> f64 {
+        let seconds = now.saturating_duration_since(self.since).as_secs_f64();
+        self.busy + f64::from(self.in_flight) * seconds
+    }
+
+    fn advance(&mut self, now: Instant) {
+        self.busy = self.busy_at(now);
+        self.since = self.since.max(now);
+    }
+
+    /// How long its requests take, by what has been in flight for so many that ended; `usual` for a route of which
+    /// nothing is known, but no less than those take that are under way.
+    fn service(&self, usual: Duration, now: Instant) -> Duration {
+        let busy = self.busy_at(now);
+        let seconds = if self.ended > 0.0 {
+            busy / self.ended
+        } else {
+            (busy / f64::from(self.in_flight.max(1))).max(usual.as_secs_f64())
+        };
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+}
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Caps {
-    /// By route; only those with somebody in flight.
-    in_flight: Vec<(u16, u32)>,
+    /// Those that had somebody in flight.
+    routes: Vec<Capped>,
 }
 
 impl Caps {
     /// Whether such a request is held up by its route's cap.
     pub(super) fn is_reached(&self, cap: Option<Cap>) -> bool {
         cap.is_some_and(|cap| {
-            let mut known = self.in_flight.iter();
-            known.any(|&(id, in_flight)| id == cap.id && in_flight >= cap.max)
+            let mut known = self.routes.iter();
+            known.any(|route| route.id == cap.id && route.in_flight >= cap.max)
         })
     }
 
-    pub(super) fn enter(&mut self, cap: Option<Cap>) {
-        let Some(cap) = cap else { return };
-        match self.in_flight.iter_mut().find(|(id, _)| *id == cap.id) {
-            Some((_, in_flight)) => *in_flight += 1,
-            None => self.in_flight.push((cap.id, 1)),
+    /// In a dry run: how long such a request would wait for its route's cap. A request takes the `usual` time as long
+    /// as nothing else is known of its route.
+    pub(super) fn wait(&self, cap: Option<Cap>, usual: Duration, now: Instant) -> Duration {
+        let known = cap.and_then(|cap| Some((cap, self.find(cap)?)));
+        known.map_or(Duration::ZERO, |(cap, route)| {
+            let service = route.service(usual, now);
+            let interval = service / cap.max.max(1);
+            let wait = route.slots.wait(service, interval, now);
+            // Those that stay for long are not done when they are expected to be.
+            match route.in_flight >= cap.max {
+                true => wait.max(interval / 2),
+                false => wait,
+            }
+        })
+    }
+
+    /// In a dry run: such a request would have been let in.
+    pub(super) fn take(&mut self, cap: Option<Cap>, usual: Duration, now: Instant) {
+        if let Some(cap) = cap {
+            let route = self.known(cap, now);
+            let interval = route.service(usual, now) / cap.max.max(1);
+            route.slots.take(interval, now);
         }
     }
 
-    pub(super) fn leave(&mut self, cap: Option<Cap>) {
-        if let Some(cap) = cap
-            && let Some(at) = self.in_flight.iter().position(|(id, _)| *id == cap.id)
-        {
-            self.in_flight[at].1 = self.in_flight[at].1.saturating_sub(1);
-            if self.in_flight[at].1 == 0 {
-                self.in_flight.swap_remove(at);
-            }
+    pub(super) fn enter(&mut self, cap: Option<Cap>, now: Instant) {
+        if let Some(cap) = cap {
+            let route = self.known(cap, now);
+            route.advance(now);
+            route.in_flight += 1;
         }
+    }
+
+    pub(super) fn leave(&mut self, cap: Option<Cap>, now: Instant) {
+        if let Some(cap) = cap {
+            let route = self.known(cap, now);
+            route.advance(now);
+            route.in_flight = route.in_flight.saturating_sub(1);
+            route.busy *= KEPT;
+            route.ended = (route.ended + 1.0) * KEPT;
+        }
+    }
+
+    fn find(&self, cap: Cap) -> Option<&Capped> {
+        self.routes.iter().find(|route| route.id == cap.id)
+    }
+
+    fn known(&mut self, cap: Cap, now: Instant) -> &mut Capped {
+        let at = self.routes.iter().position(|route| route.id == cap.id);
+        let at = at.unwrap_or_else(|| {
+            self.routes.push(Capped::new(cap.id, now));
+            self.routes.len() - 1
+        });
+        &mut self.routes[at]
     }
 }

@@ -231,6 +231,13 @@ impl Pace {
         seconds(ahead as f64 * self.interval())
     }
 
+    /// The time for one where so many slots work, however many are at work now: theirs by the service time, but no
+    /// less than the backend has shown to need.
+    pub(super) fn interval_of(&self, slots: u32) -> Duration {
+        let service = self.service_time.as_secs_f64();
+        seconds((service / f64::from(slots.max(1))).max(self.interval()))
+    }
+
     /// How many can be worked off within this time, at the pace of late; no bound while that is
     /// unknown.
     pub(super) fn places_within(&self, wait: Duration) -> usize {
