@@ -530,6 +530,7 @@ fn several_endpoints_share_the_load_each_under_its_own_limit() {
         .backend(two.address())
         .limit(2)
         .set("queue.max_wait=20s")
+        .set("log.access=all")
         .start();
     let mut clients: Vec<Client> = (0..5).map(|_| tidegate.client()).collect();
     for (n, client) in clients.iter_mut().enumerate() {
@@ -558,6 +559,17 @@ fn several_endpoints_share_the_load_each_under_its_own_limit() {
         assert_eq!(client.response().status, 200);
     }
     tidegate.until_idle();
+    // Each line of the access log says who answered.
+    for (endpoint, count) in [(one.address(), 2), (two.address(), 3)] {
+        until("its requests are logged", || {
+            let lines = tidegate.events("tidegate::access");
+            lines
+                .iter()
+                .filter(|line| line["endpoint"] == endpoint)
+                .count()
+                == count
+        });
+    }
 }
 
 #[test]

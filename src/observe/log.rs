@@ -162,7 +162,7 @@ pub struct AccessRecord<'a> {
     pub method: &'a str,
     /// The path without the query, which may hold secrets.
     pub path: &'a str,
-    /// The status that the client was sent; 0 when it left before.
+    /// The status that the client was sent. (One that left before there was any is not logged.)
     pub status: u16,
     /// Who wrote the answer.
     pub source: Source,
@@ -182,7 +182,7 @@ pub struct AccessRecord<'a> {
     pub total_ms: f64,
     /// Bytes of the answer's body.
     pub bytes: u64,
-    /// The endpoint that it was sent to, if it was.
+    /// The endpoint that it was last sent to, or was to be sent to, if it came so far.
     pub endpoint: Option<&'a str>,
     /// How many times it was sent to a backend.
     pub attempt: u32,
@@ -286,7 +286,7 @@ mod tests {
             backend_ms: None,
             total_ms: 2.25,
             bytes: 17,
-            endpoint: None,
+            endpoint: Some("127.0.0.1:8000"),
             attempt: 0,
         }
     }
@@ -301,6 +301,7 @@ mod tests {
         assert_eq!(event["reason"], "queue_full");
         assert_eq!(event["client"], "127.0.0.1");
         assert_eq!(event["queue_ms"], 1.5);
+        assert_eq!(event["endpoint"], "127.0.0.1:8000");
         assert_eq!(event["target"], "tidegate::access");
         assert!(event.get("backend_ms").is_none());
         assert!(!line.contains("secret"));

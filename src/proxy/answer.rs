@@ -451,7 +451,7 @@ impl Record {
                 backend_ms: context.backend_time().map(observe::log::millis),
                 total_ms: observe::log::millis(total),
                 bytes: self.bytes,
-                endpoint: None,
+                endpoint: context.endpoint(&self.shared).as_deref(),
                 attempt: u32::from(context.attempts()),
             },
         );

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Response, uri::PathAndQuery};
 
 use super::{
     forwarded::{self, Appended},
-    live::{Live, LiveRoute},
+    live::{Live, LiveRoute, Shared},
     request_id::RequestId,
     state::State,
 };
@@ -107,6 +107,8 @@ pub struct Context {
     queued_nanos: AtomicU64,
     backend_nanos: AtomicU64,
     attempts: AtomicU8,
+    /// The endpoint of the last of them, by its number and one.
+    endpoint: AtomicU32,
     /// When the backend was done, nanoseconds after its arrival.
     done_nanos: AtomicU64,
     /// What the backend has said on the way to its answer.
@@ -145,6 +147,7 @@ impl Context {
             queued_nanos: AtomicU64::new(0),
             backend_nanos: AtomicU64::new(0),
             attempts: AtomicU8::new(0),
+            endpoint: AtomicU32::new(0),
             done_nanos: AtomicU64::new(0),
             told: Mutex::default(),
             spent: Mutex::default(),
@@ -267,6 +270,19 @@ impl Context {
     pub fn attempt(&self) {
         let before = self.attempts.load(Relaxed);
         self.attempts.store(before.saturating_add(1), Relaxed);
+    }
+
+    /// Notes by which endpoint.
+    pub fn goes_to(&self, endpoint: u32) {
+        self.endpoint.store(endpoint.wrapping_add(1), Relaxed);
+    }
+
+    /// The endpoint by which it was last tried to reach one, if there was one and it is configured still.
+    pub fn endpoint(&self, shared: &Shared) -> Option<String> {
+        let noted = self.endpoint.load(Relaxed).checked_sub(1)?;
+        let endpoints = shared.endpoints();
+        let endpoint = endpoints.iter().find(|endpoint| endpoint.id == noted)?;
+        Some(endpoint.address.to_string())
     }
 
     /// How many attempts there were to reach one; from 255 on, at least so many.

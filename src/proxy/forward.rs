@@ -94,6 +94,7 @@ fn forward(
                 permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
                 continue;
             };
+            context.goes_to(endpoint.id);
             let delivery = Delivery {
                 endpoint: endpoint.clone(),
                 config: context.live.config.clone(),
