@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,8 @@ const TICK: Duration = Duration::from_millis(50);
 const SLOW_TICK: Duration = Duration::from_secs(1);
 /// Between two attempts to reach an endpoint that is down.
 const PROBE: Duration = Duration::from_millis(250);
+/// An endpoint that nothing was heard of for so long is looked at, if nothing is in flight there.
+const FRESH: Duration = Duration::from_secs(10);
 /// The demand and the saturation are means over this many slow ticks.
 const MEAN_TICKS: usize = 15;
 
@@ -107,7 +112,14 @@ fn idle_look(zero: Instant, now: Instant) -> Instant {
 }
 
 /// Runs for ever. `zero` is when the runtime was started, or a moment later.
-pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>, zero: Instant) {
+/// Idle endpoints are looked at once `serving` is true: until then the backend may be starting.
+pub async fn run(
+    shared: Arc<Shared>,
+    means: Arc<Means>,
+    senses: Arc<Senses>,
+    serving: Arc<AtomicBool>,
+    zero: Instant,
+) {
     let mut slow = clock::now();
     let mut probe = slow;
     let mut busy = false;
@@ -129,6 +141,9 @@ pub async fn run(shared: Arc<Shared>, means: Arc<Means>, senses: Arc<Senses>, ze
         if now >= slow {
             slow = now + SLOW_TICK;
             means.note(now, &snapshot, &shared.metrics);
+            if serving.load(Relaxed) {
+                look_at_idle_endpoints(&shared, &snapshot, now);
+            }
             let max_idle = shared.live().config.backend.keepalive_idle;
             for endpoint in shared.endpoints().iter() {
                 endpoint.sweep(max_idle, now);
@@ -205,13 +220,37 @@ fn tell(shared: &Shared, endpoint: &Endpoint, law: Option<&Lane>, news: &News, n
 /// Traffic notices an endpoint that has come back only if it is sent there; with several, it is not.
 fn look_for_lost_endpoints(shared: &Arc<Shared>) {
     for endpoint in shared.endpoints().iter().filter(|e| !e.is_up()) {
-        let (shared, endpoint) = (shared.clone(), endpoint.clone());
-        tokio::spawn(async move {
-            if endpoint.probe(PROBE).await {
-                shared.note_endpoint(&endpoint, true, clock::now());
-            }
-        });
+        look_at(shared, endpoint);
     }
+}
+
+/// Nobody notices that an endpoint has gone to which nothing is sent.
+fn look_at_idle_endpoints(shared: &Arc<Shared>, snapshot: &Snapshot, now: Instant) {
+    let is_busy = |endpoint: &Endpoint| {
+        let mut lanes = snapshot.lanes.iter();
+        lanes.any(|lane| lane.id == endpoint.id && lane.in_flight > 0)
+    };
+    for endpoint in shared.endpoints().iter() {
+        if endpoint.is_up() && !endpoint.seen_up_within(FRESH, now) && !is_busy(endpoint) {
+            look_at(shared, endpoint);
+        }
+    }
+}
+
+fn look_at(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) {
+    let (shared, endpoint) = (shared.clone(), endpoint.clone());
+    tokio::spawn(async move { shared.look_at(&endpoint, PROBE).await });
+}
+
+/// Whether the endpoints are there at all, before the first request: those that do not say at once can wait.
+pub async fn first_visit(shared: &Arc<Shared>) {
+    let endpoints = shared.endpoints();
+    let mut looks = tokio::task::JoinSet::new();
+    for endpoint in endpoints.iter() {
+        let (shared, endpoint) = (shared.clone(), endpoint.clone());
+        looks.spawn(async move { shared.look_at(&endpoint, PROBE).await });
+    }
+    looks.join_all().await;
 }
 
 #[cfg(test)]

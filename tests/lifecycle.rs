@@ -4,6 +4,8 @@ mod common;
 
 #[path = "lifecycle/exec.rs"]
 mod exec;
+#[path = "lifecycle/ready.rs"]
+mod ready;
 
 use std::{fs, time::Duration};
 

@@ -1,6 +1,7 @@
 //! One address of the backend.
 
 use std::{
+    io::ErrorKind,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -48,7 +49,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint that is taken to be up until it shows otherwise.
+    /// An endpoint that is sent requests until it shows that it does not accept, and is said to be up once it
+    /// has accepted.
     pub fn new(
         id: u32,
         address: Address,
@@ -56,7 +58,7 @@ impl Endpoint {
         metrics: Arc<EndpointMetrics>,
         now: Instant,
     ) -> Self {
-        metrics.set_up(true);
+        metrics.set_up(false);
         let endpoint = Self {
             local: Local::of(&address),
             id,
@@ -162,15 +164,28 @@ impl Endpoint {
         self.knowledge.tried(refused);
     }
 
-    /// Whether it accepted the last connection.
+    /// Whether it may accept connections: it has not refused the last one.
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// Whether it has ever accepted a connection.
+    pub fn was_seen(&self) -> bool {
+        self.seen_up.load(Relaxed) > 0
+    }
+
+    /// Whether it is known to accept connections.
+    pub fn is_seen_up(&self) -> bool {
+        self.is_up() && self.was_seen()
     }
 
     /// Notes whether it accepts connections. True if that is news.
     pub fn set_up(&self, up: bool, now: Instant) -> bool {
         if up {
             let millis = now.saturating_duration_since(self.born).as_millis() as u64;
+            if !self.was_seen() {
+                self.metrics.set_up(true);
+            }
             self.seen_up.store(millis.max(1), Relaxed);
         }
         let news = self.up.load(Relaxed) != up && self.up.swap(up, Relaxed) != up;
@@ -182,7 +197,7 @@ impl Endpoint {
 
     /// Whether it accepted a connection within the last `age`, and has refused none since.
     pub fn seen_up_within(&self, age: Duration, now: Instant) -> bool {
-        self.is_up() && self.seen_up.load(Relaxed) > 0 && self.is_awaited(age, now)
+        self.is_seen_up() && self.is_awaited(age, now)
     }
 
     /// Whether it accepted a connection within the last `age`, or has been known for no longer.
@@ -191,11 +206,13 @@ impl Endpoint {
         now.saturating_duration_since(seen) <= age
     }
 
-    /// Connects and hangs up: does it accept? As it was before, if that cannot be found out.
-    pub async fn probe(&self, timeout: Duration) -> bool {
+    /// Connects and hangs up: does it accept? `None` if that cannot be told: where the backlog is full, workers are
+    /// busy, not gone.
+    pub async fn probe(&self, timeout: Duration) -> Option<bool> {
         match connect(&self.address, timeout).await {
-            Err(Error::Shortage(_)) => self.is_up(),
-            connected => connected.is_ok(),
+            Ok(_) => Some(true),
+            Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => Some(false),
+            Err(_) => None,
         }
     }
 
@@ -239,5 +256,61 @@ impl Endpoint {
 
     pub(super) fn put_link(&self, link: Box<Link>, max_idle: Duration, now: Instant) {
         lock(&self.pool).put(link, max_idle, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::{clock, config::Config};
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    fn endpoint(listener: &TcpListener) -> Endpoint {
+        let address = listener.local_addr().expect("it is bound");
+        Endpoint::new(
+            0,
+            Address::Tcp {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+            &Config::default().backend,
+            Arc::default(),
+            clock::now(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_full_backlog_says_nothing_and_a_refusal_says_no() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        rustix::net::listen(&listener, 0).expect("it listens");
+        let endpoint = endpoint(&listener);
+        assert_eq!(endpoint.probe(PATIENCE).await, Some(true));
+        let mut held = Vec::new();
+        while endpoint.probe(PATIENCE).await.is_some() {
+            let address = listener.local_addr().expect("it is bound");
+            held.extend(TcpStream::connect_timeout(&address, PATIENCE));
+            assert!(held.len() < 10, "the backlog is never full");
+        }
+        drop(held);
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("it listened");
+        assert_eq!(endpoint.probe(PATIENCE).await, Some(false));
+    }
+
+    #[test]
+    fn nobody_is_up_who_has_not_been_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = endpoint(&listener);
+        let now = clock::now();
+        assert!(endpoint.is_up() && !endpoint.is_seen_up() && !endpoint.metrics.is_up());
+        assert!(endpoint.is_awaited(PATIENCE, now), "it may be starting");
+        assert!(!endpoint.set_up(true, now));
+        assert!(endpoint.is_seen_up() && endpoint.metrics.is_up());
+        assert!(endpoint.set_up(false, now));
+        assert!(!endpoint.is_seen_up() && !endpoint.metrics.is_up());
+        assert!(endpoint.set_up(true, now));
+        assert!(endpoint.is_seen_up() && endpoint.metrics.is_up());
     }
 }

@@ -296,13 +296,41 @@ impl Shared {
         self.endpoints.store(Arc::new(endpoints));
     }
 
+    /// Connects to an endpoint and hangs up, notes what that says, and tells whether it is up as far as is known.
+    pub async fn look_at(&self, endpoint: &Endpoint, patience: Duration) -> bool {
+        if let Some(up) = endpoint.probe(patience).await {
+            self.note_endpoint(endpoint, up, clock::now());
+        }
+        endpoint.is_seen_up()
+    }
+
+    /// Whether any endpoint is known to accept connections.
+    pub fn has_backend(&self) -> bool {
+        let endpoints = self.endpoints.load();
+        endpoints.iter().any(|endpoint| endpoint.is_seen_up())
+    }
+
     /// Notes whether an endpoint accepts connections, where that is news.
     pub fn note_endpoint(&self, endpoint: &Endpoint, up: bool, now: Instant) {
+        let seen = endpoint.was_seen();
         if endpoint.set_up(up, now) {
-            if up {
-                tracing::info!(endpoint = %endpoint.address, "the backend accepts connections again");
-            } else {
-                tracing::warn!(endpoint = %endpoint.address, "the backend does not accept connections");
+            let address = &endpoint.address;
+            match (up, seen) {
+                (true, true) => {
+                    tracing::info!(endpoint = %address, "the backend accepts connections again");
+                }
+                (true, false) => {
+                    tracing::info!(endpoint = %address, "the backend accepts connections");
+                }
+                (false, true) => {
+                    tracing::warn!(endpoint = %address, "the backend does not accept connections");
+                }
+                (false, false) => {
+                    tracing::warn!(
+                        endpoint = %address,
+                        "the backend does not accept connections yet: requests get 502 until it does"
+                    );
+                }
             }
             self.limiter
                 .gate()

@@ -28,6 +28,11 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(25);
 /// What one look may take.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// When it is said that the child does not serve yet, and how often it is said again.
+const PATIENCE: Duration = Duration::from_secs(5);
+const REMIND: Duration = Duration::from_secs(60);
+/// For how long clients wait to be accepted while nothing listens; then they are answered 502 until something does.
+const HOLD: Duration = Duration::from_secs(30);
 /// For how long the child may take to end after TERM. gunicorn gives its workers 30 s.
 const GRACE: Duration = Duration::from_secs(35);
 
@@ -244,12 +249,37 @@ impl Supervised {
 }
 
 impl Readiness {
-    /// Done when the child serves, or at once without one.
-    pub async fn wait(self, shared: &Shared) {
+    /// Done when the child serves, or at once without one. Says so if that takes long, and calls `give_up` if nothing
+    /// listens for longer than clients can be asked to wait for their connections to be accepted.
+    pub async fn wait(&self, shared: &Shared, give_up: impl Fn()) {
         let Some((address, path)) = &self.0 else {
             return;
         };
-        while !serves(address, path).await {
+        let begun = clock::now();
+        let mut told = begun + PATIENCE;
+        loop {
+            let state = look(address, path).await;
+            if state == State::Serves {
+                break;
+            }
+            let now = clock::now();
+            if now >= told {
+                told = now + REMIND;
+                match state {
+                    State::Listens => tracing::warn!(
+                        %address,
+                        path,
+                        "the command listens, but process.ready_path does not answer with 2xx or 3xx yet"
+                    ),
+                    _ => tracing::warn!(
+                        %address,
+                        "the command runs, but nothing listens at {address} yet; does it use {{addr}}, {{port}} or $PORT?"
+                    ),
+                }
+            }
+            if state == State::Absent && now.saturating_duration_since(begun) >= HOLD {
+                give_up();
+            }
             tokio::time::sleep(LOOK).await;
         }
         if let Some(endpoint) = shared.endpoints().first() {
@@ -258,12 +288,20 @@ impl Readiness {
     }
 }
 
-async fn serves(address: &Address, path: &str) -> bool {
+/// How far a child has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Absent,
+    Listens,
+    Serves,
+}
+
+async fn look(address: &Address, path: &str) -> State {
     let Ok(mut stream) = connect(address, LOOK_MAX).await else {
-        return false;
+        return State::Absent;
     };
     if path.is_empty() {
-        return true;
+        return State::Serves;
     }
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: tidegate\r\nConnection: close\r\n\r\n"
@@ -275,7 +313,10 @@ async fn serves(address: &Address, path: &str) -> bool {
         std::io::Result::Ok(head)
     };
     let head = tokio::time::timeout(LOOK_MAX, ask).await;
-    matches!(head, Ok(Ok(head)) if matches!(&head[9..10], b"2" | b"3"))
+    match head {
+        Ok(Ok(head)) if matches!(&head[9..10], b"2" | b"3") => State::Serves,
+        _ => State::Listens,
+    }
 }
 
 fn code(exit: Exit) -> u8 {
@@ -289,4 +330,39 @@ fn free_address() -> std::io::Result<Address> {
         host: "127.0.0.1".to_owned(),
         port,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::{admission::Limiter, proxy};
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_are_not_held_for_ever_where_nothing_listens() {
+        let config = Arc::new(Config::default());
+        let limiter = Limiter::new(proxy::queue_settings(&config), None, clock::now());
+        let shared = Shared::new(config, limiter, Arc::default());
+        // The port is taken, and does not listen.
+        let held = TcpListener::bind("127.0.0.1:0").expect("a port");
+        rustix::net::shutdown(&held, rustix::net::Shutdown::Both).expect("it listened");
+        let address = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: held.local_addr().expect("it is bound").port(),
+        };
+        let readiness = Readiness(Some((address, String::new())));
+        let begun = clock::now();
+        let given_up = Cell::new(None);
+        let note = || {
+            if given_up.get().is_none() {
+                given_up.set(Some(clock::now().saturating_duration_since(begun)));
+            }
+        };
+        let waiting = readiness.wait(&shared, note);
+        let ended = tokio::time::timeout(2 * HOLD, waiting).await;
+        assert!(ended.is_err(), "it is not up");
+        let after = given_up.get().expect("clients are let in");
+        assert!(after >= HOLD && after < 2 * HOLD, "{after:?}");
+    }
 }

@@ -121,7 +121,6 @@ impl Drain {
 impl Inner {
     async fn go(&self) {
         let config = self.shared.live().config.clone();
-        self.shared.metrics.set_ready(false);
         if !config.drain.delay.is_zero() {
             self.shared.set_phase(Phase::Leaving);
             tokio::time::sleep(config.drain.delay).await;
@@ -132,7 +131,6 @@ impl Inner {
 
     /// Nobody is refused: no new connections come, and each answer is the last on its own.
     async fn serve_the_last(&self) {
-        self.shared.metrics.set_ready(false);
         self.shared.set_phase(Phase::Leaving);
         let timeout = self.shared.live().config.drain.timeout;
         self.wait(timeout, QUIET).await;
@@ -183,6 +181,5 @@ impl Inner {
     fn serve_again(&self) {
         self.done.send_replace(false);
         self.shared.set_phase(Phase::Serving);
-        self.shared.metrics.set_ready(true);
     }
 }

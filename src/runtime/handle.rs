@@ -1,7 +1,10 @@
 //! What the admin server may ask of the running process.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,6 +14,7 @@ use super::{
 };
 use crate::{
     admin::{Answer, Format, Handle, Readiness},
+    backend::Endpoint,
     buffer::Direction,
     clock,
     observe::{self, EndpointSnapshot},
@@ -33,6 +37,8 @@ pub struct Running {
     pub means: Arc<Means>,
     pub senses: Arc<Senses>,
     pub started: Instant,
+    /// Whether the start is over: the backend of `exec` has been up, and clients are accepted.
+    pub serving: Arc<AtomicBool>,
     /// The runtimes of the threads that serve clients, once there are any.
     pub threads: OnceLock<Vec<tokio::runtime::Handle>>,
 }
@@ -78,6 +84,7 @@ impl Running {
         };
         let metrics = &self.shared.metrics;
         let held = |direction| i64::try_from(self.shared.budget.used(direction)).unwrap_or(0);
+        metrics.set_ready(self.is_ready());
         metrics.buffered_request_bytes.set(held(Direction::Request));
         metrics
             .buffered_response_bytes
@@ -92,6 +99,29 @@ impl Running {
             limit_slot_seconds: sum(|usage| usage.limit_seconds),
             saturated_seconds: tuner::saturated(&gate),
             reject_status: self.shared.live().config.reject.status,
+        }
+    }
+
+    /// Whether requests should be sent here, by what is known: of an idle backend that may be some seconds old.
+    fn is_ready(&self) -> bool {
+        self.serving.load(Relaxed)
+            && self.shared.phase() == Phase::Serving
+            && !self.drain.is_under_way()
+            && self.shared.has_backend()
+    }
+
+    /// Looks at all endpoints at once, until one of them is up.
+    async fn find_one_up(&self, endpoints: &[Arc<Endpoint>]) {
+        let mut looks = tokio::task::JoinSet::new();
+        for endpoint in endpoints {
+            let (shared, endpoint) = (self.shared.clone(), endpoint.clone());
+            looks.spawn(async move { shared.look_at(&endpoint, PROBE).await });
+        }
+        // What is not awaited any more ends when the set is dropped.
+        while let Some(up) = looks.join_next().await {
+            if up.is_ok_and(|up| up) {
+                break;
+            }
         }
     }
 
@@ -129,7 +159,6 @@ impl Handle for Running {
             })
             .collect();
         decisions.sort_by_key(|(_, decision)| std::cmp::Reverse(decision.at));
-        let phase = self.shared.phase();
         observe::status::document(
             &self.shared.metrics,
             &snapshot,
@@ -137,8 +166,8 @@ impl Handle for Running {
                 now,
                 uptime: now.saturating_duration_since(self.started),
                 tasks: self.tasks(),
-                ready: phase == Phase::Serving && self.shared.endpoints().iter().any(|e| e.is_up()),
-                draining: phase != Phase::Serving,
+                ready: self.is_ready(),
+                draining: self.shared.phase() != Phase::Serving,
                 dry_run: self.shared.live().config.limit.dry_run,
                 traffic: self.means.rates(),
                 decisions: &decisions,
@@ -153,25 +182,25 @@ impl Handle for Running {
 
     fn ready(&self) -> Answer<'_, Readiness> {
         Box::pin(async move {
-            let now = clock::now();
             let draining = self.drain.is_under_way();
-            let mut ready = false;
-            let mut checks = Vec::new();
-            for endpoint in self.shared.endpoints().iter() {
-                let up = endpoint.seen_up_within(FRESH, now) || {
-                    let up = endpoint.probe(PROBE).await;
-                    self.shared.note_endpoint(endpoint, up, clock::now());
-                    up
+            let endpoints = self.shared.endpoints();
+            let now = clock::now();
+            if !endpoints.iter().any(|e| e.seen_up_within(FRESH, now)) {
+                self.find_one_up(&endpoints).await;
+            }
+            let mut checks = Vec::with_capacity(endpoints.len() + 2);
+            for endpoint in endpoints.iter() {
+                let verdict = if endpoint.is_seen_up() {
+                    Ok(())
+                } else {
+                    Err("does not accept connections".to_owned())
                 };
-                ready |= up;
-                checks.push((
-                    format!("backend {}", endpoint.address),
-                    if up {
-                        Ok(())
-                    } else {
-                        Err("does not accept connections".to_owned())
-                    },
-                ));
+                checks.push((format!("backend {}", endpoint.address), verdict));
+            }
+            let ready = self.is_ready();
+            if !self.serving.load(Relaxed) {
+                let waiting = Err("waits for the backend to start".to_owned());
+                checks.push(("start".to_owned(), waiting));
             }
             let drained = if draining {
                 Err("a drain is under way".to_owned())
@@ -179,9 +208,8 @@ impl Handle for Running {
                 Ok(())
             };
             checks.push(("drain".to_owned(), drained));
-            self.shared.metrics.set_ready(ready && !draining);
             Readiness {
-                ready: ready && !draining,
+                ready,
                 draining,
                 checks,
             }

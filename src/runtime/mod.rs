@@ -12,10 +12,11 @@ mod state_file;
 mod threads;
 
 use std::{
+    cell::Cell,
     fmt,
     io::{self, ErrorKind},
     process::ExitCode,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -168,9 +169,11 @@ async fn serve(
         means: means.clone(),
         senses: senses.clone(),
         started,
+        serving: Arc::default(),
         threads: OnceLock::new(),
     });
-    tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), zero));
+    let up = running.serving.clone();
+    tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), up, zero));
     let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
     let admin = tokio::spawn(admin::serve(admin, running.clone(), async {
         let _ = leaving.await;
@@ -181,19 +184,28 @@ async fn serve(
     tokio::spawn(notify::watchdog(data_plane.handles().to_vec()));
     let _ = running.threads.set(data_plane.handles().to_vec());
     backend.start(&senses).await.map_err(Failure::Runtime)?;
+    // Clients are accepted, which a command that does not listen delays for a while; then it is up.
+    let accepting = Cell::new(false);
+    let open = data_plane.door();
+    let accept = || {
+        accepting.set(true);
+        open();
+    };
     let mut serving = false;
     let readiness = backend.readiness();
     let mut ready = std::pin::pin!(async {
-        readiness.wait(&shared).await;
+        readiness.wait(&shared, accept).await;
         tuner::first_look(&shared, &senses).await;
         state_file::recall(&shared);
+        accept();
+        tuner::first_visit(&shared).await;
     });
     let mut keep = tokio::time::interval(KEEP_EVERY);
     let code = loop {
         tokio::select! {
             () = &mut ready, if !serving => {
                 serving = true;
-                data_plane.accept();
+                running.serving.store(true, Relaxed);
                 announce(&shared, &data_plane, &admin_address);
             }
             code = backend.exited(&shared, &senses) => {
@@ -204,7 +216,7 @@ async fn serve(
                 Signal::Stop => {
                     tracing::info!("draining; a second signal ends this at once");
                     notify::stopping();
-                    if !serving {
+                    if !accepting.get() {
                         break tokio::select! {
                             code = backend.stop() => code,
                             () = signals.stop(&running) => {
@@ -354,7 +366,6 @@ fn announce(shared: &Shared, data_plane: &DataPlane, admin: &str) {
         dry_run = live.config.limit.dry_run,
         "tidegate is ready"
     );
-    shared.metrics.set_ready(true);
     notify::ready();
 }
 

@@ -95,9 +95,18 @@ impl DataPlane {
         &self.addresses
     }
 
-    /// Lets the clients in.
-    pub fn accept(&self) {
-        self.stage.send_replace(Stage::Accepting);
+    /// What lets the clients in.
+    pub fn door(&self) -> impl Fn() + use<> {
+        let stage = self.stage.clone();
+        move || {
+            stage.send_if_modified(|stage| {
+                let shut = *stage == Stage::Waiting;
+                if shut {
+                    *stage = Stage::Accepting;
+                }
+                shut
+            });
+        }
     }
 
     /// Stops accepting from sockets that we were given: who comes from now on waits in their backlog

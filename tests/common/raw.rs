@@ -195,14 +195,19 @@ impl Raw {
                     let _ = stream.set_read_timeout(Some(PATIENCE));
                     let _ = stream.set_write_timeout(Some(PATIENCE));
                     let _ = stream.set_nodelay(true);
-                    let conn = Conn {
-                        stream,
-                        number: state.connections.fetch_add(1, SeqCst),
-                        state: state.clone(),
-                        read: Vec::new(),
-                    };
-                    let script = script.clone();
-                    std::thread::spawn(move || script(conn));
+                    let (state, script) = (state.clone(), script.clone());
+                    std::thread::spawn(move || {
+                        // Somebody who only looked whether anybody is here does not count.
+                        if !matches!(stream.peek(&mut [0]), Ok(1)) {
+                            return;
+                        }
+                        script(Conn {
+                            stream,
+                            number: state.connections.fetch_add(1, SeqCst),
+                            state,
+                            read: Vec::new(),
+                        });
+                    });
                 }
             }
         });
@@ -228,7 +233,7 @@ impl Raw {
         &self.address
     }
 
-    /// How many connections there have been.
+    /// How many connections there have been over which something was sent.
     pub fn connections(&self) -> usize {
         self.state.connections.load(SeqCst)
     }

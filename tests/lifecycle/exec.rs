@@ -36,6 +36,21 @@ fn exec_tells_the_command_where_to_listen() {
 }
 
 #[test]
+fn exec_says_that_its_command_does_not_listen_where_it_should() {
+    let mut tidegate = Tidegate::exec(["sleep", "600"]).launch();
+    let told = tidegate.process.logged("the warning", |log| {
+        let line = log.lines().find(|line| line.contains("nothing listens"))?;
+        Some(line.to_owned())
+    });
+    assert!(
+        told.contains("does it use {addr}, {port} or $PORT?"),
+        "{told}"
+    );
+    assert!(!tidegate.log().contains("tidegate is ready"));
+    tidegate.stop();
+}
+
+#[test]
 fn exec_uses_the_address_that_backend_names() {
     let (listener, address) = common::raw::reserved_port();
     drop(listener);

@@ -93,11 +93,15 @@ impl Peer {
                     state.open.push(stream.try_clone().expect("a descriptor"));
                     let healed = state.healed;
                     drop(state);
-                    shared.accepted.fetch_add(1, Relaxed);
                     let (shared, fault) = (shared.clone(), fault.clone());
                     std::thread::spawn(move || {
                         let mut conn = Conn { stream, shared };
                         let _ = stream_options(&conn.stream);
+                        // Somebody who only looked whether anybody is here does not count.
+                        if !matches!(conn.stream.peek(&mut [0]), Ok(1)) {
+                            return;
+                        }
+                        conn.shared.accepted.fetch_add(1, Relaxed);
                         let _ = if healed {
                             well_behaved(&mut conn)
                         } else {
@@ -126,7 +130,7 @@ impl Peer {
         self.addr.to_string()
     }
 
-    /// How many connections it has accepted.
+    /// How many connections it has accepted over which something was sent.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Relaxed)
     }
