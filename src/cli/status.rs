@@ -374,6 +374,7 @@ mod tests {
                 in_flight: 4,
                 limit: 4,
                 bound_by: BoundBy::Workers,
+                configured_by: None,
                 baseline_seconds: Some(0.0123),
                 stretch_ratio: None,
                 slots: Some((4, "configured")),
@@ -413,6 +414,7 @@ mod tests {
             },
         };
         let context = status::Context {
+            admin: &Address::Unix("/run/admin".into()),
             now,
             uptime: Duration::from_millis(3_661_500),
             tasks: 3,

@@ -12,8 +12,8 @@ use super::routes::Routes;
 use super::shadows::Shadows;
 use super::window::{Pace, Summary, Window};
 use super::{
-    Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage,
-    reason,
+    Algorithm, BoundBy, CurvePoint, Decision, Evidence, Outcome, Readings, Sample, Setting,
+    Settings, Usage, reason,
     usl::{self, Usl},
 };
 
@@ -393,6 +393,17 @@ impl Controller {
     /// What holds the limit where it is.
     pub fn bound_by(&self) -> BoundBy {
         self.bound_by
+    }
+
+    /// Who holds the limit, if it is the configuration or the operator.
+    pub fn configured_by(&self) -> Option<Setting> {
+        let (_, max) = self.settings.bounds();
+        (self.bound_by == BoundBy::Configured).then_some(match self.law {
+            _ if self.pinned.is_some() => Setting::Hand,
+            Law::Fixed => Setting::Fixed,
+            _ if self.limit >= max => Setting::Max,
+            _ => Setting::Min,
+        })
     }
 
     /// The reason of the last decision; [`explain`](super::explain) makes it a sentence.

@@ -277,6 +277,19 @@ pub enum BoundBy {
     Idle,
 }
 
+/// Who holds a limit that is [`BoundBy::Configured`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// The operator.
+    Hand,
+    /// The law [`Algorithm::Fixed`].
+    Fixed,
+    /// `max`.
+    Max,
+    /// `min`.
+    Min,
+}
+
 /// The figures a decision rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evidence {

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use crate::{config::Class, control::BoundBy};
+use crate::{
+    config::{Address, Class},
+    control::{BoundBy, Setting},
+};
 
 /// Declares an enum of label values with their spelling, in the order in which they are exported.
 macro_rules! label {
@@ -176,53 +179,160 @@ pub const fn bound_by(bound: BoundBy) -> &'static str {
     }
 }
 
-/// What holds the limit, as a sentence for the dashboard and `tidegate status`; `slots` as far as they
-/// are known.
-pub fn bound_by_sentence(bound: BoundBy, in_flight: u32, slots: Option<u32>) -> Cow<'static, str> {
-    let sentence = match bound {
-        BoundBy::Workers => match slots {
-            Some(slots) if in_flight < slots => {
-                let requests = if slots == 1 { "request" } else { "requests" };
-                return format!(
-                    "{slots} {requests} at once is what the backend's workers can do: one more would only wait inside it, where nobody sees it."
-                )
-                .into();
+/// The setting that holds the limit, as one word.
+pub const fn setting(setting: Setting) -> &'static str {
+    match setting {
+        Setting::Hand => "hand",
+        Setting::Fixed => "limit.algorithm",
+        Setting::Max => "limit.max",
+        Setting::Min => "limit.min",
+    }
+}
+
+/// What holds a limit, as far as it takes to say so.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'a> {
+    /// What holds it.
+    pub by: BoundBy,
+    /// Who, if it is the configuration.
+    pub configured_by: Option<Setting>,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// What the backend can work on at once, if that is known.
+    pub slots: Option<u32>,
+    /// Of how many endpoints it is the sum.
+    pub endpoints: usize,
+    /// The address of the admin server.
+    pub admin: &'a Address,
+}
+
+impl Bound<'_> {
+    /// A sentence for the dashboard and `tidegate status`.
+    pub fn sentence(&self) -> Cow<'static, str> {
+        let sentence = match self.by {
+            BoundBy::Workers => match self.slots {
+                Some(slots) if self.in_flight < slots => return self.workers(slots).into(),
+                _ => {
+                    "Every worker is busy: more requests at once would only wait inside the backend."
+                }
+            },
+            BoundBy::Cpu => {
+                "The backend has used up its CPU: more requests at once would only share it."
             }
-            _ => "Every worker is busy: more requests at once would only wait inside the backend.",
-        },
-        BoundBy::Cpu => {
-            "The backend has used up its CPU: more requests at once would only share it."
-        }
-        BoundBy::Memory => {
-            "The backend is close to its memory limit: more requests at once could kill it."
-        }
-        BoundBy::Latency => {
-            "Requests slow down when more of them run at once: the backend's sweet spot is here."
-        }
-        BoundBy::AcceptQueue => {
-            "Connections wait in the backend's accept queue: it takes no more than this."
-        }
-        BoundBy::Errors => {
-            "The backend answered with signs of overload, so fewer requests are sent to it."
-        }
-        BoundBy::Configured => "The configuration sets this limit.",
-        BoundBy::Idle => "There is not enough traffic to learn more: the limit stays where it is.",
-    };
-    sentence.into()
+            BoundBy::Memory => {
+                "The backend is close to its memory limit: more requests at once could kill it."
+            }
+            BoundBy::Latency => {
+                "Requests slow down when more of them run at once: the backend's sweet spot is here."
+            }
+            BoundBy::AcceptQueue => {
+                "Connections wait in the backend's accept queue: it takes no more than this."
+            }
+            BoundBy::Errors => {
+                "The backend answered with signs of overload, so fewer requests are sent to it."
+            }
+            BoundBy::Configured => match self.configured_by {
+                Some(Setting::Hand) => return self.by_hand().into(),
+                Some(Setting::Fixed) => {
+                    "The configuration sets this limit: limit.algorithm is \"fixed\"."
+                }
+                Some(Setting::Max) => "The configuration allows no more: limit.max.",
+                Some(Setting::Min) => "The configuration allows no fewer: limit.min.",
+                None => "The configuration sets this limit.",
+            },
+            BoundBy::Idle => {
+                "There is not enough traffic to learn more: the limit stays where it is."
+            }
+        };
+        sentence.into()
+    }
+
+    fn workers(&self, slots: u32) -> String {
+        let requests = if slots == 1 { "request" } else { "requests" };
+        let each = if self.endpoints > 1 {
+            " for each endpoint"
+        } else {
+            ""
+        };
+        format!(
+            "The backend can work on {slots} {requests} at once; the limit is that, or one more{each} so that a free worker finds the next request waiting."
+        )
+    }
+
+    fn by_hand(&self) -> String {
+        let admin = match self.admin {
+            Address::Unix(path) => format!("--unix-socket {} http://localhost", path.display()),
+            other => format!("http://{other}"),
+        };
+        format!(
+            "The limit was set by hand (POST /limit); `curl -d '\"auto\"' {admin}/limit` leaves it to the law again."
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn bound(by: BoundBy, configured_by: Option<Setting>, admin: &Address) -> Bound<'_> {
+        Bound {
+            by,
+            configured_by,
+            in_flight: 0,
+            slots: Some(8),
+            endpoints: 1,
+            admin,
+        }
+    }
+
     #[test]
     fn workers_are_said_to_be_busy_only_when_they_are() {
-        let sentence = |in_flight, slots| bound_by_sentence(BoundBy::Workers, in_flight, slots);
-        assert!(sentence(0, Some(2)).starts_with("2 requests at once is what"));
-        assert!(sentence(0, Some(1)).starts_with("1 request at once is what"));
+        let admin = Address::Unix("/run/admin".into());
+        let sentence = |in_flight, slots, endpoints| {
+            let bound = Bound {
+                in_flight,
+                slots,
+                endpoints,
+                ..bound(BoundBy::Workers, None, &admin)
+            };
+            bound.sentence().into_owned()
+        };
+        let free = sentence(0, Some(2), 1);
+        assert!(free.starts_with(
+            "The backend can work on 2 requests at once; the limit is that, or one more so"
+        ));
+        assert!(sentence(0, Some(1), 1).contains("work on 1 request at once"));
+        assert!(
+            sentence(7, Some(8), 2)
+                .contains("8 requests at once; the limit is that, or one more for each endpoint")
+        );
         for (in_flight, slots) in [(2, Some(2)), (3, Some(2)), (0, None)] {
-            assert!(sentence(in_flight, slots).starts_with("Every worker is busy"));
+            assert!(sentence(in_flight, slots, 1).starts_with("Every worker is busy"));
         }
+    }
+
+    #[test]
+    fn a_limit_set_by_hand_is_said_to_be_and_how_to_let_it_go() {
+        let tcp = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: 9180,
+        };
+        let unix = Address::Unix("/run/admin".into());
+        let sentence = |setting, admin| {
+            let bound = bound(BoundBy::Configured, Some(setting), admin);
+            bound.sentence().into_owned()
+        };
+        assert!(
+            sentence(Setting::Hand, &tcp)
+                .contains("curl -d '\"auto\"' http://127.0.0.1:9180/limit")
+        );
+        assert!(
+            sentence(Setting::Hand, &unix)
+                .contains("curl -d '\"auto\"' --unix-socket /run/admin http://localhost/limit")
+        );
+        assert!(sentence(Setting::Fixed, &tcp).contains("limit.algorithm"));
+        assert!(sentence(Setting::Max, &tcp).contains("limit.max"));
+        assert!(sentence(Setting::Min, &tcp).contains("limit.min"));
     }
 
     #[test]

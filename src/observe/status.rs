@@ -1,26 +1,28 @@
 //! The status document: what `/status` answers, the dashboard draws and `tidegate status` prints.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{
-    labels::{Reason, bound_by, bound_by_sentence},
+    labels::{Bound, Reason, bound_by, setting},
     metrics::{
         EndpointSnapshot, Metrics, REVISION, Snapshot, SteeringSnapshot, VERSION, WorkerSnapshot,
     },
     traffic::{Latency, Rates},
 };
-use crate::control::{Decision, explain, usl::Usl};
+use crate::{
+    config::Address,
+    control::{Decision, explain, usl::Usl},
+};
 
 /// What the document says beyond the metrics' [`Snapshot`].
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// The time of asking.
     pub now: Instant,
+    /// The address of the admin server.
+    pub admin: &'a Address,
     /// Since the start.
     pub uptime: Duration,
     /// How many tasks there are on the threads that serve clients.
@@ -43,9 +45,19 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
     let busiest = endpoints
         .iter()
         .max_by(|one, other| load(one).total_cmp(&load(other)));
+    // The sum means something only when it is known of every endpoint.
     let slots = endpoints
         .iter()
-        .map(|endpoint| endpoint.slots.map(|(slots, _)| slots));
+        .map(|endpoint| endpoint.slots.map(|(slots, _)| slots))
+        .sum::<Option<u32>>()
+        .filter(|slots| *slots > 0);
+    let in_flight = endpoints.iter().map(|endpoint| endpoint.in_flight).sum();
+    let of_all = |endpoint: &EndpointSnapshot| Bound {
+        in_flight,
+        slots,
+        endpoints: endpoints.len(),
+        ..bound(endpoint, context)
+    };
     let counts = metrics.counts();
     let totals = counts.totals;
     json!({
@@ -56,7 +68,7 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
         "draining": context.draining,
         "dry_run": context.dry_run,
         "limit": endpoints.iter().map(|endpoint| endpoint.limit).sum::<u32>(),
-        "in_flight": endpoints.iter().map(|endpoint| endpoint.in_flight).sum::<u32>(),
+        "in_flight": in_flight,
         "queued": snapshot.queued_total(),
         "queued_by_class": snapshot
             .queued_by_class()
@@ -64,7 +76,8 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
             .collect::<serde_json::Map<_, Value>>(),
         "queue_capacity": snapshot.queue_capacity,
         "bound_by": busiest.map(|endpoint| bound_by(endpoint.bound_by)),
-        "bound_by_sentence": busiest.map(sentence),
+        "bound_by_sentence": busiest.map(|endpoint| of_all(endpoint).sentence()),
+        "configured_by": busiest.and_then(|endpoint| endpoint.configured_by).map(setting),
         "demand_slots": snapshot.demand_slots,
         "saturation_ratio": snapshot.saturation_ratio,
         "orphaned": metrics.orphaned.get(),
@@ -75,11 +88,10 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
             "idle": metrics.connections_idle.get(),
         },
         "backend": {
-            // The sum means something only when it is known of every endpoint.
-            "slots": slots.sum::<Option<u32>>().filter(|slots| *slots > 0),
+            "slots": slots,
             "endpoints": endpoints
                 .iter()
-                .map(|endpoint| endpoint_document(metrics, endpoint))
+                .map(|endpoint| endpoint_document(metrics, endpoint, context))
                 .collect::<Vec<_>>(),
         },
         "totals": {
@@ -129,12 +141,22 @@ fn load(endpoint: &EndpointSnapshot) -> f64 {
     f64::from(endpoint.in_flight) / f64::from(endpoint.limit.max(1))
 }
 
-fn sentence(endpoint: &EndpointSnapshot) -> Cow<'static, str> {
-    let slots = endpoint.slots.map(|(slots, _)| slots);
-    bound_by_sentence(endpoint.bound_by, endpoint.in_flight, slots)
+fn bound<'a>(endpoint: &EndpointSnapshot, context: &Context<'a>) -> Bound<'a> {
+    Bound {
+        by: endpoint.bound_by,
+        configured_by: endpoint.configured_by,
+        in_flight: endpoint.in_flight,
+        slots: endpoint.slots.map(|(slots, _)| slots),
+        endpoints: 1,
+        admin: context.admin,
+    }
 }
 
-fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
+fn endpoint_document(
+    metrics: &Metrics,
+    endpoint: &EndpointSnapshot,
+    context: &Context<'_>,
+) -> Value {
     let known = metrics.endpoint(&endpoint.label);
     let server = known.server();
     json!({
@@ -145,7 +167,8 @@ fn endpoint_document(metrics: &Metrics, endpoint: &EndpointSnapshot) -> Value {
         "limit": endpoint.limit,
         "in_flight": endpoint.in_flight,
         "bound_by": bound_by(endpoint.bound_by),
-        "bound_by_sentence": sentence(endpoint),
+        "bound_by_sentence": bound(endpoint, context).sentence(),
+        "configured_by": endpoint.configured_by.map(setting),
         "slots": endpoint.slots.map(|(slots, _)| slots),
         "slots_source": endpoint.slots.map(|(_, source)| source),
         "steering": endpoint.steering.as_ref().map(steering_document),
@@ -254,6 +277,7 @@ mod tests {
             in_flight,
             limit,
             bound_by: bound,
+            configured_by: None,
             baseline_seconds: None,
             stretch_ratio: Some(f64::NAN),
             slots: Some((4, "configured")),
@@ -290,6 +314,7 @@ mod tests {
         };
         let context = Context {
             now: now + Duration::from_secs(2),
+            admin: &Address::Unix("/run/admin".into()),
             uptime: Duration::from_secs(9),
             tasks: 3,
             ready: true,
@@ -305,6 +330,12 @@ mod tests {
         assert_eq!(status["tasks"], 3);
         assert_eq!(status["queued"], 3);
         assert_eq!(status["backend"]["slots"], 8);
+        // What it says goes with the figures beside it.
+        let sentence = status["bound_by_sentence"].as_str().unwrap();
+        assert!(sentence.contains("8 requests at once"), "{sentence}");
+        let of_one = &status["backend"]["endpoints"][1]["bound_by_sentence"];
+        assert!(of_one.as_str().unwrap().starts_with("Every worker is busy"));
+        assert_eq!(status["configured_by"], Value::Null);
         assert_eq!(status["totals"]["requests"], 1);
         assert_eq!(status["decisions"][0]["age_seconds"], 2.0);
         assert_eq!(status["decisions"][0]["evidence"]["cpu_ratio"], Value::Null);

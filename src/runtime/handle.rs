@@ -17,6 +17,7 @@ use crate::{
     backend::Endpoint,
     buffer::Direction,
     clock,
+    config::Address,
     observe::{self, EndpointSnapshot},
     proxy::{Phase, Shared},
     sense::Senses,
@@ -37,6 +38,8 @@ pub struct Running {
     pub means: Arc<Means>,
     pub senses: Arc<Senses>,
     pub started: Instant,
+    /// Where the admin server listens.
+    pub admin: Address,
     /// Whether the start is over: the backend of `exec` has been up, and clients are accepted.
     pub serving: Arc<AtomicBool>,
     /// The runtimes of the threads that serve clients, once there are any.
@@ -63,6 +66,7 @@ impl Running {
                     in_flight: state.map_or(0, |state| state.in_flight),
                     limit: state.map_or_else(|| law.limit(), |state| state.limit),
                     bound_by: law.bound_by(),
+                    configured_by: law.configured_by(),
                     baseline_seconds: law.baseline().map(|d| d.as_secs_f64()),
                     stretch_ratio: law.stretch(),
                     slots: slots.map(|slots| (slots.count, slots.source.as_str())),
@@ -164,6 +168,7 @@ impl Handle for Running {
             &snapshot,
             &observe::status::Context {
                 now,
+                admin: &self.admin,
                 uptime: now.saturating_duration_since(self.started),
                 tasks: self.tasks(),
                 ready: self.is_ready(),

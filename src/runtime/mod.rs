@@ -135,8 +135,11 @@ async fn serve(
     let listeners = bind(&loaded)?;
     let admin = bind_admin(&loaded).await?;
     let admin_address = match admin.local_addr() {
-        Some(address) => address.to_string(),
-        None => loaded.config.admin.listen.to_string(),
+        Some(address) => Address::Tcp {
+            host: address.ip().to_string(),
+            port: address.port(),
+        },
+        None => loaded.config.admin.listen.clone(),
     };
     let mut backend = Backend::prepare(&loaded, exec)?;
     let config = backend.settle(loaded.config.clone());
@@ -173,6 +176,7 @@ async fn serve(
         threads: OnceLock::new(),
     });
     let up = running.serving.clone();
+        admin: admin_address.clone(),
     tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), up, zero));
     let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
     let admin = tokio::spawn(admin::serve(admin, running.clone(), async {
@@ -349,7 +353,7 @@ fn new_limiter(config: &config::Config, metrics: &Arc<Metrics>) -> Limiter {
     )
 }
 
-fn announce(shared: &Shared, data_plane: &DataPlane, admin: &str) {
+fn announce(shared: &Shared, data_plane: &DataPlane, admin: &Address) {
     let live = shared.live();
     let endpoints: Vec<String> = live
         .config
@@ -361,7 +365,7 @@ fn announce(shared: &Shared, data_plane: &DataPlane, admin: &str) {
     tracing::info!(
         listen = data_plane.addresses().join(", "),
         backend = endpoints.join(", "),
-        admin,
+        %admin,
         limit = shared.limiter.snapshot(clock::now()).limit(),
         dry_run = live.config.limit.dry_run,
         "tidegate is ready"

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Class,
-    control::{BoundBy, CurvePoint, usl::Usl},
+    control::{BoundBy, CurvePoint, Setting, usl::Usl},
     observe::labels::{CLASSES, class},
 };
 
@@ -40,6 +40,8 @@ pub struct EndpointSnapshot {
     pub limit: u32,
     /// What holds the limit.
     pub bound_by: BoundBy,
+    /// Who holds it, if it is the configuration.
+    pub configured_by: Option<Setting>,
     /// The latency of an unloaded backend in seconds, once it is known.
     pub baseline_seconds: Option<f64>,
     /// Latency over the unloaded latency, once it is known.

@@ -20,6 +20,7 @@ fn snapshot() -> Snapshot {
             in_flight: 3,
             limit: 4,
             bound_by: BoundBy::Workers,
+            configured_by: None,
             baseline_seconds: Some(0.012),
             stretch_ratio: Some(1.25),
             slots: Some((4, "configured")),
