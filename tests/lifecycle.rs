@@ -407,6 +407,29 @@ fn a_spool_that_cannot_be_written_to_is_told_of_at_the_start() {
     );
 }
 
+#[test]
+fn a_state_file_that_cannot_be_written_is_told_of_at_the_start() {
+    let tidegate = Tidegate::to("127.0.0.1:1")
+        .set("limit.state_file=/nonexistent/state.json")
+        .start();
+    let log = tidegate.log();
+    let told = "the directory of limit.state_file cannot be written to";
+    assert!(log.contains(told), "{log}");
+}
+
+#[test]
+fn a_trace_that_cannot_be_written_is_1_with_a_remedy() {
+    let mut tidegate = Tidegate::to("127.0.0.1:1")
+        .set("trace.file=/nonexistent/trace")
+        .launch();
+    assert_eq!(tidegate.process.exit_code(), 1);
+    let log = tidegate.log();
+    assert!(
+        log.contains("/nonexistent/trace") && log.contains("make its directory"),
+        "{log}"
+    );
+}
+
 fn file_with(text: &str) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("bad.toml");

@@ -247,4 +247,5 @@ fn a_socket_that_was_not_passed_is_a_clear_mistake() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{told}");
     assert!(told.contains("no socket named http was passed"), "{told}");
+    assert!(told.contains("start the socket unit, or set"), "{told}");
 }

@@ -67,7 +67,7 @@ pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
             report.plain(&origin, None, message);
         } else {
             let message = match meant(source.line(offset)) {
-                Some(meant) => format!("a value that is none; write {meant}"),
+                Some(meant) => format!("not a valid value; write {meant}"),
                 None => error.message().to_owned(),
             };
             report.plain(&origin, None, format!("TOML syntax: {message}"));

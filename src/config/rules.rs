@@ -2,6 +2,7 @@
 
 use super::{
     address::Address,
+    origin::Origin,
     problem::Report,
     resolve::{RouteSettings, Settings},
     typed::Typed,
@@ -102,6 +103,12 @@ fn addresses(s: &Settings, report: &mut Report) {
         if *listen == admin && !free {
             let message = format!("\"{admin}\" is in server.listen too; choose another port");
             report.value(&s.get("admin.listen").origin, "admin.listen", &message);
+        } else if listen.reaches(&admin) || admin.reaches(listen) {
+            let message = format!(
+                "server.listen \"{listen}\" and admin.listen \"{admin}\" are one port; choose another for one of them"
+            );
+            let (at, key) = later(s, "admin.listen", "server.listen");
+            report.value(at, key, &message);
         }
         for endpoint in s.addresses("backend.endpoints") {
             if listen.reaches(&endpoint) {
@@ -109,16 +116,34 @@ fn addresses(s: &Settings, report: &mut Report) {
                     "\"{endpoint}\" is where tidegate itself listens (server.listen \"{listen}\"); \
                      write the workers' address"
                 );
-                // The clash is with what was set last, most often the endpoint.
-                let (listen, endpoints) = (s.get("server.listen"), s.get("backend.endpoints"));
-                let (at, key) = if listen.origin.rank().0 > endpoints.origin.rank().0 {
-                    (listen, "server.listen")
-                } else {
-                    (endpoints, "backend.endpoints")
-                };
-                report.value(&at.origin, key, &message);
+                let (at, key) = later(s, "backend.endpoints", "server.listen");
+                report.value(at, key, &message);
             }
         }
+    }
+    for endpoint in s.addresses("backend.endpoints") {
+        if admin.reaches(&endpoint) {
+            let message = format!(
+                "\"{endpoint}\" is where tidegate's admin server listens (admin.listen \"{admin}\"); \
+                 write the workers' address"
+            );
+            let (at, key) = later(s, "backend.endpoints", "admin.listen");
+            report.value(at, key, &message);
+        }
+    }
+}
+
+/// Of two keys that clash, that which was set by the higher layer; the first if they are of one.
+fn later<'a>(
+    s: &'a Settings,
+    one: &'static str,
+    other: &'static str,
+) -> (&'a Origin, &'static str) {
+    let (first, second) = (&s.get(one).origin, &s.get(other).origin);
+    if second.rank().0 > first.rank().0 {
+        (second, other)
+    } else {
+        (first, one)
     }
 }
 

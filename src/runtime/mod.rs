@@ -31,7 +31,11 @@ use crate::{
     admission::Limiter,
     clock,
     config::{self, Address, Loaded, Sources},
-    observe::{Metrics, log::LogControl, trace::Recorder},
+    observe::{
+        Metrics,
+        log::LogControl,
+        trace::{Recorder, StartError},
+    },
     proxy::{self, Listener, Shared},
     sense::{self, Senses},
     tuner,
@@ -109,6 +113,7 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
     }
     process::raise_descriptor_limit(&loaded.config);
     process::try_spool(&loaded.config);
+    state_file::try_write(&loaded.config);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -155,8 +160,7 @@ async fn serve(
         shared.clone(),
     ));
     if let Some(file) = &shared.live().config.trace.file {
-        let recorder = Recorder::start(file)
-            .map_err(|error| Failure::Runtime(format!("trace.file: {error}")))?;
+        let recorder = Recorder::start(file).map_err(|error| cannot_trace(&error))?;
         let _ = shared.trace.set(recorder);
     }
     let drain = Drain::new(shared.clone());
@@ -172,11 +176,11 @@ async fn serve(
         means: means.clone(),
         senses: senses.clone(),
         started,
+        admin: admin_address.clone(),
         serving: Arc::default(),
         threads: OnceLock::new(),
     });
     let up = running.serving.clone();
-        admin: admin_address.clone(),
     tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), up, zero));
     let (farewell, leaving) = tokio::sync::oneshot::channel::<()>();
     let admin = tokio::spawn(admin::serve(admin, running.clone(), async {
@@ -290,6 +294,21 @@ async fn bind_admin(loaded: &Loaded) -> Result<AdminListener, Failure> {
         .map_err(|error| cannot_listen(&admin.listen, &error, "--admin or admin.listen"))
 }
 
+fn cannot_trace(error: &StartError) -> Failure {
+    let kind = match error {
+        StartError::Io { error, .. } => Some(error.kind()),
+        _ => None,
+    };
+    let remedy = match kind {
+        Some(ErrorKind::NotFound) => "; make its directory, or name another file",
+        Some(ErrorKind::PermissionDenied) => {
+            "; let the user that runs tidegate write there, or name another file"
+        }
+        _ => "",
+    };
+    Failure::Runtime(format!("trace.file: {error}{remedy}"))
+}
+
 fn cannot_listen(address: &Address, error: &io::Error, with: &str) -> Failure {
     let remedy = match (error.kind(), address) {
         (ErrorKind::NotFound, Address::Unix(_)) => "make its directory, or ",
@@ -302,8 +321,12 @@ fn cannot_listen(address: &Address, error: &io::Error, with: &str) -> Failure {
         }
         _ => "",
     };
+    let last = match address {
+        Address::Fd(_) => "start the socket unit, or set another address with",
+        _ => "choose another address with",
+    };
     Failure::Bind(format!(
-        "cannot listen on {address}: {error}; {remedy}choose another address with {with}"
+        "cannot listen on {address}: {error}; {remedy}{last} {with}"
     ))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::process;
+use super::{process, state_file};
 use crate::{
     config::{self, Address, Config, Loaded, Sources},
     observe::log::LogControl,
@@ -94,6 +94,7 @@ impl Settings {
             tracing::error!(%error, "the log level stays");
         }
         process::try_spool(&config);
+        state_file::try_write(&config);
         self.shared.apply(config);
         self.shared.metrics.config_reload(true);
         let summary = if restart.is_empty() {

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, control::Remembered, proxy::Shared};
+use crate::{clock, config::Config, control::Remembered, proxy::Shared};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -106,12 +106,29 @@ fn read(path: &Path) -> io::Result<Option<State>> {
     Ok(Some(state))
 }
 
-fn write(path: &Path, state: &State) -> io::Result<()> {
-    let folder = match path.parent() {
+/// Says at once what would otherwise be said when there is something to keep.
+pub fn try_write(config: &Config) {
+    let file = Path::new(&config.limit.state_file);
+    if !config.limit.state_file.is_empty()
+        && let Err(error) = tempfile::NamedTempFile::new_in(folder(file))
+    {
+        tracing::warn!(
+            file = %file.display(),
+            %error,
+            "the directory of limit.state_file cannot be written to: what is learned will not be kept"
+        );
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    }
+}
+
+fn write(path: &Path, state: &State) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(folder(path))?;
     serde_json::to_writer(&mut file, state)?;
     file.as_file().sync_all()?;
     file.persist(path)?;

@@ -210,6 +210,18 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "2:13: backend.endpoints: \"localhost:8080\" is where tidegate itself listens (server.listen \"0.0.0.0:8080\"); write the workers' address",
         ),
         (
+            "[admin]\nlisten = \"127.0.0.1:8080\"",
+            "2:10: admin.listen: server.listen \"0.0.0.0:8080\" and admin.listen \"127.0.0.1:8080\" are one port; choose another for one of them",
+        ),
+        (
+            "[server]\nlisten = [\"0.0.0.0:9180\"]",
+            "2:10: server.listen: server.listen \"0.0.0.0:9180\" and admin.listen \"127.0.0.1:9180\" are one port; choose another for one of them",
+        ),
+        (
+            "[backend]\nendpoints = [\"127.0.0.1:9180\"]",
+            "2:13: backend.endpoints: \"127.0.0.1:9180\" is where tidegate's admin server listens (admin.listen \"127.0.0.1:9180\"); write the workers' address",
+        ),
+        (
             "[admin]\nlisten = \"0.0.0.0:8080\"",
             "2:10: admin.listen: \"0.0.0.0:8080\" is in server.listen too; choose another port",
         ),
