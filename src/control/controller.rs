@@ -47,6 +47,8 @@ pub struct Controller {
     pinned: Option<u32>,
     /// What [`Controller::begin`] was told.
     begun: Option<u32>,
+    /// The limit before somebody set another, by hand or by the configuration, since the last tick.
+    by_hand: Option<u32>,
     shadows: Shadows,
     ceilings: Ceilings,
     readings: Readings,
@@ -90,6 +92,7 @@ impl Controller {
             bound_by: BoundBy::Idle,
             pinned: None,
             begun: None,
+            by_hand: None,
             shadows: Shadows::default(),
             ceilings: Ceilings::default(),
             readings: Readings::default(),
@@ -133,6 +136,7 @@ impl Controller {
         }
         self.settings = settings;
         self.cast_shadows();
+        self.by_hand.get_or_insert(self.limit);
         self.apply(now);
     }
 
@@ -162,6 +166,7 @@ impl Controller {
     /// the law, which goes on from where it was. The backend is measured meanwhile.
     pub fn pin(&mut self, limit: Option<u32>, now: Instant) {
         self.pinned = limit;
+        self.by_hand.get_or_insert(self.limit);
         self.apply(now);
     }
 
@@ -279,7 +284,8 @@ impl Controller {
     /// when [`due`](Self::due). `Some` when a window closed, or when the limit or what binds it
     /// changed.
     pub fn tick(&mut self, now: Instant, usage: &Usage, readings: &Readings) -> Option<Decision> {
-        let (from, bound_by) = (self.limit, self.bound_by);
+        let by_hand = self.by_hand.take().filter(|from| *from != self.limit);
+        let (from, bound_by) = (by_hand.unwrap_or(self.limit), self.bound_by);
         self.window.anchor(now, usage);
         if self.settling.is_some_and(|until| now >= until) {
             self.settling = None;
@@ -312,6 +318,8 @@ impl Controller {
         let changed = self.limit != from || self.bound_by != bound_by;
         if let Some(by) = cut {
             self.reason = reason::vetoed(by);
+        } else if by_hand.is_some() {
+            self.reason = reason::CONFIGURED;
         } else if !closed && changed || self.limit < from && self.limit >= self.ceiling() {
             // Not the law moved it, but what bounds the law.
             self.reason = reason::vetoed(self.bound_by);

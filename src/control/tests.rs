@@ -430,3 +430,30 @@ fn known_workers_are_not_left_idle_while_the_cpu_idles() {
     assert!(least(0) >= 8, "{}", least(0));
     assert!(least(1) < 8, "a process that wants a core: {}", least(1));
 }
+
+/// What a person changes is a decision as well.
+#[test]
+fn a_change_by_hand_or_by_the_configuration_is_told() {
+    let mut bench = Bench::new(settings());
+    let told = |bench: &mut Bench| {
+        let decision = bench
+            .controller
+            .tick(bench.now, &bench.usage, &bench.readings);
+        decision.map(|decision| (decision.from, decision.limit, decision.reason))
+    };
+    told(&mut bench);
+    bench.controller.pin(Some(3), bench.now);
+    bench.controller.pin(Some(5), bench.now);
+    assert_eq!(told(&mut bench), Some((8, 5, reason::CONFIGURED)));
+    bench.controller.pin(None, bench.now);
+    assert_eq!(told(&mut bench), Some((5, 8, reason::CONFIGURED)));
+    let lower = Settings {
+        max: 6,
+        ..settings()
+    };
+    bench.controller.reconfigure(lower, bench.now);
+    assert_eq!(told(&mut bench), Some((8, 6, reason::CONFIGURED)));
+    bench.controller.pin(Some(6), bench.now);
+    let same = told(&mut bench);
+    assert!(same.is_none_or(|(from, to, _)| from == to), "{same:?}");
+}
