@@ -195,10 +195,10 @@ impl Handle for Running {
             }
             let mut checks = Vec::with_capacity(endpoints.len() + 2);
             for endpoint in endpoints.iter() {
-                let verdict = if endpoint.is_seen_up() {
-                    Ok(())
-                } else {
-                    Err("does not accept connections".to_owned())
+                let verdict = match (endpoint.is_up(), endpoint.was_seen()) {
+                    (true, true) => Ok(()),
+                    (true, false) => Err("has not accepted a connection yet".to_owned()),
+                    (false, _) => Err("does not accept connections".to_owned()),
                 };
                 checks.push((format!("backend {}", endpoint.address), verdict));
             }
