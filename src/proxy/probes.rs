@@ -4,7 +4,10 @@
 //! worse (CONTROL F18). A request of a route with `class = "protected"` goes to the head of the queue.
 //! If that is not enough, because every slot is held by something slow, the prober gets the last real
 //! answer instead, with its `Age`, while the real check stays in line and refreshes what is known.
-//! After [`MISSES`] of those in a row there is no answer to go by any more, and the check fails.
+//! After [`MISSES`] of those in a row there is no answer to go by any more, and a check takes its time.
+//!
+//! An answer for one client must not reach another. So a health check is a request that tells nothing of who sent it
+//! ([`BARE`]), at the same host, and its answer is not kept where it says that it is not for all.
 
 use std::{
     collections::HashMap,
@@ -17,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Response, header, uri::PathAndQuery};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use pin_project_lite::pin_project;
@@ -32,8 +35,8 @@ use super::{
     reject, trace,
 };
 use crate::{
-    admission::{Class, Reason, Refusal},
-    backend::{self, Answered, ResponseBody},
+    admission::{Class, Refusal},
+    backend::{self, Answered, Name, Names, Plain, RequestHead, ResponseBody, has_member},
     clock,
     observe::WaitOutcome,
     sync::{Mutex, lock},
@@ -48,6 +51,25 @@ const MISSES: u32 = 2;
 const BODY_MAX: u64 = 16 * 1024;
 /// Different checks that are kept.
 const CHECKS: usize = 64;
+/// The fields that a health check may have: what probers, and proxies in front of them, send. With any other an answer
+/// may be for this client alone.
+const BARE: Names<15> = Names::new([
+    "via",
+    "host",
+    "accept",
+    "pragma",
+    "forwarded",
+    "connection",
+    "user-agent",
+    "traceparent",
+    "x-request-id",
+    "cache-control",
+    "accept-encoding",
+    "x-amzn-trace-id",
+    "x-forwarded-for",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+]);
 
 /// The last real answers to health checks.
 #[derive(Debug, Default)]
@@ -55,8 +77,13 @@ pub struct Probes {
     checks: Mutex<HashMap<Target, Entry>>,
 }
 
-/// What is checked. The query belongs to it: what answers to one is not what answers to another.
-type Target = (Method, PathAndQuery);
+/// What is checked: the host and the query belong to it, since what answers to one is not what answers to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Target {
+    method: Method,
+    host: Option<HeaderValue>,
+    path: PathAndQuery,
+}
 
 /// A check, and what says whether it is worth its place.
 #[derive(Debug, Default)]
@@ -89,14 +116,13 @@ struct Known {
 
 impl Probes {
     /// What is known of this check, which is asked for now; `None` if there are too many different ones in line.
-    fn check(&self, method: &Method, target: &PathAndQuery, now: Instant) -> Option<Arc<Check>> {
+    fn check(&self, target: Target, now: Instant) -> Option<Arc<Check>> {
         let mut checks = lock(&self.checks);
-        let key = (method.clone(), target.clone());
-        if checks.len() >= CHECKS && !checks.contains_key(&key) {
+        if checks.len() >= CHECKS && !checks.contains_key(&target) {
             let given_up = least(&checks)?;
             checks.remove(&given_up);
         }
-        let entry = checks.entry(key).or_default();
+        let entry = checks.entry(target).or_default();
         entry.asked += 1;
         entry.last = Some(now);
         Some(entry.check.clone())
@@ -129,12 +155,9 @@ impl Check {
 
     /// Keeps a real answer, and gives it back whole.
     async fn keep(&self, answer: Answered) -> Result<Answered, Error> {
-        if answer
-            .body()
-            .size_hint()
-            .upper()
-            .is_none_or(|most| most > BODY_MAX)
-        {
+        let most = answer.body().size_hint().upper();
+        if most.is_none_or(|most| most > BODY_MAX) || !is_for_all(answer.headers()) {
+            lock(&self.known).last = None;
             return Ok(answer);
         }
         let (parts, body) = ResponseBody::unfold(answer).into_parts();
@@ -155,16 +178,11 @@ impl Check {
         Ok(Box::new(answer))
     }
 
-    /// The last real answer in place of one to a check that arrived at `since`.
-    fn recall(&self, since: Instant, drain_time: Duration) -> Result<Answered, Error> {
+    /// The last real answer in place of one to a check that arrived at `since`, if there is one to go by.
+    fn recall(&self, since: Instant) -> Option<Answered> {
         let mut known = lock(&self.known);
         let misses = known.misses;
-        let Some((answer, at)) = known.last.as_ref().filter(|_| misses < MISSES) else {
-            return Err(Error::Refused(Refusal {
-                reason: Reason::QueueTimeout,
-                drain_time,
-            }));
-        };
+        let (answer, at) = known.last.as_ref().filter(|_| misses < MISSES)?;
         let age = clock::now().saturating_duration_since(*at).as_secs();
         let is_news = *at >= since;
         let mut answer = answer.clone().map(ResponseBody::full);
@@ -173,8 +191,20 @@ impl Check {
             .insert(header::AGE, HeaderValue::from(age));
         answer.extensions_mut().insert(Recalled);
         known.misses += u32::from(!is_news);
-        Ok(Box::new(answer))
+        Some(Box::new(answer))
     }
+}
+
+/// Whether an answer may go to whoever asks the same.
+fn is_for_all(headers: &HeaderMap) -> bool {
+    let says = |name, member: &[u8]| {
+        let mut values = headers.get_all(name).iter();
+        values.any(|value| has_member(value.as_bytes(), member))
+    };
+    !(headers.contains_key(header::SET_COOKIE)
+        || headers.contains_key(header::VARY)
+        || says(header::CACHE_CONTROL, b"private")
+        || says(header::CACHE_CONTROL, b"no-store"))
 }
 
 /// The place in line of a check whose prober has its answer already.
@@ -248,15 +278,28 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     let request = &asked.head;
     let protected = asked.context.class() == Class::Protected;
     if !protected
+        || asked.context.live.config.limit.dry_run
         || !matches!(*request.method(), Method::GET | Method::HEAD)
         || !asked.body.is_none()
+        || !is_bare(request)
     {
         return None;
     }
-    let target = request.uri().path_and_query()?;
-    shared
-        .probes
-        .check(request.method(), target, asked.context.arrived)
+    let target = Target {
+        method: request.method().clone(),
+        host: Plain::find(request, &header::HOST),
+        path: request.uri().path_and_query()?.clone(),
+    };
+    shared.probes.check(target, asked.context.arrived)
+}
+
+/// Whether a request tells nothing of who sent it.
+fn is_bare(head: &RequestHead) -> bool {
+    let is_usual = |name: &str| BARE.find(name.as_bytes()).is_some();
+    let plain = head.body();
+    !plain.has_others()
+        && Name::all().all(|name| plain.there() & name.bit() == 0 || is_usual(name.as_str()))
+        && head.headers().keys().all(|name| is_usual(name.as_str()))
 }
 
 async fn answer<F>(
@@ -269,38 +312,36 @@ where
     F: Future<Output = Result<Answered, Error>> + Send + 'static,
 {
     let since = clock::now();
-    let drain_time = |gate: &crate::admission::Gate| gate.change(|state, _| state.drain_time());
     // Whoever comes while a check is in line waits for that one.
     let mut done = std::pin::pin!(check.done.notified());
     done.as_mut().enable();
     if check.is_in_line() {
         let _ = timeout(PATIENCE, done).await;
-        return check.recall(since, drain_time(shared.limiter.gate()));
+        if let Some(recalled) = check.recall(since) {
+            return Ok(recalled);
+        }
     }
     let mut real = Box::pin(real);
-    let result = match timeout(PATIENCE, &mut real).await {
-        Ok(result) => result,
-        Err(_) if is_saturated(&shared) => {
-            let recalled = check.recall(since, drain_time(shared.limiter.gate()));
-            if let Some(place) = check.stay_in_line() {
-                // A prober that has its answer was not refused, but what stood in line for it may be.
-                let waits = recalled.is_ok();
-                tokio::spawn(async move {
-                    match real.await {
-                        Ok(answer) => drop(place.0.keep(answer).await),
-                        Err(Error::Refused(refusal)) if waits => {
-                            note_refusal(&shared, &context, &refusal);
-                        }
-                        Err(_) => {}
-                    }
-                });
-            }
-            return recalled;
+    if let Ok(result) = timeout(PATIENCE, &mut real).await {
+        return check.keep(result?).await;
+    }
+    if is_saturated(&shared)
+        && let Some(recalled) = check.recall(since)
+    {
+        if let Some(place) = check.stay_in_line() {
+            tokio::spawn(async move {
+                match real.await {
+                    Ok(answer) => drop(place.0.keep(answer).await),
+                    // A prober that has its answer was not refused, but what stood in line for it was.
+                    Err(Error::Refused(refusal)) => note_refusal(&shared, &context, &refusal),
+                    Err(_) => {}
+                }
+            });
         }
-        // A check that is slow by itself takes the time it takes.
-        Err(_) => real.await,
-    };
-    check.keep(result?).await
+        return Ok(recalled);
+    }
+    // A check that is slow by itself, or that nothing can stand in for, takes the time it takes.
+    check.keep(real.await?).await
 }
 
 /// Notes how long a check was in line in vain.
@@ -347,14 +388,19 @@ where
 mod tests {
     use super::*;
 
+    fn target(path: &str) -> Target {
+        Target {
+            method: Method::GET,
+            host: None,
+            path: path.parse().expect("a path"),
+        }
+    }
+
     #[test]
     fn invented_checks_do_not_push_a_probers_out() {
         let (probes, start) = (Probes::default(), clock::now());
         let at = |tick: u64| start + Duration::from_millis(tick);
-        let ask = |target: &str, tick| {
-            let target: PathAndQuery = target.parse().expect("a target");
-            probes.check(&Method::GET, &target, at(tick))
-        };
+        let ask = |path: &str, tick| probes.check(target(path), at(tick));
         let probers = ask("/healthz", 0).expect("there is room");
         ask("/healthz", 1);
         for n in 0..200 {
@@ -365,10 +411,7 @@ mod tests {
         let again = ask("/healthz", 300).expect("it is there");
         assert!(Arc::ptr_eq(&probers, &again));
         // What came last is there, what came first is not.
-        let known = |target: &str| {
-            let target = target.parse().expect("a target");
-            lock(&probes.checks).contains_key(&(Method::GET, target))
-        };
+        let known = |path: &str| lock(&probes.checks).contains_key(&target(path));
         assert!(known("/healthz?199") && !known("/healthz?0"));
         probes.forget();
         assert!(lock(&probes.checks).is_empty());
@@ -379,14 +422,60 @@ mod tests {
         let (probes, now) = (Probes::default(), clock::now());
         let places: Vec<InLine> = (0..CHECKS)
             .map(|n| {
-                let target = format!("/{n}").parse().expect("a target");
-                let check = probes.check(&Method::GET, &target, now);
+                let check = probes.check(target(&format!("/{n}")), now);
                 check.and_then(|it| it.stay_in_line()).expect("it is free")
             })
             .collect();
-        let target = "/other".parse().expect("a target");
-        assert!(probes.check(&Method::GET, &target, now).is_none());
+        assert!(probes.check(target("/other"), now).is_none());
         drop(places);
-        assert!(probes.check(&Method::GET, &target, now).is_some());
+        assert!(probes.check(target("/other"), now).is_some());
+    }
+
+    #[test]
+    fn a_health_check_tells_nothing_of_who_sent_it() {
+        let is_bare = |names: &[&'static str]| {
+            let mut head = RequestHead::default();
+            for name in names {
+                let value = HeaderValue::from_static("a");
+                head.headers_mut().insert(*name, value);
+            }
+            is_bare(&head)
+        };
+        assert!(is_bare(&[]));
+        assert!(is_bare(&[
+            "host",
+            "user-agent",
+            "accept",
+            "x-forwarded-for"
+        ]));
+        for name in [
+            "cookie",
+            "authorization",
+            "x-api-key",
+            "accept-language",
+            "x-user",
+        ] {
+            assert!(!is_bare(&["host", name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_answer_for_one_is_not_for_all() {
+        let is_for_all = |name: &'static str, value: &'static str| {
+            is_for_all(&HeaderMap::from_iter([(
+                name.parse().expect("a name"),
+                HeaderValue::from_static(value),
+            )]))
+        };
+        assert!(is_for_all("content-type", "text/plain"));
+        assert!(is_for_all("cache-control", "no-cache, max-age=0"));
+        for (name, value) in [
+            ("set-cookie", "a=1"),
+            ("cache-control", "max-age=0, Private"),
+            ("cache-control", "no-store"),
+            ("vary", "Cookie"),
+        ] {
+            assert!(!is_for_all(name, value), "{name}: {value}");
+        }
     }
 }
