@@ -452,3 +452,27 @@ fn keys_that_need_a_restart_are_named_and_stay() {
     }
     assert_eq!(peer.accepted(), 2);
 }
+
+/// Opening it for reading waits for somebody who opens it for writing.
+#[test]
+fn a_pipe_in_the_place_of_a_file_makes_nobody_wait() {
+    let peer = good_peer();
+    let (mut gate, base) = gate(&peer);
+    let pipe = gate.dir().join("pipe");
+    let make = |at: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(at).status();
+        assert!(made.expect("mkfifo runs").success());
+    };
+    make(&pipe);
+    let body = format!("{base}[reject]\nbody = \"file:{}\"\n", pipe.display());
+    change_to(&gate, gate.file(), &body, false);
+    fs::remove_file(gate.file()).expect("it goes");
+    make(gate.file());
+    let (_, errors) = reloads(&gate);
+    gate.process.signal(Signal::HUP);
+    until("HUP was heard", || reloads(&gate).1 > errors);
+    let said = gate.log();
+    assert_eq!(said.matches("it is no regular file").count(), 2, "{said}");
+    assert_eq!(gate.get("/").status, 200);
+    assert_eq!(gate.stop(), 0);
+}

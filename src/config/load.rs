@@ -3,9 +3,12 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use rustix::fs::OFlags;
 
 use super::{
     build,
@@ -93,15 +96,30 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
 /// A configuration and the body of a refusal are small; a device or a disk image is a mistake.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Reads a file of at most 1 MiB.
+/// Reads a regular file of at most 1 MiB.
 ///
 /// # Errors
-/// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one.
+/// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one, [`io::ErrorKind::InvalidInput`] for a
+/// pipe, a device and the like: they may keep a reader waiting for ever.
 pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    let read = File::open(path)?
-        .take(FILE_MAX + 1)
-        .read_to_end(&mut content)?;
+    // To open a FIFO waits, too, for somebody who writes to it.
+    let waits_for_nobody = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = File::options()
+        .read(true)
+        .custom_flags(waits_for_nobody)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file (a pipe or a device); write it to a file",
+        ));
+    }
+    let read = file.take(FILE_MAX + 1).read_to_end(&mut content)?;
     if read as u64 > FILE_MAX {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -211,5 +229,38 @@ impl Settings {
     pub(super) fn refine(&mut self, path: &'static str, value: super::typed::Typed) {
         let origin: Origin = self.get(path).origin.clone();
         self.set(path, value, origin);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn only_what_keeps_nobody_waiting_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let in_dir = |name: &str| dir.path().join(name);
+        std::fs::write(in_dir("file"), "text").expect("it is written");
+        symlink("file", in_dir("link")).expect("a link");
+        mknodat(CWD, in_dir("fifo"), FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
+        for good in ["file", "link"] {
+            assert_eq!(read_small(&in_dir(good)).expect("it is a file"), b"text");
+        }
+        for bad in [in_dir("fifo"), PathBuf::from("/dev/zero")] {
+            let error = read_small(&bad).expect_err("it is none");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+            let sources = Sources {
+                file: Some(bad),
+                ..Sources::default()
+            };
+            let problems = load(&sources).expect_err("it is none").to_string();
+            assert!(problems.contains("it is no regular file"), "{problems}");
+        }
+        let error = read_small(dir.path()).expect_err("it is a directory");
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
     }
 }

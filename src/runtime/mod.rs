@@ -249,12 +249,12 @@ async fn serve(
                         backend.kill().await
                     };
                 }
-                Signal::Reload => reload(&settings, "HUP").await,
+                Signal::Reload => reload(&settings, "HUP"),
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             },
             _ = keep.tick(), if serving => state_file::save(&shared),
-            Some(()) = changed.recv() => reload(&settings, "the file changed").await,
+            Some(()) = changed.recv() => reload(&settings, "the file changed"),
         }
     };
     if serving {
@@ -266,10 +266,14 @@ async fn serve(
     Ok(code)
 }
 
-async fn reload(settings: &Settings, cause: &str) {
-    notify::reloading();
-    let result = settings.try_reload(cause).await;
-    notify::reloaded(result.is_ok());
+/// In a task of its own: whatever the file makes us wait for, the next signal is heard.
+fn reload(settings: &Arc<Settings>, cause: &'static str) {
+    let settings = settings.clone();
+    tokio::spawn(async move {
+        notify::reloading();
+        let result = settings.try_reload(cause).await;
+        notify::reloaded(result.is_ok());
+    });
 }
 
 fn tell_no_file() {
@@ -454,7 +458,10 @@ impl Signals {
         loop {
             match self.next().await {
                 Signal::Stop => return,
-                Signal::Reload => drop(running.settings.try_reload("HUP").await),
+                Signal::Reload => {
+                    let settings = running.settings.clone();
+                    tokio::spawn(async move { settings.try_reload("HUP").await });
+                }
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             }

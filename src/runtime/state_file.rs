@@ -89,6 +89,10 @@ fn path(shared: &Shared) -> Option<PathBuf> {
 
 fn read(path: &Path) -> io::Result<Option<State>> {
     let size = match fs::metadata(path) {
+        // A FIFO would keep us waiting.
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(io::Error::other("it is no regular file"));
+        }
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
