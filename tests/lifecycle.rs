@@ -238,6 +238,26 @@ fn a_pre_stop_hook_waits_for_the_drain_and_an_undrain_ends_it() {
 }
 
 #[test]
+fn who_waits_for_a_drain_hears_that_it_was_undone() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address()).start();
+    let mut client = tidegate.client();
+    client.ask("/");
+    tidegate.until_metric(FLIGHT, &[], 1.0);
+    let mut hook = Client::connect(tidegate.admin());
+    hook.send("GET /drain/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    tidegate.until_metric("tidegate_draining", &[], 1.0);
+    assert_eq!(tidegate.admin_post("/undrain", "").status, 200);
+    let told = hook.response();
+    assert_eq!(told.status, 409);
+    assert!(told.text().contains("was undone"), "{}", told.text());
+    // What is in flight is none the worse for it.
+    backend.release(2);
+    assert_eq!(client.response().status, 200);
+    assert_eq!(tidegate.get("/").status, 200);
+}
+
+#[test]
 fn a_pre_stop_hook_without_a_shutdown_is_forgotten() {
     let backend = Held::start();
     backend.release(1);

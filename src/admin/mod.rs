@@ -13,7 +13,7 @@
 //! | `GET /config` | the effective configuration as TOML, or JSON by `Accept` |
 //! | `GET /` | the dashboard |
 //! | `POST /reload`, `/drain`, `/undrain`, `/limit` | JSON; see [`guard`] for who may |
-//! | `GET /drain/wait` | **starts a drain** if none is under way, and answers 200 when it is done |
+//! | `GET /drain/wait` | **starts a drain** if none is under way, and answers 200 when it is done, 409 when it is undone |
 //!
 //! `GET /drain/wait` changes something although it is a GET: a kubelet's `preStop.httpGet` can send
 //! one GET and nothing else, and comes from the node, not from loopback. It is therefore open to
@@ -69,8 +69,8 @@ pub trait Handle: Send + Sync {
     fn undrain(&self) -> Result<(), String>;
 
     /// Is done when a drain is under way and nothing is in flight or queued any more, or when
-    /// `drain.timeout` is over.
-    fn drained(&self) -> Answer<'_, ()>;
+    /// `drain.timeout` is over; with false, at once, when the drain is undone before that.
+    fn drained(&self) -> Answer<'_, bool>;
 
     /// Fixes the limit of every endpoint, at least 1, or leaves it to the control law again.
     ///

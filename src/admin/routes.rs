@@ -191,7 +191,12 @@ async fn drain_wait(desk: &Desk, request: &Parts) -> Reply {
             "Too many wait for the drain already.",
         );
     };
-    desk.handle.drained().await;
+    if !desk.handle.drained().await {
+        return problem(
+            StatusCode::CONFLICT,
+            "The drain was undone (POST /undrain): new requests are taken again.",
+        );
+    }
     text(StatusCode::OK, "drained\n")
 }
 

@@ -83,11 +83,9 @@ impl Handle for Fake {
         self.draining.store(false, Relaxed);
         Ok(())
     }
-    fn drained(&self) -> Answer<'_, ()> {
+    fn drained(&self) -> Answer<'_, bool> {
         let mut drained = self.drained.subscribe();
-        Box::pin(async move {
-            let _ = drained.wait_for(|drained| *drained).await;
-        })
+        Box::pin(async move { drained.wait_for(|drained| *drained).await.is_ok() })
     }
     fn set_limit(&self, limit: Option<u32>) -> Result<(), String> {
         if limit.is_some_and(|limit| limit > 1000) {

@@ -70,6 +70,19 @@ mod tests {
     }
 
     #[test]
+    fn says_that_it_was_undone() {
+        let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let undone =
+            "HTTP/1.1 409 Conflict\r\nConnection: close\r\n\r\n{\"detail\":\"It was undone.\"}";
+        let (address, server) = serve(vec![ok, undone]);
+        assert_eq!(
+            drain(&address, true),
+            Err("It was undone. (409)".to_owned())
+        );
+        server.join().unwrap();
+    }
+
+    #[test]
     fn says_why_not() {
         let (address, server) = serve(vec![
             "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n{\"detail\":\"Switched off.\"}",

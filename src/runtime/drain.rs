@@ -43,6 +43,8 @@ struct Inner {
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Whether everything is finished.
     done: watch::Sender<bool>,
+    /// Tells those who wait for that of a drain that was undone.
+    undone: watch::Sender<()>,
     /// The process is on its way out: there is no way back.
     last: watch::Sender<bool>,
 }
@@ -54,6 +56,7 @@ impl Drain {
                 shared,
                 task: Mutex::new(None),
                 done: watch::Sender::new(false),
+                undone: watch::Sender::new(()),
                 last: watch::Sender::new(false),
             }),
         }
@@ -99,9 +102,15 @@ impl Drain {
         Ok(())
     }
 
-    /// Done when everything is finished, or the time for it is over.
-    pub async fn done(&self) {
-        let _ = self.inner.done.subscribe().wait_for(|done| *done).await;
+    /// Done when everything is finished, or the time for it is over; false if the drain was undone before that.
+    pub async fn done(&self) -> bool {
+        let mut done = self.inner.done.subscribe();
+        let mut undone = self.inner.undone.subscribe();
+        tokio::select! {
+            biased;
+            _ = done.wait_for(|done| *done) => true,
+            _ = undone.changed() => false,
+        }
     }
 
     /// Drains for good, then closes what is idle. With `handed_over` new connections go to somebody
@@ -113,7 +122,8 @@ impl Drain {
         } else {
             Way::Refusing
         });
-        self.done().await;
+        // It cannot be undone.
+        let _ = self.inner.done.subscribe().wait_for(|done| *done).await;
         self.inner.shared.set_phase(Phase::Closing);
     }
 }
@@ -179,6 +189,7 @@ impl Inner {
     }
 
     fn serve_again(&self) {
+        self.undone.send_replace(());
         self.done.send_replace(false);
         self.shared.set_phase(Phase::Serving);
     }

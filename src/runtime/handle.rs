@@ -234,7 +234,7 @@ impl Handle for Running {
         self.drain.undo()
     }
 
-    fn drained(&self) -> Answer<'_, ()> {
+    fn drained(&self) -> Answer<'_, bool> {
         Box::pin(self.drain.done())
     }
 
