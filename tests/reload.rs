@@ -451,6 +451,54 @@ fn keys_that_need_a_restart_are_named_and_stay() {
         assert_eq!(answer.status, 200);
     }
     assert_eq!(peer.accepted(), 2);
+    // So they are what is shown, and each reload says again what is not in force.
+    assert_eq!(effective(&gate, "server", "threads"), "1");
+    assert_eq!(effective(&gate, "drain", "timeout"), "25s");
+    let before = gate.log().len();
+    change(&gate, &format!("{new}[queue]\nmax_wait = \"4s\"\n"));
+    said_since(&mut gate, before, &keys);
+    assert_eq!(effective(&gate, "server", "threads"), "1");
+    // Who goes back to what runs needs no restart.
+    let before = gate.log().len();
+    change(&gate, &format!("{base}[queue]\nmax_wait = \"5s\"\n"));
+    let said = said_since(&mut gate, before, &["configuration reloaded"]);
+    assert!(!said.contains("restart"), "{said}");
+}
+
+/// The watcher's, and that of whoever asks for it as well.
+#[test]
+fn one_change_is_one_reload() {
+    let peer = good_peer();
+    let (mut gate, base) = gate(&peer);
+    let text = |wait: &str| format!("{base}[queue]\nmax_wait = \"{wait}\"\n");
+    for (wait, expected) in [("3s", (1.0, 0.0)), ("soon", (1.0, 1.0))] {
+        replace(gate.file(), &text(wait));
+        gate.process.signal(Signal::HUP);
+        until("it was read", || reloads(&gate) == expected);
+        // As long as the watcher may take to see it.
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(reloads(&gate), expected);
+    }
+    // What is asked for is done.
+    gate.process.signal(Signal::HUP);
+    until("it was read again", || reloads(&gate) == (1.0, 2.0));
+}
+
+#[test]
+fn a_file_that_is_there_again_is_in_force_again() {
+    let peer = good_peer();
+    let (mut gate, _) = gate(&peer);
+    let away = gate.file().with_extension("away");
+    for quick in [true, false] {
+        fs::rename(gate.file(), &away).expect("it goes");
+        gate.process.signal(Signal::HUP);
+        gate.until_metric("tidegate_config_reload_success", &[], 0.0);
+        if !quick {
+            std::thread::sleep(Duration::from_millis(400));
+        }
+        fs::rename(&away, gate.file()).expect("it comes back");
+        gate.until_metric("tidegate_config_reload_success", &[], 1.0);
+    }
 }
 
 /// Opening it for reading waits for somebody who opens it for writing.

@@ -15,11 +15,12 @@ use super::{
     file::{self, FileLayer},
     origin::{Origin, Origins},
     problem::{Problem, Problems, Report},
-    resolve::{RouteSettings, Settings, resolve},
+    resolve::{RouteSettings, Setting, Settings, resolve},
     schema,
     types::Config,
     value::Value,
 };
+use crate::sync::{Mutex, lock};
 
 /// Where values may come from. The default has none: it loads the defaults.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +42,22 @@ impl Sources {
                 .filter(|(_, path)| !path.is_empty())
                 .map(|(_, path)| PathBuf::from(path))
         })
+    }
+}
+
+/// The bytes of the configuration file when somebody last tried to load it, whether they were good or bad;
+/// none when it could not be read.
+#[derive(Clone, Debug, Default)]
+pub struct Tried(Arc<Mutex<Option<Vec<u8>>>>);
+
+impl Tried {
+    /// Whether there is a file with other bytes now.
+    pub fn is_outdated(&self, path: &Path) -> bool {
+        read_small(path).is_ok_and(|content| lock(&self.0).as_ref() != Some(&content))
+    }
+
+    pub(super) fn note(&self, content: Option<&[u8]>) {
+        *lock(&self.0) = content.map(<[u8]>::to_vec);
     }
 }
 
@@ -78,6 +95,25 @@ impl Loaded {
                 .to_owned(),
         }]))
     }
+
+    /// What is in force of it in a process that was started with `started` and now works by `config`: what a
+    /// reload can't change is as it was.
+    #[must_use]
+    pub fn in_force(&self, started: &Loaded, config: Arc<Config>) -> Loaded {
+        let mut settled = self.clone();
+        settled.config = config;
+        for key in schema::plain_keys().filter(|key| !key.hot) {
+            let Setting { value, origin } = started.settings.get(key.path);
+            if *value != self.settings.get(key.path).value {
+                settled
+                    .settings
+                    .set(key.path, value.clone(), origin.clone());
+                let origins = &mut settled.origins.0;
+                origins.insert(key.path.to_owned(), origin.clone());
+            }
+        }
+        settled
+    }
 }
 
 /// Reads all layers and validates them.
@@ -85,11 +121,19 @@ impl Loaded {
 /// # Errors
 /// Every problem of every layer; only the one if the file can't be read.
 pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+    load_noting(sources, &Tried::default())
+}
+
+/// [`load`], with a note of what was tried.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_noting(sources: &Sources, tried: &Tried) -> Result<Loaded, Problems> {
     let path = sources.path();
-    let bytes = match &path {
-        Some(path) => Some(read_small(path).map_err(|error| unreadable(path, &error))?),
-        None => None,
-    };
+    let read = path.as_deref().map(read_small).transpose();
+    tried.note(read.as_ref().ok().and_then(Option::as_deref));
+    let bytes =
+        read.map_err(|error| unreadable(path.as_deref().unwrap_or(Path::new("")), &error))?;
     load_bytes(sources, path.as_deref().zip(bytes.as_deref()))
 }
 

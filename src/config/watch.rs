@@ -15,7 +15,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
-use super::load::read_small;
+use super::load::Tried;
 use crate::clock;
 
 /// A change comes as several events (truncate, write, rename), and a large file in several writes:
@@ -66,15 +66,20 @@ enum Signal {
     Stop,
 }
 
-/// Calls `on_change`, on a thread of its own, each time that the file's bytes have changed.
+/// Calls `on_change`, on a thread of its own, each time that the file's bytes are others than those that
+/// were tried last.
 ///
 /// It is called after the file has been left alone for some 100 ms, and not when the file is touched,
-/// written with the same bytes, or removed (until it is there again with others). The content to
-/// compare with is read here, before this returns.
+/// written with the same bytes, or removed (until it is there again: with others, or after a try without
+/// it). What is called, or somebody before it, tries them.
 ///
 /// # Errors
 /// When the file's directory can't be watched.
-pub fn watch(path: &Path, on_change: impl Fn() + Send + 'static) -> Result<Watcher, WatchError> {
+pub fn watch(
+    path: &Path,
+    tried: Tried,
+    on_change: impl Fn() + Send + 'static,
+) -> Result<Watcher, WatchError> {
     let io_error = |source| WatchError::Io {
         path: path.to_owned(),
         source,
@@ -97,10 +102,9 @@ pub fn watch(path: &Path, on_change: impl Fn() + Send + 'static) -> Result<Watch
         path: path.clone(),
         watcher,
         watched: BTreeSet::new(),
-        seen: None,
+        tried,
     };
     state.follow()?;
-    state.seen = read_small(&state.path).ok();
     thread::Builder::new()
         .name("config-watch".to_owned())
         .spawn(move || state.run(&receiver, &on_change))
@@ -121,7 +125,7 @@ struct State {
     path: PathBuf,
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
-    seen: Option<Vec<u8>>,
+    tried: Tried,
 }
 
 impl State {
@@ -133,9 +137,7 @@ impl State {
             // First the watches, then the look: what changes in between is an event again. A
             // directory that is going away can't be watched, its parent still is.
             let _ = self.follow();
-            let content = read_small(&self.path).ok();
-            if content.is_some() && content != self.seen {
-                self.seen = content;
+            if self.tried.is_outdated(&self.path) {
                 on_change();
             }
         }
@@ -225,8 +227,12 @@ mod tests {
     fn start(path: &Path) -> (Watcher, Receiver<String>) {
         let (sender, receiver) = mpsc::channel();
         let file = path.to_owned();
-        let watcher = watch(path, move || {
-            let _ = sender.send(fs::read_to_string(&file).unwrap_or_default());
+        let tried = Tried::default();
+        tried.note(fs::read(&file).ok().as_deref());
+        let watcher = watch(path, tried.clone(), move || {
+            let content = fs::read_to_string(&file).unwrap_or_default();
+            tried.note(Some(content.as_bytes()));
+            let _ = sender.send(content);
         });
         (watcher.expect("the directory can be watched"), receiver)
     }

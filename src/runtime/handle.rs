@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     drain::{Drain, Way},
-    reload::Settings,
+    reload::{Cause, Settings},
 };
 use crate::{
     admin::{Answer, Format, Handle, Readiness},
@@ -181,7 +181,7 @@ impl Handle for Running {
     }
 
     fn config(&self) -> (String, serde_json::Value) {
-        let loaded = self.settings.loaded();
+        let loaded = self.settings.in_force();
         (loaded.render_toml(), loaded.to_json())
     }
 
@@ -222,7 +222,7 @@ impl Handle for Running {
     }
 
     fn reload(&self) -> Answer<'_, Result<String, String>> {
-        Box::pin(self.settings.try_reload("asked for"))
+        Box::pin(self.settings.try_reload(Cause::Asked("asked for")))
     }
 
     fn drain(&self, passing: bool) {

@@ -25,12 +25,18 @@ use tokio::{
     sync::mpsc,
 };
 
-use self::{backend::Backend, drain::Drain, handle::Running, reload::Settings, threads::DataPlane};
+use self::{
+    backend::Backend,
+    drain::Drain,
+    handle::Running,
+    reload::{Cause, Settings},
+    threads::DataPlane,
+};
 use crate::{
     admin::{self, AdminListener},
     admission::Limiter,
     clock,
-    config::{self, Address, Loaded, Sources},
+    config::{self, Address, Loaded, Sources, Tried},
     observe::{
         Metrics,
         log::LogControl,
@@ -100,13 +106,14 @@ fn complain(text: &str) {
 fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> {
     // Before anything is read, so that no later change is missed.
     let (changes, changed) = mpsc::unbounded_channel();
+    let tried = Tried::default();
     let watcher = sources.path().map(|path| {
-        config::watch::watch(&path, move || {
+        config::watch::watch(&path, tried.clone(), move || {
             let _ = changes.send(());
         })
     });
-    let loaded =
-        config::load(&sources).map_err(|problems| Failure::Config(problems.to_string()))?;
+    let loaded = config::load_noting(&sources, &tried)
+        .map_err(|problems| Failure::Config(problems.to_string()))?;
     let log = crate::observe::log::init(&loaded.config.log).map_err(Failure::Config)?;
     if let Some(Err(error)) = &watcher {
         tracing::warn!(%error, "the configuration file is not watched; HUP still reloads it");
@@ -118,7 +125,7 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
         .enable_all()
         .build()
         .map_err(|error| Failure::Runtime(format!("cannot start a runtime: {error}")))?;
-    let code = control.block_on(serve(sources, loaded, log, exec, started, changed))?;
+    let code = control.block_on(serve((sources, tried), loaded, log, exec, started, changed))?;
     // What still runs on this thread has nobody left to work for.
     control.shutdown_timeout(Duration::from_millis(100));
     drop(watcher);
@@ -127,7 +134,7 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
 
 /// Everything between the start and the end of the process, on the control thread.
 async fn serve(
-    sources: Sources,
+    sources: (Sources, Tried),
     loaded: Loaded,
     log: LogControl,
     exec: bool,
@@ -249,12 +256,12 @@ async fn serve(
                         backend.kill().await
                     };
                 }
-                Signal::Reload => reload(&settings, "HUP"),
+                Signal::Reload => reload(&settings, Cause::Asked("HUP")),
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             },
             _ = keep.tick(), if serving => state_file::save(&shared),
-            Some(()) = changed.recv() => reload(&settings, "the file changed"),
+            Some(()) = changed.recv() => reload(&settings, Cause::FileChanged),
         }
     };
     if serving {
@@ -267,7 +274,7 @@ async fn serve(
 }
 
 /// In a task of its own: whatever the file makes us wait for, the next signal is heard.
-fn reload(settings: &Arc<Settings>, cause: &'static str) {
+fn reload(settings: &Arc<Settings>, cause: Cause) {
     let settings = settings.clone();
     tokio::spawn(async move {
         notify::reloading();
@@ -460,7 +467,7 @@ impl Signals {
                 Signal::Stop => return,
                 Signal::Reload => {
                     let settings = running.settings.clone();
-                    tokio::spawn(async move { settings.try_reload("HUP").await });
+                    tokio::spawn(async move { settings.try_reload(Cause::Asked("HUP")).await });
                 }
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),

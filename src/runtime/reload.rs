@@ -6,17 +6,38 @@ use tokio::sync::Mutex;
 
 use super::{process, state_file};
 use crate::{
-    config::{self, Address, Config, Loaded, Sources},
+    config::{self, Address, Config, Loaded, Sources, Tried},
     observe::log::LogControl,
     proxy::Shared,
 };
+
+/// Why the configuration is to be read again.
+#[derive(Clone, Copy, Debug)]
+pub enum Cause {
+    /// Somebody asked for it, in this way: it is read whatever it says.
+    Asked(&'static str),
+    /// The file seems to have changed: if what it says now was tried already, there is nothing to do.
+    FileChanged,
+}
+
+impl Cause {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked(how) => how,
+            Self::FileChanged => "the file changed",
+        }
+    }
+}
 
 /// The configuration in force and how to get the next one.
 #[derive(Debug)]
 pub struct Settings {
     sources: Sources,
+    tried: Tried,
+    /// What the process was started with: keys that need a restart are as they are here.
+    started: Arc<Loaded>,
     loaded: Mutex<Arc<Loaded>>,
-    shown: arc_swap::ArcSwap<Loaded>,
+    in_force: arc_swap::ArcSwap<Loaded>,
     log: LogControl,
     /// The address that `exec` chose for its child.
     chosen: Option<Address>,
@@ -25,7 +46,7 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(
-        sources: Sources,
+        (sources, tried): (Sources, Tried),
         loaded: Loaded,
         log: LogControl,
         chosen: Option<Address>,
@@ -34,7 +55,9 @@ impl Settings {
         let loaded = Arc::new(loaded);
         Self {
             sources,
-            shown: arc_swap::ArcSwap::new(loaded.clone()),
+            tried,
+            started: loaded.clone(),
+            in_force: arc_swap::ArcSwap::new(loaded.clone()),
             loaded: Mutex::new(loaded),
             log,
             chosen,
@@ -42,28 +65,35 @@ impl Settings {
         }
     }
 
-    /// What was loaded last.
-    pub fn loaded(&self) -> Arc<Loaded> {
-        self.shown.load_full()
+    /// What is in force.
+    pub fn in_force(&self) -> Arc<Loaded> {
+        self.in_force.load_full()
     }
 
     /// Reads everything again. On any problem the running configuration stays.
     ///
     /// # Errors
     /// The problems, a line each.
-    pub async fn try_reload(&self, cause: &str) -> Result<String, String> {
+    pub async fn try_reload(&self, cause: Cause) -> Result<String, String> {
         // One at a time, in order.
         let mut loaded = self.loaded.lock().await;
-        let sources = self.sources.clone();
+        let (sources, tried) = (self.sources.clone(), self.tried.clone());
         let before = loaded.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let new = config::load(&sources)?;
+            let file = sources.path();
+            let is_news = || file.is_some_and(|file| tried.is_outdated(&file));
+            if matches!(cause, Cause::FileChanged) && !is_news() {
+                return Ok(None);
+            }
+            let new = config::load_noting(&sources, &tried)?;
             new.check_successor_of(&before)?;
-            Ok::<_, config::Problems>(new)
+            Ok::<_, config::Problems>(Some(new))
         })
         .await;
+        let cause = cause.as_str();
         let new = match read {
-            Ok(Ok(new)) => new,
+            Ok(Ok(Some(new))) => new,
+            Ok(Ok(None)) => return Ok("nothing has changed".to_owned()),
             Ok(Err(problems)) => {
                 for problem in &problems.0 {
                     tracing::error!(
@@ -86,8 +116,9 @@ impl Settings {
                 return Err(error.to_string());
             }
         };
-        let restart = config::needs_restart(&loaded, &new);
+        let restart = config::needs_restart(&self.started, &new);
         let config = self.settle(&new, &loaded.config);
+        let in_force = new.in_force(&self.started, config.clone());
         if config.log.level != loaded.config.log.level
             && let Err(error) = self.log.set_level(&config.log.level)
         {
@@ -112,7 +143,7 @@ impl Settings {
             );
         }
         *loaded = Arc::new(new);
-        self.shown.store(loaded.clone());
+        self.in_force.store(Arc::new(in_force));
         Ok(summary)
     }
 
