@@ -1,6 +1,9 @@
 //! From a request to its answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header, request::Parts};
@@ -18,6 +21,7 @@ use super::{
     guard::{self, Peer},
     negotiate, page,
     respond::{Reply, compressed, field, json as document, problem, text},
+    server::Busy,
 };
 use crate::config::Mutations;
 
@@ -42,6 +46,8 @@ pub(super) struct Desk {
     pub(super) streams: Arc<Semaphore>,
     /// Whether the server is closing.
     pub(super) closing: watch::Receiver<bool>,
+    /// Whether a whole request of this connection is being worked on; one whose body is still coming is none.
+    pub(super) busy: Arc<AtomicBool>,
 }
 
 /// How many may wait for a drain at once.
@@ -80,13 +86,17 @@ where
         return refusal;
     }
     if verb == Verb::Get {
+        let _busy = Busy::new(&desk.busy);
         return get(desk, &request).await;
     }
     if let Err(why) = guard::may_mutate(desk.mutations, desk.peer, &request) {
         return problem(StatusCode::FORBIDDEN, why);
     }
     match read(body).await {
-        Ok(body) => post(desk, &request, &body).await,
+        Ok(body) => {
+            let _busy = Busy::new(&desk.busy);
+            post(desk, &request, &body).await
+        }
         Err(refusal) => *refusal,
     }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use hyper::{rt, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinHandle,
@@ -26,8 +27,9 @@ use super::{
     routes::{self, Desk},
 };
 
-/// Open connections at most.
+/// Open connections at most, however many files may be open, and at least, however few.
 const MAX_CONNECTIONS: usize = 64;
+const MIN_CONNECTIONS: usize = 4;
 
 /// How long a request's head may take, and how long a connection may wait for its next request:
 /// longer than the usual interval of scrapes.
@@ -48,8 +50,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until `shutdown` is done; then requests in progress are finished (those of
 /// `/drain/wait` among them), for two seconds at most.
 ///
-/// At most 64 connections are open. The next one takes the place of the one that has been without
-/// a request in progress for longest, so that slow or silent clients cannot keep a probe out.
+/// At most 64 connections are open, fewer where few files may be. The next one takes the place of the one
+/// that has been without a whole request in progress for longest, so that slow or silent clients cannot keep
+/// a probe out.
 ///
 /// Must run inside a tokio runtime with I/O and time.
 pub async fn serve(
@@ -59,9 +62,12 @@ pub async fn serve(
 ) {
     let mut shutdown = pin!(shutdown);
     let (closing, on_closing) = watch::channel(false);
+    let room = room(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
     let mut crowd = Crowd::default();
-    let waiters = Arc::new(Semaphore::new(routes::MAX_WAITERS));
-    let streams = Arc::new(Semaphore::new(events::MAX_STREAMS));
+    // Those who stay long leave at least half of the places to others.
+    let share = |most: usize| Arc::new(Semaphore::new(most.min(room / 4)));
+    let waiters = share(routes::MAX_WAITERS);
+    let streams = share(events::MAX_STREAMS);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -78,12 +84,11 @@ pub async fn serve(
                 }
             }
         };
-        if !crowd.make_room() {
-            tracing::warn!(
-                "admin: {MAX_CONNECTIONS} requests in progress, a connection is refused"
-            );
+        if !crowd.make_room(room) {
+            tracing::warn!("admin: {room} requests in progress, a connection is refused");
             continue;
         }
+        let busy = Arc::new(AtomicBool::new(false));
         let desk = Desk {
             handle: Arc::clone(&handle),
             mutations: listener.mutations,
@@ -91,16 +96,16 @@ pub async fn serve(
             waiters: Arc::clone(&waiters),
             streams: Arc::clone(&streams),
             closing: on_closing.clone(),
+            busy: Arc::clone(&busy),
         };
-        let busy = Arc::new(AtomicBool::new(false));
         let task = match connection {
             Connection::Tcp(stream) => {
                 let io = TokioIo::new(stream);
-                tokio::spawn(attend(io, desk, Arc::clone(&busy), on_closing.clone()))
+                tokio::spawn(attend(io, desk, on_closing.clone()))
             }
             Connection::Unix(stream) => {
                 let io = TokioIo::new(stream);
-                tokio::spawn(attend(io, desk, Arc::clone(&busy), on_closing.clone()))
+                tokio::spawn(attend(io, desk, on_closing.clone()))
             }
         };
         crowd.0.push(Guest { task, busy });
@@ -109,6 +114,13 @@ pub async fn serve(
     let _ = closing.send(true);
     let _ = timeout(FAREWELL, crowd.leave()).await;
     // Who is still here is sent away when the crowd is dropped.
+}
+
+/// How many connections may be open where so many files may: the clients need them more.
+fn room(files: u64) -> usize {
+    usize::try_from(files / 16)
+        .unwrap_or(usize::MAX)
+        .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
 }
 
 /// One open connection.
@@ -130,9 +142,9 @@ struct Crowd(Vec<Guest>);
 
 impl Crowd {
     /// Whether there is room for one more, if need be after sending an idle one away.
-    fn make_room(&mut self) -> bool {
+    fn make_room(&mut self, room: usize) -> bool {
         self.0.retain(|guest| !guest.task.is_finished());
-        if self.0.len() < MAX_CONNECTIONS {
+        if self.0.len() < room {
             return true;
         }
         match self.0.iter().position(|guest| !guest.busy.load(Relaxed)) {
@@ -153,17 +165,13 @@ impl Crowd {
 }
 
 /// Serves one connection to its end.
-async fn attend<I>(io: I, desk: Desk, busy: Arc<AtomicBool>, mut closing: watch::Receiver<bool>)
+async fn attend<I>(io: I, desk: Desk, mut closing: watch::Receiver<bool>)
 where
     I: rt::Read + rt::Write + Unpin,
 {
     let service = service_fn(move |request| {
         let desk = desk.clone();
-        let busy = Busy::new(&busy);
-        async move {
-            let _busy = busy;
-            Ok::<_, Infallible>(routes::answer(&desk, request).await)
-        }
+        async move { Ok::<_, Infallible>(routes::answer(&desk, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -189,10 +197,10 @@ async fn told(closing: &mut watch::Receiver<bool>) {
 }
 
 /// Marks a connection as busy for as long as it lives, also when the request is dropped half way.
-struct Busy(Arc<AtomicBool>);
+pub(super) struct Busy(Arc<AtomicBool>);
 
 impl Busy {
-    fn new(flag: &Arc<AtomicBool>) -> Self {
+    pub(super) fn new(flag: &Arc<AtomicBool>) -> Self {
         flag.store(true, Relaxed);
         Busy(Arc::clone(flag))
     }
@@ -284,6 +292,14 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    #[test]
+    fn few_files_leave_few_connections() {
+        assert_eq!(room(64), 4);
+        assert_eq!(room(200), 12);
+        assert_eq!(room(1024), 64);
+        assert_eq!(room(u64::MAX), 64);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_reads_nothing_is_given_up() {

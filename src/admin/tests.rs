@@ -375,6 +375,34 @@ async fn silent_clients_do_not_keep_others_out() {
         .unwrap();
 }
 
+#[tokio::test]
+async fn slow_bodies_do_not_keep_others_out() {
+    let server = Server::start(Mutations::Loopback).await;
+    let head =
+        "POST /limit HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    let mut slow = Vec::new();
+    for _ in 0..70 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 100", "its body is wanted");
+        slow.push(stream);
+    }
+    assert_eq!(server.get("/livez").await.status, 200);
+    // The latest is still read from.
+    let latest = slow.last_mut().expect("one of them");
+    latest.write_all(b"        3").await.unwrap();
+    let mut answer = String::new();
+    while !answer.contains("\"limit\"") {
+        let mut part = [0; 4096];
+        let read = latest.read(&mut part).await.unwrap();
+        assert!(read > 0, "{answer}");
+        answer.push_str(std::str::from_utf8(&part[..read]).unwrap());
+    }
+    assert!(answer.contains("HTTP/1.1 200"), "{answer}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_head_and_a_slow_body_end_in_time() {
     let server = Server::start(Mutations::Loopback).await;

@@ -30,7 +30,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Descriptors that are not for clients and their backends: a quarter, within these bounds.
-const SPARE_MIN: u64 = 24;
+const SPARE_MIN: u64 = 32;
 const SPARE_MAX: u64 = 1024;
 
 /// The sockets that systemd passed. They are looked up once: the environment forgets them.
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(room_for_clients(20_000, &config), 20_000 - 1024 - 1000);
         assert_eq!(
             room_for_clients(64, &config),
-            20,
+            16,
             "as many may be served as come in"
         );
         config.buffers.spool_dir = Some("/tmp".into());
