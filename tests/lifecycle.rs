@@ -255,6 +255,11 @@ fn who_waits_for_a_drain_hears_that_it_was_undone() {
     backend.release(2);
     assert_eq!(client.response().status, 200);
     assert_eq!(tidegate.get("/").status, 200);
+
+    let by_hand = tidegate.admin_post("/limit", "3");
+    assert_eq!(by_hand.status, 200);
+    let events = tidegate.events("the limit was set by hand");
+    assert_eq!(events.last().map(|event| &event["limit"]), Some(&3.into()));
 }
 
 #[test]

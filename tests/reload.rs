@@ -417,6 +417,7 @@ fn the_swap_of_a_config_map_applies() {
             effective(&gate, "queue", "max_wait") == format!("{number}s")
         });
     }
+    assert!(!gate.log().contains("WARN"), "{}", gate.log());
 }
 
 #[test]

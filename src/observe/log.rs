@@ -63,8 +63,9 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
     Ok(control)
 }
 
-/// What a client of HTTP/2 does wrong is not worth a line each time, unless somebody asks for it.
-const QUIET: &str = "h2=off";
+/// What a client of HTTP/2 does wrong is not worth a line each time, unless somebody asks for it; nor that a
+/// directory which is gone, as at each swap of a ConfigMap, need not be watched any more.
+const QUIET: &str = "h2=off,notify=off";
 
 fn parse_filter(level: &str) -> Result<Targets, String> {
     config::log_targets(&format!("{QUIET},{level}"))

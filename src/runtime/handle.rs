@@ -249,7 +249,10 @@ impl Handle for Running {
             ));
         }
         self.shared.limiter.pin(limit, clock::now());
-        tracing::info!(?limit, "the limit was set by hand");
+        match limit {
+            Some(limit) => tracing::info!(limit, "the limit was set by hand"),
+            None => tracing::info!("the limit was left to the control law by hand"),
+        }
         Ok(())
     }
 }
