@@ -4,8 +4,9 @@
 //!
 //! - **A process group of its own**, so that Ctrl-C in a terminal reaches tidegate alone. tidegate
 //!   drains first and tells the child afterwards.
-//! - **Death with the parent**, even by `kill -9`. The kernel sends the child a TERM when the thread
-//!   that started it is gone. The child must ask for this itself, between fork and exec, so the
+//! - **A TERM when the parent dies**, even by `kill -9`. The kernel sends it to the child when the thread
+//!   that started it is gone. A command that ignores TERM lives on: a KILL would leave what it has started
+//!   without anybody to end it. The child must ask for this itself, between fork and exec, so the
 //!   command is started through a helper: this very binary, as `tidegate __child` ([`helper_main`]).
 //!   "The thread that started it" is a thread of this module's own, which lives as long as the
 //!   process does: [`Child::spawn`] may be called from anywhere.
