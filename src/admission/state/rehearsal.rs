@@ -143,6 +143,9 @@ mod tests {
         assert_eq!(waits, [0, 0, 25, 75, 125, 175]);
         // Later the slots have got that much done.
         assert_eq!(slots.wait(100 * MS, 50 * MS, now + 100 * MS), 125 * MS);
-        assert_eq!(slots.wait(100 * MS, 50 * MS, now + 1000 * MS), 0 * MS);
+        assert_eq!(
+            slots.wait(100 * MS, 50 * MS, now + 1000 * MS),
+            Duration::ZERO
+        );
     }
 }
