@@ -91,7 +91,7 @@ fn a_second_signal_ends_it_at_once() {
     tidegate.process.signal(Signal::TERM);
     tidegate.until_metric("tidegate_draining", &[], 1.0);
     // What comes at once is the same one again: `timeout` signals its child, and then the group that it is in.
-    std::thread::sleep(Duration::from_millis(600));
+    std::thread::sleep(Duration::from_millis(150));
     let start = clock::now();
     tidegate.process.signal(Signal::INT);
     assert_ne!(tidegate.process.exit_code(), 0, "a request was cut off");

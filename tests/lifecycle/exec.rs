@@ -158,7 +158,7 @@ fn a_second_signal_ends_a_command_that_does_not_get_ready_and_ignores_the_first(
         log.contains("a second signal ends this").then_some(())
     });
     // Late enough to be another one.
-    std::thread::sleep(Duration::from_millis(600));
+    std::thread::sleep(Duration::from_millis(150));
     tidegate.process.signal(Signal::INT);
     assert_eq!(tidegate.process.exit_code(), 1, "{}", tidegate.log());
     assert!(tidegate.log().contains("ended by a second signal"));
