@@ -347,6 +347,7 @@ fn the_commands_for_operators_tell_and_change_the_state() {
         "draining, as asked for by hand",
         "serving again, as asked for by hand",
     ] {
+        until("it is logged", || !front.events(said).is_empty());
         let told = front.events(said);
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].to_string().contains("127.0.0.1"), "{told:?}");

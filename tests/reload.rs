@@ -520,8 +520,9 @@ fn a_pipe_in_the_place_of_a_file_makes_nobody_wait() {
     let (_, errors) = reloads(&gate);
     gate.process.signal(Signal::HUP);
     until("HUP was heard", || reloads(&gate).1 > errors);
-    let said = gate.log();
-    assert_eq!(said.matches("it is no regular file").count(), 2, "{said}");
+    until("both are told", || {
+        gate.log().matches("it is no regular file").count() == 2
+    });
     assert_eq!(gate.get("/").status, 200);
     assert_eq!(gate.stop(), 0);
 }
