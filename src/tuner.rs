@@ -244,13 +244,7 @@ fn look_at(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) {
 
 /// Whether the endpoints are there at all, before the first request: those that do not say at once can wait.
 pub async fn first_visit(shared: &Arc<Shared>) {
-    let endpoints = shared.endpoints();
-    let mut looks = tokio::task::JoinSet::new();
-    for endpoint in endpoints.iter() {
-        let (shared, endpoint) = (shared.clone(), endpoint.clone());
-        looks.spawn(async move { shared.look_at(&endpoint, PROBE).await });
-    }
-    looks.join_all().await;
+    shared.look_at_all(PROBE).join_all().await;
 }
 
 #[cfg(test)]

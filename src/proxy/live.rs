@@ -10,7 +10,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
-use tokio::sync::{Notify, futures::Notified};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    task::JoinSet,
+};
 
 use super::{client::KeySource, hygiene, probes::Probes};
 use crate::{
@@ -302,6 +305,16 @@ impl Shared {
             self.note_endpoint(endpoint, up, clock::now());
         }
         endpoint.is_seen_up()
+    }
+
+    /// The same with all endpoints at once, each in a task of its own; what is not awaited any more ends with the set.
+    pub fn look_at_all(self: &Arc<Self>, patience: Duration) -> JoinSet<bool> {
+        let endpoints = self.endpoints();
+        let looks = endpoints.iter().map(|endpoint| {
+            let (shared, endpoint) = (self.clone(), endpoint.clone());
+            async move { shared.look_at(&endpoint, patience).await }
+        });
+        looks.collect()
     }
 
     /// Whether any endpoint is known to accept connections.

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     admin::{Answer, Format, Handle, Readiness},
-    backend::Endpoint,
     buffer::Direction,
     clock,
     config::Address,
@@ -115,13 +114,8 @@ impl Running {
     }
 
     /// Looks at all endpoints at once, until one of them is up.
-    async fn find_one_up(&self, endpoints: &[Arc<Endpoint>]) {
-        let mut looks = tokio::task::JoinSet::new();
-        for endpoint in endpoints {
-            let (shared, endpoint) = (self.shared.clone(), endpoint.clone());
-            looks.spawn(async move { shared.look_at(&endpoint, PROBE).await });
-        }
-        // What is not awaited any more ends when the set is dropped.
+    async fn find_one_up(&self) {
+        let mut looks = self.shared.look_at_all(PROBE);
         while let Some(up) = looks.join_next().await {
             if up.is_ok_and(|up| up) {
                 break;
@@ -191,7 +185,7 @@ impl Handle for Running {
             let endpoints = self.shared.endpoints();
             let now = clock::now();
             if !endpoints.iter().any(|e| e.seen_up_within(FRESH, now)) {
-                self.find_one_up(&endpoints).await;
+                self.find_one_up().await;
             }
             let mut checks = Vec::with_capacity(endpoints.len() + 2);
             for endpoint in endpoints.iter() {
