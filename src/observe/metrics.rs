@@ -28,10 +28,10 @@ use super::{
     labels::{Phase, Reason, Source, WaitOutcome},
     traffic::Counts,
 };
-use crate::{clock, config::Class};
-
-/// The name of the route that takes what no configured route does.
-pub const DEFAULT_ROUTE: &str = "default";
+use crate::{
+    clock,
+    config::{Class, UNROUTED},
+};
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -137,7 +137,7 @@ impl Metrics {
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         };
-        metrics.route(DEFAULT_ROUTE);
+        metrics.route(UNROUTED);
         metrics
     }
 

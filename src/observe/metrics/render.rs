@@ -6,17 +6,19 @@ use std::{
 };
 
 use super::{
-    DEFAULT_ROUTE, EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot,
-    VERSION, list,
+    EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot, VERSION, list,
 };
-use crate::observe::{
-    exposition::{
-        Exposition, Format,
-        Kind::{Counter, Gauge, Histogram},
+use crate::{
+    config::UNROUTED,
+    observe::{
+        exposition::{
+            Exposition, Format,
+            Kind::{Counter, Gauge, Histogram},
+        },
+        histogram,
+        labels::{BOUNDS, CLASSES, Phase, Reason, Source, WaitOutcome, bound_by, class},
+        process,
     },
-    histogram,
-    labels::{BOUNDS, CLASSES, Phase, Reason, Source, WaitOutcome, bound_by, class},
-    process,
 };
 
 type Named<T> = Vec<(String, Arc<T>)>;
@@ -194,7 +196,7 @@ fn requests(
     for (name, route) in routes {
         // Of the default route, so that the first of them is a change that an alert sees. Of each of many routes they
         // would be most of a scrape.
-        write_reasons(&mut family, name, route.rejections(name == DEFAULT_ROUTE));
+        write_reasons(&mut family, name, route.rejections(name == UNROUTED));
     }
     let mut family = out.family(
         Counter,
