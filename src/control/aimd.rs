@@ -340,17 +340,14 @@ impl Aimd {
 
     /// By how much the backend itself became slower, if the verdict says so.
     fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
-        if alone {
-            self.trials.proven_slower();
-            Some(m.point.stretch)
-        } else if let Verdict::Slower(stretch) = verdict {
-            self.trials.proven_slower();
-            Some(stretch)
-        } else if verdict == Verdict::SeemsSlower {
-            self.trials.believed(m, m.point.stretch)
-        } else {
-            None
-        }
+        let proven = match verdict {
+            _ if alone => m.point.stretch,
+            Verdict::Slower(stretch) => stretch,
+            Verdict::SeemsSlower => return self.trials.believed(m, m.point.stretch),
+            _ => return None,
+        };
+        self.trials.proven_slower();
+        Some(proven)
     }
 
     fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {

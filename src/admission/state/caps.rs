@@ -66,8 +66,8 @@ impl Caps {
     /// Whether such a request is held up by its route's cap.
     pub(super) fn is_reached(&self, cap: Option<Cap>) -> bool {
         cap.is_some_and(|cap| {
-            let mut known = self.routes.iter();
-            known.any(|route| route.id == cap.id && route.in_flight >= cap.max)
+            self.find(cap)
+                .is_some_and(|route| route.in_flight >= cap.max)
         })
     }
 
