@@ -217,6 +217,14 @@ fn an_answer_that_is_still_being_read_arrives_whole() {
     }
 }
 
+/// A pre-stop hook, which begins a drain and waits for its end.
+fn waits_for_the_drain(tidegate: &Tidegate) -> Client {
+    let mut hook = Client::connect(tidegate.admin());
+    hook.send("GET /drain/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    tidegate.until_metric("tidegate_draining", &[], 1.0);
+    hook
+}
+
 #[test]
 fn a_pre_stop_hook_waits_for_the_drain_and_an_undrain_ends_it() {
     let backend = Held::start();
@@ -225,9 +233,7 @@ fn a_pre_stop_hook_waits_for_the_drain_and_an_undrain_ends_it() {
     client.ask("/");
     tidegate.until_metric(FLIGHT, &[], 1.0);
 
-    let mut hook = Client::connect(tidegate.admin());
-    hook.send("GET /drain/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    tidegate.until_metric("tidegate_draining", &[], 1.0);
+    let mut hook = waits_for_the_drain(&tidegate);
     assert_eq!(tidegate.get("/").reason(), "draining");
     hook.set_timeout(Duration::from_millis(100));
     assert!(hook.read_some().is_err(), "it still waits");
@@ -252,9 +258,7 @@ fn who_waits_for_a_drain_hears_that_it_was_undone() {
     let mut client = tidegate.client();
     client.ask("/");
     tidegate.until_metric(FLIGHT, &[], 1.0);
-    let mut hook = Client::connect(tidegate.admin());
-    hook.send("GET /drain/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    tidegate.until_metric("tidegate_draining", &[], 1.0);
+    let mut hook = waits_for_the_drain(&tidegate);
     assert_eq!(tidegate.admin_post("/undrain", "").status, 200);
     let told = hook.response();
     assert_eq!(told.status, 409);
@@ -291,9 +295,7 @@ fn a_pre_stop_hook_and_then_term_lose_nothing() {
     let mut client = tidegate.client();
     client.ask("/");
     tidegate.until_metric(FLIGHT, &[], 1.0);
-    let mut hook = Client::connect(tidegate.admin());
-    hook.send("GET /drain/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    tidegate.until_metric("tidegate_draining", &[], 1.0);
+    let _hook = waits_for_the_drain(&tidegate);
     tidegate.process.signal(Signal::TERM);
     tidegate.process.logged("the second drain", |log| {
         log.contains("draining; a second signal").then_some(())
