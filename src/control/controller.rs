@@ -304,7 +304,7 @@ impl Controller {
                 closed = true;
                 self.close(now, usage);
                 self.window = Window::new(now, Some(*usage));
-            } else if self.window.is_stale(now, usage) {
+            } else if self.window.is_stale(now, usage, self.latency) {
                 self.limited = false;
                 self.window = Window::new(now, Some(*usage));
             }

@@ -457,3 +457,33 @@ fn a_change_by_hand_or_by_the_configuration_is_told() {
     let same = told(&mut bench);
     assert!(same.is_none_or(|(from, to, _)| from == to), "{same:?}");
 }
+
+#[test]
+fn requests_of_half_a_minute_are_learned_from() {
+    let mut bench = Bench::new(Settings {
+        initial: 4,
+        ..settings()
+    });
+    for _ in 0..12 {
+        let (started, limit) = (bench.now, bench.controller.limit());
+        (bench.usage.in_flight, bench.usage.limit) = (limit, limit);
+        for _ in 0..30 {
+            bench.now += Duration::from_secs(1);
+            bench.usage.busy_seconds += f64::from(limit);
+            bench.usage.saturated_seconds += 1.0;
+            let (now, usage) = (bench.now, bench.usage);
+            bench.controller.tick(now, &usage, &Readings::default());
+        }
+        for _ in 0..limit {
+            bench.controller.observe(&Sample {
+                started,
+                finished: bench.now,
+                in_flight: limit,
+                route: 0,
+                outcome: Outcome::Success,
+            });
+        }
+    }
+    assert!(bench.controller.limit() > 4, "latency is flat");
+    assert_eq!(bench.controller.bound_by(), BoundBy::Latency);
+}

@@ -33,8 +33,11 @@ const TEST: u32 = 16;
 const TEST_LATENCIES: f64 = 1.0;
 /// When so many answers in a row find their clients gone, a lower limit costs nobody anything.
 const IN_VAIN: u32 = 8;
-/// A window that has gathered next to nothing for so long says nothing of now.
+/// A window that has gathered next to nothing for so long says nothing of now...
 const TOO_OLD: Duration = Duration::from_secs(30);
+/// ... unless requests take so long that it could not have: as many mean latencies as would do for one at a time,
+/// and as many again.
+const TOO_OLD_LATENCIES: f64 = 2.0 * SPARSE as f64;
 
 /// How long a window is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,11 +203,13 @@ impl Window {
             || (n >= SPARSE && lasted(SPARSE_TIME, SPARSE_LATENCIES))
     }
 
-    /// Whether to start over, because it has gathered nothing, or too little for too long.
-    pub(super) fn is_stale(&self, now: Instant, usage: &Usage) -> bool {
+    /// Whether to start over, because it has gathered nothing, or too little for too long; `latency` is a mean, in
+    /// seconds, 0 while it is unknown.
+    pub(super) fn is_stale(&self, now: Instant, usage: &Usage, latency: f64) -> bool {
         let n = self.samples();
+        let age = now.saturating_duration_since(self.start).as_secs_f64();
         (n == 0 && usage.in_flight == 0 && usage.queued == 0)
-            || (n < SPARSE && now.saturating_duration_since(self.start) > TOO_OLD)
+            || (n < SPARSE && age > TOO_OLD.as_secs_f64().max(TOO_OLD_LATENCIES * latency))
     }
 
     /// The first reading of usage, when there was none at the start.
@@ -303,6 +308,25 @@ mod tests {
         // A pause of the backend has driven away all who were there.
         let together = [(0, 500, false); 12];
         assert!(!closes(&together));
+    }
+
+    #[test]
+    fn too_little_for_too_long_is_thrown_away_unless_requests_take_that_long() {
+        let start = crate::clock::now();
+        let mut window = Window::new(start, None);
+        window.success(0, 10.0, 10.0);
+        let busy = Usage {
+            in_flight: 1,
+            ..Usage::default()
+        };
+        let is_stale = |seconds, latency| {
+            let now = start + Duration::from_secs(seconds);
+            window.is_stale(now, &busy, latency)
+        };
+        assert!(!is_stale(30, 0.1));
+        assert!(is_stale(31, 0.1));
+        assert!(!is_stale(90, 10.0), "one at a time, eight would take 80 s");
+        assert!(is_stale(161, 10.0));
     }
 
     #[test]
