@@ -154,6 +154,27 @@ async fn a_route_at_its_cap_leaves_room_to_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn waiting_for_a_routes_cap_is_not_saturation() {
+    let limiter = limiter(fixed(2));
+    let capped = Ask {
+        cap: Some(Cap { id: 7, max: 1 }),
+        ..Ask::default()
+    };
+    let saturated = || {
+        limiter.snapshot(clock::now()).lanes[0]
+            .usage
+            .saturated_seconds
+    };
+    let _only = limiter.acquire(capped).await.expect("the cap has room");
+    let _next = waiting(&limiter, capped);
+    sleep(100 * MS).await;
+    assert_eq!(saturated(), 0.0, "there is room");
+    let _other = admitted(&limiter).await;
+    sleep(100 * MS).await;
+    assert!((saturated() - 0.1).abs() < 0.01, "{}", saturated());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_gives_the_permit_back() {
     let limiter = limiter(fixed(1));
     let permit = admitted(&limiter).await;

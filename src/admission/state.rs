@@ -591,6 +591,8 @@ impl State {
         let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
         self.updated = now;
         self.queue_seconds += seconds * self.excess() as f64;
-        self.lanes.advance(seconds, !self.queue.is_empty());
+        // Who waits while there is room waits for a route's cap.
+        let waiting = !self.queue.is_empty() && self.lanes.roomiest().is_none();
+        self.lanes.advance(seconds, waiting);
     }
 }

@@ -89,7 +89,7 @@ pub struct Usage {
     pub busy_seconds: f64,
     /// Integral of the limit over time, slot-seconds.
     pub limit_seconds: f64,
-    /// Seconds in which in-flight was at the limit or requests were queued.
+    /// Seconds in which in-flight was at the limit or requests waited for room.
     pub saturated_seconds: f64,
     /// Start of the oldest request still in flight, when known.
     pub oldest_start: Option<Instant>,

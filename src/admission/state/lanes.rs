@@ -155,7 +155,7 @@ impl Lanes {
         self.lanes.iter().map(beyond).sum()
     }
 
-    /// Brings the integrals forward by so many seconds, in which somebody waited or not.
+    /// Brings the integrals forward by so many seconds, in which somebody waited for room or not.
     pub(super) fn advance(&mut self, seconds: f64, waiting: bool) {
         for lane in &mut self.lanes {
             lane.usage.busy_seconds += seconds * f64::from(lane.in_flight);

@@ -140,7 +140,7 @@ fn load(out: &mut Exposition, metrics: &Metrics, snapshot: &Snapshot) {
     out.family(
         Counter,
         "tidegate_saturated_seconds_total",
-        "Time in which the limit was reached or requests were queued.",
+        "Time in which the limit was reached or requests waited for it.",
     )
     .sample(&[], snapshot.saturated_seconds);
     out.family(

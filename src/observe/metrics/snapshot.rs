@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub busy_slot_seconds: f64,
     /// Integral of the limit over time, slot-seconds.
     pub limit_slot_seconds: f64,
-    /// Seconds in which in-flight was at the limit or requests were queued.
+    /// Seconds in which in-flight was at the limit or requests waited for room.
     pub saturated_seconds: f64,
     /// `reject.status`: exported as 0 from the start. 0 stands for the default, 503.
     pub reject_status: u16,
