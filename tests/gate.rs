@@ -153,6 +153,63 @@ async fn a_route_at_its_cap_leaves_room_to_others() {
     assert_eq!(refusal.reason, Reason::RouteLimit);
 }
 
+/// A route of long requests that is flooded while the others have little to do.
+#[tokio::test(start_paused = true)]
+async fn a_flood_at_a_routes_cap_is_that_routes_alone() {
+    let limiter = limiter(fixed(4));
+    limiter
+        .gate()
+        .change(|state, _| state.set_service_time(20 * MS));
+    let slow = Ask {
+        cap: Some(Cap { id: 7, max: 1 }),
+        ..Ask::default()
+    };
+    let mut fates = [Vec::new(), Vec::new()];
+    let mut random = fastrand::Rng::with_seed(1);
+    // 150 of the slow ones a second, 90 of the others, for ten seconds.
+    for _ in 0..2400 {
+        sleep(Duration::from_secs_f64(-(1.0 - random.f64()).ln() / 240.0)).await;
+        let (which, ask, work) = match random.f64() * 240.0 < 150.0 {
+            true => (1, slow, 200 * MS),
+            false => (0, Ask::default(), 20 * MS),
+        };
+        let limiter = limiter.clone();
+        fates[which].push(tokio::spawn(async move {
+            let start = clock::now();
+            match limiter.acquire(ask).await {
+                Ok(permit) => {
+                    sleep(work).await;
+                    permit.complete(Outcome::Success);
+                    Ok(())
+                }
+                Err(refusal) => Err((refusal, clock::now() - start)),
+            }
+        }));
+    }
+    let [others, flood] = fates;
+    let mut refused = 0;
+    let all = others.len();
+    for fate in others {
+        refused += usize::from(fate.await.unwrap().is_err());
+    }
+    assert!(refused * 100 <= all, "{refused} of {all}");
+    let (mut served, mut at_once, mut all) = (0, 0, 0);
+    for fate in flood {
+        match fate.await.unwrap() {
+            Ok(()) => served += 1,
+            Err((refusal, waited)) => {
+                assert_eq!(refusal.reason, Reason::RouteLimit);
+                // One is done each fifth of a second, and two or three wait.
+                assert!(refusal.drain_time >= 150 * MS, "{refusal:?}");
+                all += 1;
+                at_once += usize::from(waited.is_zero());
+            }
+        }
+    }
+    assert!(served >= 45, "{served}");
+    assert!(at_once * 100 >= 90 * all, "{at_once} of {all}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_routes_cap_is_not_saturation() {
     let limiter = limiter(fixed(2));

@@ -397,9 +397,16 @@ impl Model {
             return;
         }
         let queued = before.queued();
-        let pace = refusal.drain_time.as_secs_f64() / f64::from(queued + 1);
-        let ahead: u32 = before.queued[..=class].iter().sum();
-        let predicted = pace * f64::from(ahead) + 1e-6;
+        // Who is held up by a cap of its own is nobody's queue but that route's.
+        let capped = self.at_cap(ask.cap);
+        let in_line = |waiter: &&Waiter| match capped {
+            true => waiter.cap == ask.cap,
+            false => !self.at_cap(waiter.cap),
+        };
+        let line = self.waiting.iter().filter(in_line);
+        let ahead = line.clone().filter(|w| capped || w.class <= class).count();
+        let pace = refusal.drain_time.as_secs_f64() / (line.count() + 1) as f64;
+        let predicted = pace * ahead as f64 + 1e-6;
         let left = |deadline: Instant| deadline.saturating_duration_since(self.now);
         match refusal.reason {
             Reason::Draining => assert!(self.closed),
@@ -413,9 +420,10 @@ impl Model {
             }
             Reason::Deadline => {
                 let left = left(ask.deadline.expect("a deadline")).as_secs_f64();
-                assert!(left <= self.service_time.as_secs_f64() + predicted);
+                assert!(capped || left <= self.service_time.as_secs_f64() + predicted);
             }
             Reason::QueueTimeout => {
+                assert!(!capped);
                 let standing = before.standing
                     || self.settings.discipline == Discipline::AdaptiveLifo
                         && self.service_time > Duration::ZERO;
@@ -426,7 +434,13 @@ impl Model {
                 };
                 assert!(predicted > bound.as_secs_f64(), "{predicted} > {bound:?}");
             }
-            Reason::RouteLimit => panic!("a route at its cap waits"),
+            Reason::RouteLimit => {
+                assert!(capped && BY_IMPORTANCE[class] != Class::Protected);
+                let held_up = self.waiting.iter().filter(|w| self.at_cap(w.cap)).count();
+                let share = held_up >= (before.capacity / 2).max(1);
+                let max_wait = self.settings.max_wait;
+                assert!(share || predicted > max_wait.as_secs_f64(), "{predicted}");
+            }
         }
         match foreseen {
             Some(foreseen) => assert_eq!(foreseen.reason, refusal.reason),

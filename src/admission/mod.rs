@@ -78,7 +78,7 @@ pub enum Reason {
     QueueTimeout,
     /// It could not have been answered before its client's deadline.
     Deadline,
-    /// Its route was at its cap for as long as it may wait.
+    /// Its route was at its cap for as long as it may wait, or would have been.
     RouteLimit,
     /// The gate is closed: tidegate is going away.
     Draining,

@@ -119,14 +119,17 @@ impl State {
         if self.closed {
             return Entry::Refused(self.refusal(Reason::Draining));
         }
-        self.pace.note_offer(now);
+        // Who cannot go whatever the backend does says nothing of its load.
+        let capped = self.caps.is_reached(ask.cap);
+        if !capped {
+            self.pace.note_offer(now);
+        }
         if self.misses_deadline(ask, now) {
             return match self.settings.dry_run {
                 true => self.admit_regardless(ask.cap, Some(Reason::Deadline)),
                 false => Entry::Refused(self.refusal(Reason::Deadline)),
             };
         }
-        let capped = self.caps.is_reached(ask.cap);
         if !capped
             && self.nobody_ahead(ask.class)
             && let Some(lane) = self.lanes.roomiest()
@@ -135,7 +138,9 @@ impl State {
             return Entry::Admitted(self.admit(lane, ask.cap, would));
         }
         let entry = self.enqueue(ask, key, capped, now, out);
-        self.pace.note_arrival(now);
+        if !capped {
+            self.pace.note_arrival(now);
+        }
         self.refuse_overtaken(now, out);
         entry
     }
@@ -151,16 +156,17 @@ impl State {
         if self.misses_deadline(ask, now) {
             return Some(self.refusal(Reason::Deadline));
         }
-        let may_go = !self.caps.is_reached(ask.cap) && self.nobody_ahead(ask.class);
+        let capped = self.caps.is_reached(ask.cap);
+        let may_go = !capped && self.nobody_ahead(ask.class);
         if may_go && self.lanes.roomiest().is_some() {
             return None;
         }
         // Where nobody may wait, whoever cannot go at once is refused.
         let at_once = self.settings.max_wait.is_zero();
         let reason = self
-            .reason_to_refuse(ask, now)
-            .or(at_once.then_some(Reason::QueueTimeout))?;
-        Some(self.refusal(reason))
+            .reason_to_refuse(ask, capped, now)
+            .or(at_once.then(|| self.patience(ask, capped, now).1))?;
+        Some(self.refusal_to(ask.cap, reason))
     }
 
     /// Whether the deadline is too near even for a request that goes at once.
@@ -183,12 +189,12 @@ impl State {
             let would = self.rehearse(ask, now);
             return self.admit_regardless(ask.cap, would);
         }
-        if let Some(reason) = self.reason_to_refuse(ask, now) {
-            return Entry::Refused(self.refusal(reason));
+        if let Some(reason) = self.reason_to_refuse(ask, capped, now) {
+            return Entry::Refused(self.refusal_to(ask.cap, reason));
         }
         let (expires, reason) = self.patience(ask, capped, now);
         if expires <= now {
-            return Entry::Refused(self.refusal(reason));
+            return Entry::Refused(self.refusal_to(ask.cap, reason));
         }
         // More than one, when the limit and with it the capacity has fallen.
         let mut made_room = false;
@@ -234,26 +240,56 @@ impl State {
     }
 
     /// Why an arrival that cannot go now is refused at once, if it is.
-    fn reason_to_refuse(&self, ask: &Ask, now: Instant) -> Option<Reason> {
+    fn reason_to_refuse(&self, ask: &Ask, capped: bool, now: Instant) -> Option<Reason> {
         if self.queue.len() >= self.capacity()
             && self.queue.lowest_below(ask.class).is_none()
             && self.stalest(ask.class, now).is_none()
         {
             return Some(Reason::QueueFull);
         }
-        let bound = self.bound(ask.class, now);
+        // A queue that stands is none for its route's cap.
+        let bound = match capped {
+            true => self.settings.max_wait,
+            false => self.bound(ask.class, now),
+        };
         if self.has_its_share(ask, bound) {
             return Some(Reason::QueueFull);
         }
-        let wait = self.predicted_wait(ask.class, now);
+        let capped = ask.cap.filter(|_| capped);
+        let wait = match capped {
+            Some(_) if ask.class == Class::Protected => Duration::ZERO,
+            Some(cap) => self.wait_for_cap(cap, self.queue.of_route(cap), now),
+            None => self.predicted_wait(ask.class, now),
+        };
         if ask
             .deadline
             .is_some_and(|at| at < later(later(now, wait), self.pace.service_time()))
         {
             return Some(Reason::Deadline);
         }
+        if capped.is_some() {
+            return (wait > bound || self.caps_have_their_share(ask.class))
+                .then_some(Reason::RouteLimit);
+        }
         // Somebody who is next never waits in vain on a guess.
         (wait > bound).then_some(Reason::QueueTimeout)
+    }
+
+    /// Whether those who are held up by their routes' caps own half of the places: the others are for those who are not.
+    fn caps_have_their_share(&self, class: Class) -> bool {
+        class != Class::Protected && self.held_up() >= (self.capacity() / 2).max(1)
+    }
+
+    /// How many wait who cannot go, room or not.
+    fn held_up(&self) -> usize {
+        let (caps, dry_run) = (&self.caps, self.settings.dry_run);
+        self.queue.held_up(|cap| !dry_run && caps.is_reached(cap))
+    }
+
+    /// The time until so many of a route at its cap may go.
+    fn wait_for_cap(&self, cap: Cap, ahead: usize, now: Instant) -> Duration {
+        let usual = self.pace.service_time();
+        self.caps.wait_behind(cap, ahead, usual, now)
     }
 
     /// The longest wait that is offered to an arrival of this class.
@@ -285,7 +321,7 @@ impl State {
         self.advance(now);
         let waiting = self.queue.leave(class, seq)?;
         self.note_excess();
-        Some(self.refusal(waiting.reason))
+        Some(self.refusal_to(waiting.cap, waiting.reason))
     }
 
     /// A permit comes back: the backend is done with a request.
@@ -306,8 +342,9 @@ impl State {
     fn leave_lane(&mut self, lane: LaneId, cap: Option<Cap>, now: Instant, out: &mut Verdicts) {
         self.caps.leave(cap, self.updated);
         self.lanes.leave(lane);
-        self.note_excess();
         self.dispatch(now, out);
+        // Not before: who may go now that the cap has room has not begun to wait for any.
+        self.note_excess();
     }
 
     /// A new limit, at least 1. A lower one revokes nothing: it is paid down by releases.
@@ -412,6 +449,17 @@ impl State {
         }
     }
 
+    /// The same for a request of a route with this cap, whose own pace counts if it is that cap that it waits for.
+    fn refusal_to(&self, cap: Option<Cap>, reason: Reason) -> Refusal {
+        match cap.filter(|_| reason == Reason::RouteLimit) {
+            Some(cap) => Refusal {
+                reason,
+                drain_time: self.wait_for_cap(cap, self.queue.of_route(cap) + 1, self.updated),
+            },
+            None => self.refusal(reason),
+        }
+    }
+
     /// Lets waiters in while there is room.
     fn dispatch(&mut self, now: Instant, out: &mut Verdicts) {
         self.refuse_overtaken(now, out);
@@ -445,7 +493,6 @@ impl State {
             // Deadlines differ: also behind the first there may be some who are late.
             while let Some(next) = self.take_next(class, fresh_from) {
                 if next.expires > now {
-                    self.note_excess();
                     return Some(next);
                 }
                 let reason = next.reason;
@@ -482,7 +529,7 @@ impl State {
     /// Tells one who has been taken out of the queue that it may not go.
     fn turn_away(&mut self, waiting: Waiting, reason: Reason, out: &mut Verdicts) {
         self.note_excess();
-        let refusal = self.refusal(reason);
+        let refusal = self.refusal_to(waiting.cap, reason);
         out.push((waiting.key, Verdict::Refused(refusal)));
     }
 
@@ -545,10 +592,10 @@ impl State {
             .clamp(1, AUTO_CAPACITY_MAX)
     }
 
-    /// Who waits; in a dry run, who would.
+    /// Who waits for room; in a dry run, who would.
     fn excess(&self) -> usize {
         if !self.settings.dry_run {
-            return self.queue.len();
+            return self.queue.len() - self.held_up();
         }
         self.lanes.beyond_limit()
     }
@@ -578,7 +625,9 @@ impl State {
     /// The wait of an arrival of this class: who goes before it, at the pace of late. Optimistic by
     /// half a place, so that nobody is refused for a rounding.
     fn predicted_wait(&self, class: Class, now: Instant) -> Duration {
-        let ahead = self.queue.ahead_of(class, self.stale_before(now));
+        let (caps, fresh_from) = (&self.caps, self.stale_before(now));
+        let held_up = |cap| caps.is_reached(cap);
+        let ahead = self.queue.ahead_of(class, fresh_from, held_up);
         self.pace.wait_behind(ahead)
     }
 
@@ -590,7 +639,11 @@ impl State {
         }
         let seconds = now.saturating_duration_since(self.updated).as_secs_f64();
         self.updated = now;
-        self.queue_seconds += seconds * self.excess() as f64;
+        let wanting = match self.settings.dry_run {
+            true => self.excess(),
+            false => self.queue.len(),
+        };
+        self.queue_seconds += seconds * wanting as f64;
         // Who waits while there is room waits for a route's cap.
         let waiting = !self.queue.is_empty() && self.lanes.roomiest().is_none();
         self.lanes.advance(seconds, waiting);

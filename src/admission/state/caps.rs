@@ -71,6 +71,20 @@ impl Caps {
         })
     }
 
+    /// The time until so many of a route with a cap have been let in, at the pace of late.
+    pub(super) fn wait_behind(
+        &self,
+        cap: Cap,
+        ahead: usize,
+        usual: Duration,
+        now: Instant,
+    ) -> Duration {
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+        self.find(cap).map_or(Duration::ZERO, |route| {
+            (route.service(usual, now) / cap.max.max(1)).saturating_mul(ahead)
+        })
+    }
+
     /// In a dry run: how long such a request would wait for its route's cap. A request takes the `usual` time as long
     /// as nothing else is known of its route.
     pub(super) fn wait(&self, cap: Option<Cap>, usual: Duration, now: Instant) -> Duration {

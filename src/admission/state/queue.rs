@@ -28,6 +28,8 @@ pub(super) struct Waiting {
 pub(super) struct Queue {
     classes: [VecDeque<Waiting>; CLASSES],
     len: usize,
+    /// How many wait of each route with a cap of its own.
+    capped: Vec<(Cap, usize)>,
 }
 
 impl Queue {
@@ -44,8 +46,26 @@ impl Queue {
     }
 
     pub(super) fn push(&mut self, class: Class, waiting: Waiting) {
+        if let Some(cap) = waiting.cap {
+            match self.capped.iter_mut().find(|(known, _)| *known == cap) {
+                Some((_, count)) => *count += 1,
+                None => self.capped.push((cap, 1)),
+            }
+        }
         self.classes[class as usize].push_back(waiting);
         self.len += 1;
+    }
+
+    /// How many are held up by their routes' caps.
+    pub(super) fn held_up(&self, held_up: impl Fn(Option<Cap>) -> bool) -> usize {
+        let routes = self.capped.iter().filter(|(cap, _)| held_up(Some(*cap)));
+        routes.map(|(_, count)| count).sum()
+    }
+
+    /// How many wait of the route with this cap.
+    pub(super) fn of_route(&self, cap: Cap) -> usize {
+        let routes = self.capped.iter().filter(|(known, _)| known.id == cap.id);
+        routes.map(|(_, count)| count).sum()
     }
 
     /// Takes out one that gives up, if it is still there.
@@ -61,11 +81,24 @@ impl Queue {
         waiting.filter(|w| w.client == Some(client)).count()
     }
 
-    /// How many go before an arrival of this class, if those who came before `fresh_from` do not.
-    pub(super) fn ahead_of(&self, class: Class, fresh_from: Option<Instant>) -> usize {
+    /// How many go before an arrival of this class, if those who came before `fresh_from` do not, nor those who are
+    /// held up by something of their own.
+    pub(super) fn ahead_of(
+        &self,
+        class: Class,
+        fresh_from: Option<Instant>,
+        held_up: impl Fn(Option<Cap>) -> bool,
+    ) -> usize {
         let ahead = self.classes[..=class as usize].iter();
         ahead
-            .map(|queue| queue.len() - stale(queue, fresh_from))
+            .map(|queue| {
+                let stale = stale(queue, fresh_from);
+                let fresh = queue.len() - stale;
+                if self.capped.is_empty() {
+                    return fresh;
+                }
+                fresh - queue.range(stale..).filter(|w| held_up(w.cap)).count()
+            })
             .sum()
     }
 
@@ -135,6 +168,16 @@ impl Queue {
     fn remove(&mut self, class: usize, at: usize) -> Option<Waiting> {
         let waiting = self.classes[class].remove(at)?;
         self.len -= 1;
+        if let Some(at) = self
+            .capped
+            .iter()
+            .position(|(cap, _)| Some(*cap) == waiting.cap)
+        {
+            self.capped[at].1 -= 1;
+            if self.capped[at].1 == 0 {
+                self.capped.swap_remove(at);
+            }
+        }
         Some(waiting)
     }
 }
