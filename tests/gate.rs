@@ -305,17 +305,33 @@ async fn a_deadline_that_cannot_be_met_is_refused() {
             .change(|state, _| state.set_service_time(time));
     };
     service_time(100 * MS);
+    let held = limiter.acquire(ask(99 * MS)).await;
+    let _held = held.expect("there is room, and only the backend can tell");
     let short = limiter.acquire(ask(99 * MS)).await.unwrap_err();
     assert_eq!(short.reason, Reason::Deadline, "shorter than the work");
     assert_eq!(clock::now(), now, "at once");
 
-    let _held = limiter.acquire(ask(100 * MS)).await.expect("just enough");
     // It may wait for as long as there is time for the work left.
     let start = clock::now();
     let waited = limiter.acquire(ask(150 * MS)).await.unwrap_err();
     assert_eq!(waited.reason, Reason::Deadline);
     let waited = clock::now() - start;
     assert!(waited >= 50 * MS && waited <= 52 * MS, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_slow_answer_does_not_turn_away_the_impatient_for_ever() {
+    let limiter = limiter(AdmissionLayer::builder());
+    let first = admitted(&limiter).await;
+    sleep(1500 * MS).await;
+    first.complete(Outcome::Success);
+    limiter.tick(clock::now());
+    let ask = Ask {
+        deadline: Some(clock::now() + 1000 * MS),
+        ..Ask::default()
+    };
+    let idle = limiter.acquire(ask).await;
+    assert!(idle.is_ok(), "the backend is idle: {idle:?}");
 }
 
 #[tokio::test(start_paused = true)]

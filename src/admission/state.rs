@@ -77,6 +77,13 @@ fn later(now: Instant, by: Duration) -> Instant {
     now.checked_add(by).unwrap_or_else(|| now + FAR)
 }
 
+/// Whether the deadline has passed. One that is near is no reason to refuse who finds room: the time that the backend
+/// takes is a mean over all routes, and one of the past. If nobody went any more for being too late by it, nobody would
+/// ever find out that it has become shorter.
+fn is_over(ask: &Ask, now: Instant) -> bool {
+    ask.deadline.is_some_and(|at| at <= now)
+}
+
 /// How many classes there are.
 pub const CLASSES: usize = 5;
 
@@ -124,7 +131,7 @@ impl State {
         if !capped {
             self.pace.note_offer(now);
         }
-        if self.misses_deadline(ask, now) {
+        if is_over(ask, now) {
             return match self.settings.dry_run {
                 true => self.admit_regardless(ask.cap, Some(Reason::Deadline)),
                 false => Entry::Refused(self.refusal(Reason::Deadline)),
@@ -153,7 +160,7 @@ impl State {
         if self.settings.dry_run {
             return None;
         }
-        if self.misses_deadline(ask, now) {
+        if is_over(ask, now) {
             return Some(self.refusal(Reason::Deadline));
         }
         let capped = self.caps.is_reached(ask.cap);
@@ -167,14 +174,6 @@ impl State {
             .reason_to_refuse(ask, capped, now)
             .or(at_once.then(|| self.patience(ask, capped, now).1))?;
         Some(self.refusal_to(ask.cap, reason))
-    }
-
-    /// Whether the deadline is too near even for a request that goes at once.
-    fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
-        ask.deadline.is_some_and(|at| {
-            let left = at.saturating_duration_since(now);
-            left.is_zero() || left < self.pace.service_time()
-        })
     }
 
     fn enqueue(
