@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use tidegate::{
     admission::{
         Acquire, AdmissionError, AdmissionLayer, Admitted, Ask, Builder, Cap, Class, ClientKey,
-        Discipline, Limiter, Permit, Reason, Refusal, state::State,
+        Discipline, Limiter, Permit, Reason, Refusal, gate::Entered, state::State,
     },
     clock,
     control::{Outcome, Readings},
@@ -317,6 +317,25 @@ async fn a_deadline_that_cannot_be_met_is_refused() {
     assert_eq!(waited.reason, Reason::Deadline);
     let waited = clock::now() - start;
     assert!(waited >= 50 * MS && waited <= 52 * MS, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_slow_endpoint_of_several_does_not_make_all_of_them_slow() {
+    let limiter = limiter(fixed(1));
+    let now = clock::now();
+    limiter.gate().change(|state, out| {
+        state.add_lane(1, 1, now, out);
+        state.set_service_time_of(0, 20 * MS);
+        state.set_service_time_of(1, 2000 * MS);
+    });
+    let ask = Ask {
+        deadline: Some(now + 500 * MS),
+        ..Ask::default()
+    };
+    let enter = || limiter.gate().enter(&ask, now);
+    let _held = [enter(), enter()];
+    let next = enter();
+    assert!(matches!(next, Entered::Queued(..)), "{next:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -241,7 +241,7 @@ impl Limiter {
         let worked_on = law.controller.worked_on();
         self.gate.change(|state, out| {
             if let Some(service_time) = service_time {
-                state.set_service_time(service_time);
+                state.set_service_time_of(lane.id, service_time);
             }
             state.set_slots(lane.id, worked_on);
             if limit != usage.limit {

@@ -389,6 +389,14 @@ impl State {
         self.pace.set_service_time(service_time);
     }
 
+    /// The same of one lane's endpoint: of several the mean counts.
+    pub fn set_service_time_of(&mut self, lane: LaneId, service_time: Duration) {
+        self.lanes.set_service_time(lane, service_time);
+        if let Some(mean) = self.lanes.service_time() {
+            self.pace.set_service_time(mean);
+        }
+    }
+
     /// How many requests a lane's endpoint works on at once, if it is known.
     pub fn set_slots(&mut self, lane: LaneId, slots: Option<u32>) {
         self.lanes.set_slots(lane, slots);

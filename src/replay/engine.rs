@@ -383,7 +383,7 @@ impl Engine<'_> {
             *self.outcome.reasons.entry(decision.reason).or_default() += 1;
         }
         if let Some(time) = law.baseline().or(law.service_time()) {
-            self.state.set_service_time(time);
+            self.state.set_service_time_of(at as LaneId, time);
         }
         self.state.set_slots(at as LaneId, law.worked_on());
         let limit = law.limit();

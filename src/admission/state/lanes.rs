@@ -1,6 +1,6 @@
 //! The lanes of the gate: one for each endpoint, with its limit, what is in flight, and its integrals.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, time::Duration};
 
 use super::{
     LaneId,
@@ -14,6 +14,8 @@ struct Lane {
     in_flight: u32,
     /// Requests that the endpoint works on at once, where that is known.
     slots: Option<u32>,
+    /// The endpoint's unloaded time for a request; zero = unknown.
+    service_time: Duration,
     /// Not preferred while its endpoint does not answer.
     healthy: bool,
     /// No new permits; the lane goes when the last is back.
@@ -56,6 +58,7 @@ impl Lanes {
             limit,
             in_flight: 0,
             slots: None,
+            service_time: Duration::ZERO,
             healthy: true,
             retired: false,
             usage: LaneUsage::default(),
@@ -79,6 +82,31 @@ impl Lanes {
     pub(super) fn set_slots(&mut self, id: LaneId, slots: Option<u32>) {
         if let Some(lane) = self.find(id) {
             lane.slots = slots;
+        }
+    }
+
+    pub(super) fn set_service_time(&mut self, id: LaneId, service_time: Duration) {
+        if let Some(lane) = self.find(id) {
+            lane.service_time = service_time;
+        }
+    }
+
+    /// The mean time of a request over the endpoints, as far as it is known: each has its share of the requests by what
+    /// it gets done, its limit in its own time. None while it is known of none.
+    pub(super) fn service_time(&self) -> Option<Duration> {
+        let known = |lane: &&Lane| !lane.retired && !lane.service_time.is_zero();
+        let mut known = self.lanes.iter().filter(known);
+        let first = known.next()?;
+        let own = |lane: &Lane| (f64::from(lane.limit), lane.service_time.as_secs_f64());
+        let (mut limits, time) = own(first);
+        let mut done = limits / time;
+        let mut alone = true;
+        for (limit, time) in known.map(own) {
+            (limits, done, alone) = (limits + limit, done + limit / time, false);
+        }
+        match alone {
+            true => Some(first.service_time),
+            false => Duration::try_from_secs_f64(limits / done).ok(),
         }
     }
 
