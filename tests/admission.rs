@@ -493,6 +493,34 @@ fn a_protected_answer_reaches_nobody_else() {
     assert_eq!(backend.requests().len(), 3, "it was asked");
 }
 
+#[test]
+fn a_check_at_another_host_is_another_check() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .toml(
+            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"20s\"\n\
+             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
+        )
+        .start();
+    let ask = |host: &str| {
+        let mut prober = tidegate.client();
+        prober.send(format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        prober
+    };
+    let mut one = ask("one");
+    backend.release(1);
+    assert_eq!(one.response().status, 200);
+    let mut slow = tidegate.client();
+    slow.ask("/slow");
+    until("the backend has it", || backend.requests().len() == 2);
+    assert!(ask("one").response().header("age").is_some());
+    let mut other = ask("other");
+    tidegate.until_metric(QUEUED, &[("class", "protected")], 2.0);
+    backend.release(3);
+    assert_eq!(slow.response().status, 200);
+    assert_eq!(other.response().header("age"), None);
+}
+
 /// What a check was in line for in vain is a wait, but no refusal: its prober has its answer.
 #[test]
 fn a_check_that_is_refused_behind_its_answer_has_waited() {

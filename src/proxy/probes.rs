@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     admission::{Class, Refusal},
-    backend::{self, Answered, Name, Names, Plain, RequestHead, ResponseBody, has_member},
+    backend::{self, Answered, Name, Names, RequestHead, ResponseBody, has_member},
     clock,
     observe::WaitOutcome,
     sync::{Mutex, lock},
@@ -156,11 +156,13 @@ impl Check {
     /// Keeps a real answer, and gives it back whole.
     async fn keep(&self, answer: Answered) -> Result<Answered, Error> {
         let most = answer.body().size_hint().upper();
+        // What it says of who may see it need not be in its map.
+        let answer = ResponseBody::unfold(answer);
         if most.is_none_or(|most| most > BODY_MAX) || !is_for_all(answer.headers()) {
             lock(&self.known).last = None;
-            return Ok(answer);
+            return Ok(Box::new(answer));
         }
-        let (parts, body) = ResponseBody::unfold(answer).into_parts();
+        let (parts, body) = answer.into_parts();
         // Nothing of it is out yet: one that breaks off need not look like an answer.
         let body = body.collect().await.map_err(|error| {
             let error = error.downcast().map(|error| *error);
@@ -287,10 +289,18 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     }
     let target = Target {
         method: request.method().clone(),
-        host: Plain::find(request, &header::HOST),
+        host: host(request),
         path: request.uri().path_and_query()?.clone(),
     };
     shared.probes.check(target, asked.context.arrived)
+}
+
+/// For whom a request is, be that in its map or not.
+fn host(head: &RequestHead) -> Option<HeaderValue> {
+    match head.body().host() {
+        Some(host) => HeaderValue::from_bytes(host).ok(),
+        None => head.headers().get(header::HOST).cloned(),
+    }
 }
 
 /// Whether a request tells nothing of who sent it.
@@ -387,6 +397,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Usual;
 
     fn target(path: &str) -> Target {
         Target {
@@ -456,6 +467,26 @@ mod tests {
             "x-user",
         ] {
             assert!(!is_bare(&["host", name]), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_says_that_an_answer_is_for_one_need_not_be_in_its_map() {
+        let check = Arc::<Check>::default();
+        for (name, value, kept) in [
+            ("content-type", "text/plain", true),
+            ("set-cookie", "session=1", false),
+            ("cache-control", "private", false),
+            ("vary", "Cookie", false),
+        ] {
+            let mut usual = Usual::default();
+            usual.lines.push(name, value.as_bytes());
+            let body = ResponseBody::full(Bytes::from_static(b"ok")).with(usual, None);
+            let answer = check.keep(Box::new(Response::new(body))).await;
+            let answer = answer.expect("it is whole");
+            assert_eq!(answer.headers()[name], value);
+            let recalled = check.recall(clock::now());
+            assert_eq!(recalled.is_some(), kept, "{name}: {value}");
         }
     }
 
