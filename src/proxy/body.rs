@@ -29,6 +29,9 @@ use crate::{
 /// Pause between attempts to get a piece of the budget.
 const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
+/// The most that comes of a body at once, bytes.
+const PART: u64 = 64 * 1024;
+
 /// Makes [`ReadBody`] services.
 #[derive(Clone, Debug)]
 pub struct ReadBodyLayer {
@@ -288,7 +291,7 @@ impl Upload {
         mut self,
         mut spool: spool::Spool,
         prefix: Bytes,
-        held: Reservation,
+        mut held: Reservation,
         spool_max: u64,
         declared: Option<u64>,
     ) -> Result<RequestBody, Error> {
@@ -315,6 +318,8 @@ impl Upload {
                 return Ok(self.stream(Prefix::Disk(reader, rest), declared));
             }
             length += size;
+            // What is on the disk is in memory no more.
+            held.shrink(held.bytes().saturating_sub(PART));
             chunk = self.next().await?;
         }
         Ok(RequestBody::Stream(Box::pin(spool.into_body(length))))

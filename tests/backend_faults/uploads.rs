@@ -123,6 +123,35 @@ fn half_an_upload_is_cut_off_and_not_completed() {
     tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
 }
 
+/// What is on the disk leaves the memory to others.
+#[test]
+fn a_spooled_upload_holds_little_of_the_budget() {
+    let backend = Raw::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec());
+    let dir = tempfile::tempdir().expect("a directory");
+    let tidegate = Tidegate::to(backend.address())
+        .set(format!("buffers.spool_dir={}", dir.path().display()))
+        .set("buffers.total=1MiB")
+        .set("server.body_timeout=5m")
+        .start();
+    let post = |length: usize| {
+        let mut client = tidegate.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        client
+    };
+    let mut uploads: Vec<Client> = (0..4).map(|_| post(1_000_000)).collect();
+    let held = || tidegate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
+    until("all of it is held", || held() == 1_048_576.0);
+    for upload in &mut uploads {
+        upload.send("x".repeat(600_000));
+    }
+    until("they are on the disk", || held() <= 4.0 * 65_536.0);
+    let mut other = post(100_000);
+    other.send("x".repeat(100_000));
+    assert_eq!(other.response().status, 200);
+}
+
 /// It is the client that is late, whatever the backend was given: neither its fault nor a sign of load.
 #[test]
 fn an_upload_that_stalls_is_not_the_backends_time_out() {
