@@ -288,6 +288,44 @@ fn a_head_that_is_not_clear_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
+fn answers_for_which_the_budget_has_no_room_wait_with_their_worker() {
+    let answer = [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"[..],
+        &[b'x'; 60_000],
+    ];
+    let answer = answer.concat();
+    let backend = Raw::answering(move |_| answer.clone());
+    let gate = Tidegate::to(backend.address())
+        .limit(2)
+        .set("queue.max_wait=20s")
+        .set("buffers.request=64KiB")
+        .set("buffers.response=64KiB")
+        .set("buffers.total=256KiB")
+        .start();
+    let mut client = Http2::connect(gate.address(), &[(frames::INITIAL_WINDOW_SIZE, 0)]);
+    for n in 0..10 {
+        client.get(2 * n + 1, "/");
+    }
+    // Four are held, and two wait; nobody else is sent to the backend.
+    until("six are there", || backend.requests().len() == 6);
+    for _ in 0..6 {
+        client.next(&[frames::HEADERS]);
+    }
+    assert_eq!(gate.metric("tidegate_queued_requests", &[]), 4.0);
+    assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 2.0);
+    let open = [&[0, 4][..], &100_000_u32.to_be_bytes()].concat();
+    client.send(frame(frames::SETTINGS, 0, 0, &open));
+    let more = 1_000_000_u32.to_be_bytes();
+    client.send(frame(frames::WINDOW_UPDATE, 0, 0, &more));
+    let mut came = 0;
+    while came < 600_000 {
+        came += client.next(&[frames::DATA]).payload.len();
+    }
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn a_length_that_data_does_not_keep_never_reaches_the_backend() {
     let backend = ok();
     let gate = Tidegate::to(backend.address()).start();

@@ -415,10 +415,10 @@ fn receive<'a, L: Lease>(
                 return Err(error.into());
             }
         };
-        if !whole {
-            held.grow(parts.len());
-        }
-        let body = if complete {
+        // What the budget has no room for waits with its worker, unless it is little: nothing else bounds how much of
+        // that there is.
+        let has_room = whole || held.grow(parts.len()) || parts.len() <= LEAST_ROOM;
+        let body = if complete && has_room {
             let trailers = flight.take_trailers();
             flight.finish(Completion::Answered);
             ResponseBody::whole(parts, trailers, held)

@@ -112,6 +112,7 @@ impl Pipe {
     ) -> Poll<Option<Result<Bytes, BoxError>>> {
         let mut state = lock(&self.state);
         let done = std::mem::take(&mut state.in_hand);
+        let short = done > state.held.bytes();
         state.held.shrink(done);
         if let Some(part) = next(&mut state.parts, most) {
             state.in_hand = len(&part);
@@ -134,6 +135,11 @@ impl Pipe {
             }
             None => {
                 state.reader = Some(cx.waker().clone());
+                let writer = state.writer.take_if(|_| short);
+                drop(state);
+                if let Some(writer) = writer {
+                    writer.wake();
+                }
                 Poll::Pending
             }
         }
@@ -182,8 +188,9 @@ impl Pipe {
             // Most bytes go this way: not in smaller pieces than need be.
             Hope::None => LEAST_ROOM,
         };
-        // One part may always lie here, or a spent budget would stop everyone for good.
-        if state.bytes == 0 || (room > 0 && state.held.bytes() >= state.bytes + state.in_hand) {
+        // One part may always be held, or a spent budget would stop everyone for good.
+        let all = state.bytes + state.in_hand;
+        if all == 0 || (room > 0 && state.held.bytes() >= all) {
             Poll::Ready(Some(at_once))
         } else {
             Poll::Pending
@@ -325,4 +332,45 @@ pub(super) async fn pump<L: Lease>(
         }
     }
     drop(counted);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        task::Wake,
+    };
+
+    use super::*;
+    use crate::buffer::{Budget, Direction};
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_part_for_which_the_budget_has_no_room_is_written_before_another_is_read() {
+        let held = Budget::new(0).reservation(Direction::Response);
+        let parts = VecDeque::from([Bytes::from_static(b"part")]);
+        let pipe = Pipe::new(parts, held, 1024, Hope::Unknown);
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut writer = Context::from_waker(&waker);
+        let mut reader = Context::from_waker(Waker::noop());
+        assert!(pipe.poll_room(&mut writer).is_pending());
+        assert!(pipe.poll_read(&mut reader, usize::MAX).is_ready());
+        assert!(
+            pipe.poll_room(&mut writer).is_pending(),
+            "it is being written"
+        );
+        woken.0.store(false, Relaxed);
+        assert!(pipe.poll_read(&mut reader, usize::MAX).is_pending());
+        assert!(woken.0.load(Relaxed), "it is written");
+        assert!(pipe.poll_room(&mut writer).is_ready());
+    }
 }
