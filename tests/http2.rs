@@ -326,6 +326,36 @@ fn answers_for_which_the_budget_has_no_room_wait_with_their_worker() {
 }
 
 #[test]
+fn what_a_socket_does_not_take_stays_in_the_budget() {
+    let answer = [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 65000\r\n\r\n"[..],
+        &[b'x'; 65_000],
+    ];
+    let answer = answer.concat();
+    let backend = Raw::answering(move |_| answer.clone());
+    let gate = Tidegate::to(backend.address()).limit(100).start();
+    let window = (frames::INITIAL_WINDOW_SIZE, 1 << 20);
+    let mut client = Http2::connect(gate.address(), &[window]);
+    let more = (1_u32 << 30).to_be_bytes();
+    client.send(frame(frames::WINDOW_UPDATE, 0, 0, &more));
+    // All windows are open, and nothing is read.
+    for n in 0..100 {
+        client.get(2 * n + 1, "/");
+    }
+    until("all are answered", || backend.requests().len() == 100);
+    gate.until_metric("tidegate_in_flight_requests", &[], 0.0);
+    std::thread::sleep(Duration::from_millis(200));
+    let held = gate.metric("tidegate_buffered_bytes", &[("direction", "response")]);
+    assert!(held >= 650_000.0, "{held}");
+    let mut came = 0;
+    while came < 6_500_000 {
+        came += client.next(&[frames::DATA]).payload.len();
+    }
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn a_length_that_data_does_not_keep_never_reaches_the_backend() {
     let backend = ok();
     let gate = Tidegate::to(backend.address()).start();

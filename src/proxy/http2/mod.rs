@@ -59,8 +59,8 @@ const HEAD_MAX: u32 = 16 * 1024;
 const RESETS_MAX: usize = 20;
 /// Streams of one connection that may break the rules: then it is sent away.
 const ERRORS_MAX: usize = 1024;
-/// What may lie ready for one client's stream beyond what its window takes.
-const SEND_BUFFER: usize = 64 * 1024;
+/// What the parser may have of an answer that the socket does not take: what it has, the budget does not know of any more.
+const SEND_BUFFER: usize = PIECE;
 /// What a client may send of a stream ahead of whoever reads it; for all of them see [`Window`].
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// Answers are handed out in pieces of this size: a client whose window is open by one byte costs no
