@@ -286,7 +286,7 @@ pub const KEYS: &[Key] = &[
     key("buffers.response", Kind::Size(0, 64 * GIB), "256KiB",
         "Bytes of one response's body in memory.").hot(),
     key("buffers.total", Kind::Size(64 * KIB, 1024 * GIB), "64MiB",
-        "Bytes of all bodies in memory together.").hot(),
+        "Bytes of all bodies and large heads in memory together.").hot(),
     key("buffers.spool_dir", Kind::Text(check::any), "",
         "The directory for bodies that don't fit in memory; \"\" = no disk.").hot(),
     key("buffers.spool_max", Kind::Size(0, 1024 * GIB), "64MiB",

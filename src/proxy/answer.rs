@@ -20,7 +20,8 @@ use tower::{BoxError, Layer, Service};
 use super::{
     Error, client,
     context::{Asked, Context, Peer},
-    hygiene,
+    http2,
+    hygiene::{self, BadHead},
     live::{Live, Phase, Shared},
     probes::Recalled,
     received::{Arrived, Received},
@@ -32,11 +33,17 @@ use super::{
 use crate::{
     admission::Ask,
     backend::{self, Answered, Plain, RequestHead, ResponseBody, Size, Upgraded, Usual},
+    buffer::{Direction, Reservation},
     clock,
     observe::{self, Reason, Source, WaitOutcome},
 };
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// A head that takes no more than this is held without being accounted for, bytes: most do, and go on when uploads have
+/// spent the budget.
+const HEAD_FREE: usize = 8 * 1024;
+/// What each field in its map takes besides its text, about, bytes.
+const FIELD: usize = 128;
 
 /// Makes [`Answer`]s for one client's connection.
 #[derive(Clone, Debug)]
@@ -91,6 +98,7 @@ where
     fn call(&mut self, arrived: Arrived) -> Self::Future {
         let Arrived {
             head: mut request,
+            size: head_size,
             body,
         } = arrived;
         let arrived = clock::now();
@@ -112,11 +120,18 @@ where
         let http2 = request.version() == Version::HTTP_2;
         let lines = self.shared.takes_lines(&live.config.backend);
         let most = self.shared.most_fields(request.headers().len());
-        let checked = hygiene::inbound(&mut request, &self.peer, &live, &id, arrived, lines, most);
+        let size_max = live.config.server.max_header_bytes;
+        let checked = match http2 && head_size > size_max {
+            // Of HTTP/1 the guard has let none pass.
+            true => Err(http2::excess(&request, size_max)),
+            false => hygiene::inbound(&mut request, &self.peer, &live, &id, arrived, lines, most),
+        };
         if let Some(protocols) = upgrade {
             upgrade::insert(request.headers_mut(), protocols);
         }
+        let mut held = None;
         let checked = checked.map_err(Error::from).and_then(|appended| {
+            held = self.hold(&request, head_size)?;
             let size = appended.as_ref().map_or_else(Size::default, |it| it.size);
             let excess = self.shared.excess(&request, size);
             excess.map_or(Ok(appended), |excess| {
@@ -168,6 +183,22 @@ where
         AnswerFuture {
             step,
             record: Some(record),
+            _held: held,
+        }
+    }
+}
+
+impl<S> Answer<S> {
+    /// Accounts for a head of so many bytes, if it is large: it may wait for its body, in the queue, and at the backend.
+    fn hold(&self, head: &RequestHead, size: usize) -> Result<Option<Reservation>, Error> {
+        let size = size + FIELD * head.headers().len();
+        if size <= HEAD_FREE {
+            return Ok(None);
+        }
+        let mut held = self.shared.budget.reservation(Direction::Request);
+        match held.grow(size as u64) {
+            true => Ok(Some(held)),
+            false => Err(BadHead::NoRoom.into()),
         }
     }
 }
@@ -210,6 +241,8 @@ pin_project! {
         #[pin]
         step: Step<F>,
         record: Option<Record>,
+        // What a large head takes of the budget, until there is an answer.
+        _held: Option<Reservation>,
     }
 }
 

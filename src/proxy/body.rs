@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Pause between attempts to get a piece of the budget.
-const BUDGET_PAUSE: Duration = Duration::from_millis(20);
+pub const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// The most that comes of a body at once, bytes.
 const PART: u64 = 64 * 1024;

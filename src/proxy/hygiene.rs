@@ -46,6 +46,9 @@ pub enum BadHead {
     /// The head exceeds `server.max_header_bytes`, or has too many fields.
     #[error("the request's header fields are too large or too many")]
     FieldsTooLarge,
+    /// The budget for buffered bytes was spent when it came.
+    #[error("no memory is left to hold the request's head")]
+    NoRoom,
     /// Content-Length and Transfer-Encoding leave doubt about where the body ends.
     #[error("the message's length is ambiguous")]
     Framing,

@@ -147,7 +147,7 @@ impl ClientIo {
                         return Poll::Ready(Came::Head(bytes, head));
                     }
                     Ok(None) if self.account() => None,
-                    Ok(None) => Some(BadHead::FieldsTooLarge),
+                    Ok(None) => Some(BadHead::NoRoom),
                     Err(bad) => Some(bad),
                 };
                 if self.state.is(Activity::Idle) && !is_blank(&self.held) {

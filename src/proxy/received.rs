@@ -12,6 +12,8 @@ use crate::backend::RequestHead;
 pub struct Arrived {
     /// Its head.
     pub head: Box<RequestHead>,
+    /// How long that is as HTTP/1 has it, bytes.
+    pub size: usize,
     /// Its body.
     pub body: Received,
 }

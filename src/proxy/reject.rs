@@ -59,6 +59,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
                 None,
                 true,
             ),
+            BadHead::NoRoom => (shed, Reason::Memory, Some(Duration::ZERO), true),
             BadHead::Host | BadHead::Target | BadHead::Framing | BadHead::Syntax => {
                 (StatusCode::BAD_REQUEST, Reason::BadRequest, None, true)
             }

@@ -34,6 +34,63 @@ fn a_head_that_does_not_end_ends_the_connection() {
 }
 
 #[test]
+fn large_heads_are_held_of_the_budget() {
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("buffers.request=64KiB")
+        .set("buffers.total=256KiB")
+        .start();
+    let held = || gate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
+    let value = "x".repeat(14_000);
+    let post = frames::head("POST", "/", &[("x-large", &value)]);
+    // Their bodies are to come.
+    let mut client = Http2::connect(gate.address(), &[]);
+    for n in 0..18 {
+        client.send(frame(
+            frames::HEADERS,
+            frames::END_HEADERS,
+            2 * n + 1,
+            &post,
+        ));
+    }
+    until("they are held", || held() > 18.0 * 14_000.0);
+    // Many fields are large, too.
+    let many: Vec<_> = (0..90).map(|n| format!("x-{n}")).collect();
+    let many: Vec<_> = many.iter().map(|name| (name.as_str(), "")).collect();
+    for large in [&[("x-large", &*value)][..], &many] {
+        let mut other = Http2::connect(gate.address(), &[]);
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        let (large, usual) = (frames::head("GET", "/", large), frames::get("/"));
+        other.send(frame(frames::HEADERS, flags, 1, &large));
+        let refused = other.next(&[frames::HEADERS]).payload[0];
+        assert_ne!(refused, 0x88, "there is no room");
+        other.send(frame(frames::HEADERS, flags, 3, &usual));
+        assert_eq!(other.next(&[frames::HEADERS]).payload[0], 0x88);
+    }
+    let memory = [("reason", "memory")];
+    assert_eq!(
+        gate.metric("tidegate_rejected_requests_total", &memory),
+        2.0
+    );
+    let mut http1 = gate.client();
+    http1.send(format!(
+        "GET / HTTP/1.1\r\nHost: app\r\nX-Large: {value}\r\n\r\n"
+    ));
+    assert_eq!(http1.response().reason(), "memory");
+    drop(client);
+    until("they are gone", || held() == 0.0);
+    // In pieces it may become as large as any.
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.send(frame(frames::HEADERS, frames::END_STREAM, 1, &post));
+    until("it is held", || held() > 64.0 * 1024.0);
+    client.send(frame(frames::CONTINUATION, frames::END_HEADERS, 1, &[]));
+    assert_eq!(client.next(&[frames::HEADERS]).payload[0], 0x88);
+    until("it is gone", || held() == 0.0);
+    drop(client);
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn an_idle_connection_is_told_to_go_and_a_busy_one_is_not_idle() {
     let backend = Held::start();
     let gate = Tidegate::to(backend.address())

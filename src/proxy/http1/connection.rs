@@ -242,6 +242,7 @@ where
         };
         let future = self.service.call(Arrived {
             head: request,
+            size: bytes.len(),
             body: received,
         });
         self.serving.set(Some(future));

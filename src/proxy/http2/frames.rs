@@ -74,6 +74,11 @@ impl Frames {
         ended
     }
 
+    /// Whether a head has begun whose last frame has not: it is unpacked as it comes.
+    pub fn in_pieces(&self) -> bool {
+        self.open
+    }
+
     /// Whether the client owes the rest of a head, of a frame's header, or of its first words.
     pub fn owes(&self) -> bool {
         let begun = self.have > 0 && (self.have < FRAME_HEADER || self.is_head_frame());
@@ -116,6 +121,9 @@ mod tests {
         let mut at_once = settled();
         assert!(at_once.advance(&whole));
         assert!(!at_once.owes());
+        assert!(!at_once.in_pieces());
+        at_once.advance(&whole[..FRAME_HEADER + 40]);
+        assert!(at_once.in_pieces());
     }
 
     #[test]

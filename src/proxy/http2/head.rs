@@ -8,6 +8,28 @@ use crate::proxy::{guard::METHOD_MAX, hygiene::BadHead};
 /// The most fields; gunicorn and the HTTP/1 parser take as many.
 const FIELDS_MAX: usize = 100;
 
+/// How long the head is as HTTP/1 has it, bytes.
+pub fn size<B>(request: &Request<B>) -> usize {
+    let authority = request.uri().authority().map_or("", |it| it.as_str());
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    line_size(request) + "Host: \r\n\r\n".len() + authority.len() + fields.sum::<usize>()
+}
+
+/// The same of the line with the target.
+fn line_size<B>(request: &Request<B>) -> usize {
+    let target = request.uri().path_and_query().map_or("", |it| it.as_str());
+    request.method().as_str().len() + target.len() + "  HTTP/1.1\r\n".len()
+}
+
+/// What of a head is too large that is longer than `most`.
+pub fn excess<B>(request: &Request<B>, most: usize) -> BadHead {
+    match line_size(request) > most {
+        true => BadHead::TargetTooLong,
+        false => BadHead::FieldsTooLarge,
+    }
+}
+
 /// Checks the head, and joins what HTTP/2 splits.
 ///
 /// # Errors
@@ -130,6 +152,16 @@ mod tests {
         let mut long = request("http://app/", &[]);
         *long.method_mut() = Method::from_bytes(&[b'A'; METHOD_MAX + 1]).expect("a method");
         assert_eq!(normalise(&mut long), Err(BadHead::Method));
+    }
+
+    #[test]
+    fn a_head_is_as_long_as_that_of_http_1() {
+        let wire = "GET /a?b HTTP/1.1\r\nHost: app\r\nx: y\r\n\r\n";
+        let request = request("http://app/a?b", &[("x", "y")]);
+        assert_eq!(size(&request), wire.len());
+        let line = "GET /a?b HTTP/1.1\r\n".len();
+        assert_eq!(excess(&request, line), BadHead::FieldsTooLarge);
+        assert_eq!(excess(&request, line - 1), BadHead::TargetTooLong);
     }
 
     #[test]

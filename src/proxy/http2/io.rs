@@ -2,6 +2,7 @@
 //! write makes progress.
 
 use std::{
+    future::Future as _,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -13,12 +14,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 use super::frames::Frames;
 use crate::{
     backend::Stream,
+    buffer::Reservation,
     proxy::{
+        body::BUDGET_PAUSE,
         io::take_ahead,
         state::{Stall, State},
     },
@@ -77,6 +83,43 @@ impl Line {
     }
 }
 
+/// What a head takes of the budget while it is unpacked, frame by frame: as much as it may become, since what has come does
+/// not tell. Whole, it is accounted for by who serves it.
+#[derive(Debug)]
+pub struct Quota {
+    held: Reservation,
+    most: u64,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Quota {
+    /// For heads of at most so many bytes, unpacked.
+    pub fn new(held: Reservation, most: u32) -> Self {
+        Self {
+            held,
+            most: u64::from(most),
+            pause: None,
+        }
+    }
+
+    /// Ready when more of a head may come.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.held.bytes() == 0 && !self.held.grow(self.most) {
+            let pause = self
+                .pause
+                .get_or_insert_with(|| Box::pin(sleep(BUDGET_PAUSE)));
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// The head is whole.
+    fn give_back(&mut self) {
+        self.held.shrink(self.held.bytes());
+    }
+}
+
 /// See the module's documentation.
 pub struct Http2Io {
     stream: Stream,
@@ -85,6 +128,7 @@ pub struct Http2Io {
     frames: Frames,
     state: Arc<State>,
     line: Arc<Line>,
+    quota: Quota,
     stall: Stall,
 }
 
@@ -94,6 +138,7 @@ impl Http2Io {
         first: Bytes,
         state: Arc<State>,
         line: Arc<Line>,
+        quota: Quota,
         write_timeout: Duration,
     ) -> Self {
         state.owes(true, true);
@@ -103,6 +148,7 @@ impl Http2Io {
             frames: Frames::new(),
             state,
             line,
+            quota,
             stall: Stall::new(write_timeout),
         }
     }
@@ -125,6 +171,9 @@ impl AsyncRead for Http2Io {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.frames.in_pieces() {
+            ready!(this.quota.poll_room(cx));
+        }
         let before = buf.filled().len();
         if !take_ahead(&mut this.first, buf) {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
@@ -132,6 +181,9 @@ impl AsyncRead for Http2Io {
         this.line.hear(crate::clock::now());
         let ended = this.frames.advance(&buf.filled()[before..]);
         this.state.owes(this.frames.owes(), ended);
+        if !this.frames.in_pieces() {
+            this.quota.give_back();
+        }
         Poll::Ready(Ok(()))
     }
 }

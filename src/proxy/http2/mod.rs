@@ -31,7 +31,7 @@ use tower::Service;
 
 use self::{
     accept::Accepting,
-    io::{Http2Io, Line},
+    io::{Http2Io, Line, Quota},
     streams::Streams,
     watch::{Next, Watch},
     window::Window,
@@ -39,7 +39,7 @@ use self::{
 pub use self::{
     body::Incoming,
     frames::{PREFACE, PREFACE_LINE},
-    head::normalise,
+    head::{excess, normalise},
 };
 use super::{
     ClientBody,
@@ -49,12 +49,13 @@ use super::{
     received::Arrived,
     state::State,
 };
-use crate::{backend::Stream, clock};
+use crate::{backend::Stream, buffer::Direction, clock};
 
 /// Requests at once of one client: beyond, its streams are refused.
 const STREAMS_MAX: u32 = 100;
-/// The most a head may be once it is unpacked, with 32 bytes for each field: RFC 9113 6.5.2.
-const HEAD_MAX: u32 = 16 * 1024;
+/// The least that may be unpacked of a head beyond what it may be, bytes: what the protocol counts of a hundred fields and
+/// HTTP/1 has not, RFC 9113 6.5.2.
+const UNPACKED_MORE: usize = 4 * 1024;
 /// Streams that a client may reset before they have been looked at: then it is sent away.
 const RESETS_MAX: usize = 20;
 /// Streams of one connection that may break the rules: then it is sent away.
@@ -82,12 +83,23 @@ pub async fn serve<S>(
 {
     let opened = clock::now();
     let line = Arc::new(Line::new(opened));
-    let io = Http2Io::new(stream, first, state.clone(), line.clone(), timeouts.write);
+    // What is a little too large is unpacked all the same, to be refused with a reason.
+    let unpacked = limits.head + limits.head / 4 + UNPACKED_MORE;
+    let unpacked = u32::try_from(unpacked).unwrap_or(u32::MAX);
+    let quota = shared.budget.reservation(Direction::Request);
+    let quota = Quota::new(quota, unpacked);
+    let io = Http2Io::new(
+        stream,
+        first,
+        state.clone(),
+        line.clone(),
+        quota,
+        timeouts.write,
+    );
     let streams = Streams::new(state.clone(), timeouts.write);
-    let head_max = HEAD_MAX.min(u32::try_from(limits.head).unwrap_or(HEAD_MAX));
     let handshake = server::Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(head_max)
+        .max_header_list_size(unpacked)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(Some(ERRORS_MAX))
         .max_send_buffer_size(SEND_BUFFER)

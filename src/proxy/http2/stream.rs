@@ -17,6 +17,7 @@ use tower::Service;
 
 use super::{
     body::{Incoming, Wanted},
+    head::size,
     io::Line,
     response,
     streams::Open,
@@ -93,7 +94,8 @@ impl<F> Stream<F> {
             let wanted = asked.wanted.clone();
             Received::Http2(Incoming::new(data, declared, wanted, upload))
         });
-        let future = service.call(Arrived { head, body });
+        let size = size(&head);
+        let future = service.call(Arrived { head, size, body });
         Self {
             respond,
             stage: Stage::Serving { future },
@@ -162,14 +164,14 @@ fn pass_on(
     }
     if let Some(interim) = told
         && !(asked.expects && interim.status() == StatusCode::CONTINUE)
-        && line.has_room(size(&interim))
+        && line.has_room(weight(&interim))
     {
         let _ = respond.send_informational(*interim);
     }
 }
 
 /// What an interim answer costs, about, until it is sent: RFC 9113 6.5.2.
-fn size(interim: &Response<()>) -> usize {
+fn weight(interim: &Response<()>) -> usize {
     let fields = interim.headers().iter();
     let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
     fields.map(field).sum()
