@@ -306,7 +306,7 @@ async fn a_deadline_that_cannot_be_met_is_refused() {
     };
     service_time(100 * MS);
     let held = limiter.acquire(ask(99 * MS)).await;
-    let _held = held.expect("there is room, and only the backend can tell");
+    let _held = held.expect("there is room, and a mean is no bound");
     let short = limiter.acquire(ask(99 * MS)).await.unwrap_err();
     assert_eq!(short.reason, Reason::Deadline, "shorter than the work");
     assert_eq!(clock::now(), now, "at once");
@@ -339,18 +339,28 @@ async fn one_slow_endpoint_of_several_does_not_make_all_of_them_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_slow_answer_does_not_turn_away_the_impatient_for_ever() {
+async fn a_deadline_that_no_answer_has_met_is_tried_again_by_one() {
     let limiter = limiter(AdmissionLayer::builder());
-    let first = admitted(&limiter).await;
-    sleep(1500 * MS).await;
-    first.complete(Outcome::Success);
-    limiter.tick(clock::now());
-    let ask = Ask {
+    let ask = || Ask {
         deadline: Some(clock::now() + 1000 * MS),
         ..Ask::default()
     };
-    let idle = limiter.acquire(ask).await;
-    assert!(idle.is_ok(), "the backend is idle: {idle:?}");
+    let answered = async |permit: Permit, took| {
+        sleep(took).await;
+        permit.complete(Outcome::Success);
+        limiter.tick(clock::now());
+    };
+    answered(admitted(&limiter).await, 1500 * MS).await;
+    let refused = limiter.acquire(ask()).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::Deadline, "it took longer than that");
+
+    sleep(1000 * MS).await;
+    let one = limiter.acquire(ask()).await.expect("it may take less now");
+    let refused = limiter.acquire(ask()).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::Deadline, "one is enough to tell");
+    answered(one, 20 * MS).await;
+    let again = limiter.acquire(ask()).await;
+    assert!(again.is_ok(), "it takes less: {again:?}");
 }
 
 #[tokio::test(start_paused = true)]

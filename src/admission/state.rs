@@ -77,12 +77,8 @@ fn later(now: Instant, by: Duration) -> Instant {
     now.checked_add(by).unwrap_or_else(|| now + FAR)
 }
 
-/// Whether the deadline has passed. One that is near is no reason to refuse who finds room: the time that the backend
-/// takes is a mean over all routes, and one of the past. If nobody went any more for being too late by it, nobody would
-/// ever find out that it has become shorter.
-fn is_over(ask: &Ask, now: Instant) -> bool {
-    ask.deadline.is_some_and(|at| at <= now)
-}
+/// When nobody has been let in and nothing was answered for so long, what the backend took before is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// How many classes there are.
 pub const CLASSES: usize = 5;
@@ -100,6 +96,8 @@ pub struct State {
     /// What would wait, in a dry run.
     rehearsal: Rehearsal,
     updated: Instant,
+    /// When the last permit came back that was used.
+    answered: Instant,
     queue_seconds: f64,
 }
 
@@ -116,6 +114,7 @@ impl State {
             pace: Pace::new(now),
             rehearsal: Rehearsal::new(now),
             updated: now,
+            answered: now,
             queue_seconds: 0.0,
         }
     }
@@ -131,7 +130,7 @@ impl State {
         if !capped {
             self.pace.note_offer(now);
         }
-        if is_over(ask, now) {
+        if self.misses_deadline(ask, now) {
             return match self.settings.dry_run {
                 true => self.admit_regardless(ask.cap, Some(Reason::Deadline)),
                 false => Entry::Refused(self.refusal(Reason::Deadline)),
@@ -160,7 +159,7 @@ impl State {
         if self.settings.dry_run {
             return None;
         }
-        if is_over(ask, now) {
+        if self.misses_deadline(ask, now) {
             return Some(self.refusal(Reason::Deadline));
         }
         let capped = self.caps.is_reached(ask.cap);
@@ -174,6 +173,19 @@ impl State {
             .reason_to_refuse(ask, capped, now)
             .or(at_once.then(|| self.patience(ask, capped, now).1))?;
         Some(self.refusal_to(ask.cap, reason))
+    }
+
+    /// Whether the deadline is nearer than any answer of late took, room or not. If nobody went any more because of that,
+    /// nobody would find out that answers take less: so from an idle gate one goes now and then.
+    fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
+        ask.deadline.is_some_and(|at| {
+            let left = at.saturating_duration_since(now);
+            let may_try = || {
+                let idle_for = now.saturating_duration_since(self.answered);
+                self.lanes.are_idle() && idle_for >= TRY_AGAIN
+            };
+            left.is_zero() || left < self.lanes.least_time() && !may_try()
+        })
     }
 
     fn enqueue(
@@ -329,6 +341,7 @@ impl State {
         let limit = self.lanes.limit();
         let inside = self.lanes.waiting_inside();
         self.pace.note_release(self.excess(), inside, limit, now);
+        self.answered = now;
         self.leave_lane(lane, cap, now, out);
     }
 
@@ -395,6 +408,11 @@ impl State {
         if let Some(mean) = self.lanes.service_time() {
             self.pace.set_service_time(mean);
         }
+    }
+
+    /// The least that one lane's endpoint took of late for a request, zero if it is unknown.
+    pub fn set_least_time_of(&mut self, lane: LaneId, least: Duration) {
+        self.lanes.set_least_time(lane, least);
     }
 
     /// How many requests a lane's endpoint works on at once, if it is known.

@@ -10,6 +10,7 @@ use super::elastic::{Point, busy};
 use super::law::{LIMITED, Law, Measured};
 use super::memory::Remembered;
 use super::pause::Pauses;
+use super::quickest::Quickest;
 use super::routes::Routes;
 use super::shadows::Shadows;
 use super::window::{Pace, Summary, Window};
@@ -67,6 +68,7 @@ pub struct Controller {
     curve: Curve,
     baseline: Option<Baseline>,
     pauses: Pauses,
+    quickest: Quickest,
     /// Whether traffic reached the limit in the last window.
     limited: bool,
     size_biased: Option<f64>,
@@ -106,6 +108,7 @@ impl Controller {
             curve: Curve::new(),
             baseline: None,
             pauses: Pauses::default(),
+            quickest: Quickest::default(),
             limited: false,
             size_biased: None,
             variation: VARIATION,
@@ -226,11 +229,9 @@ impl Controller {
             }
             Outcome::Neutral | Outcome::Excluded => return,
         }
-        let took = sample
-            .finished
-            .saturating_duration_since(sample.started)
-            .as_secs_f64();
-        let latency = (took - noted.overlap).max(1e-6);
+        let took = sample.finished.saturating_duration_since(sample.started);
+        self.quickest.note(took);
+        let latency = (took.as_secs_f64() - noted.overlap).max(1e-6);
         let low = sample.in_flight <= Curve::low(self.limit);
         let expected = match (low, scale > 0.0) {
             (true, true) => scale,

@@ -20,6 +20,7 @@ mod gradient;
 mod law;
 mod memory;
 mod pause;
+mod quickest;
 pub mod reason;
 mod routes;
 mod shadows;

@@ -385,6 +385,8 @@ impl Engine<'_> {
         if let Some(time) = law.baseline().or(law.service_time()) {
             self.state.set_service_time_of(at as LaneId, time);
         }
+        let least_time = law.least_time().unwrap_or_default();
+        self.state.set_least_time_of(at as LaneId, least_time);
         self.state.set_slots(at as LaneId, law.worked_on());
         let limit = law.limit();
         if limit != usage.limit {

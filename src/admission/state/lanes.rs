@@ -16,6 +16,8 @@ struct Lane {
     slots: Option<u32>,
     /// The endpoint's unloaded time for a request; zero = unknown.
     service_time: Duration,
+    /// The least that it took for one of late; zero = unknown.
+    least_time: Duration,
     /// Not preferred while its endpoint does not answer.
     healthy: bool,
     /// No new permits; the lane goes when the last is back.
@@ -59,6 +61,7 @@ impl Lanes {
             in_flight: 0,
             slots: None,
             service_time: Duration::ZERO,
+            least_time: Duration::ZERO,
             healthy: true,
             retired: false,
             usage: LaneUsage::default(),
@@ -89,6 +92,23 @@ impl Lanes {
         if let Some(lane) = self.find(id) {
             lane.service_time = service_time;
         }
+    }
+
+    pub(super) fn set_least_time(&mut self, id: LaneId, least: Duration) {
+        if let Some(lane) = self.find(id) {
+            lane.least_time = least;
+        }
+    }
+
+    /// The least that any endpoint took for a request of late; zero while it is not known of all.
+    pub(super) fn least_time(&self) -> Duration {
+        let open = self.lanes.iter().filter(|lane| !lane.retired);
+        open.map(|lane| lane.least_time).min().unwrap_or_default()
+    }
+
+    /// Whether nothing is in flight.
+    pub(super) fn are_idle(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.in_flight == 0)
     }
 
     /// The mean time of a request over the endpoints, as far as it is known: each has its share of the requests by what

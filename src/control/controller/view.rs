@@ -94,6 +94,11 @@ impl Controller {
         (self.averaged > 0).then(|| Duration::try_from_secs_f64(self.latency).unwrap_or_default())
     }
 
+    /// The least that an answer of late took.
+    pub fn least_time(&self) -> Option<Duration> {
+        self.quickest.get()
+    }
+
     /// The capacity curve as learned so far, by requests in flight.
     pub fn curve(&self) -> impl Iterator<Item = CurvePoint> {
         // Without a baseline nothing can be said of stretch: show it as latency per cost.
