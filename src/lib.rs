@@ -13,16 +13,16 @@
 //! | room | what it does |
 //! |---|---|
 //! | [`cli`] | what can be typed, one file for each command |
-//! | [`runtime`] | threads, signals, drain, reload, the child process; it alone knows all the others |
-//! | [`sense`] | what can be known of the backend from outside: slots, accept queue, CPU, memory |
+//! | [`runtime`] | threads, signals, drain, reload, the child process: it joins all that serves |
+//! | [`doctor`] | what the backend is, by a look at its process and a handful of harmless requests |
+//! | [`probe`] | how many parallel requests a backend sustains, measured |
+//! | [`replay`] | what another configuration would have made of a recorded trace |
+//! | [`admin`] | the admin server and its page |
 //! | [`tuner`] | the only loop: lets time count in the control laws |
 //! | [`proxy`] | the client's side of HTTP, and the one place where an error becomes a response |
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |
-//! | [`replay`] | what another configuration would have made of a recorded trace |
-//! | [`admin`] | the admin server and its page |
-//! | [`doctor`] | what the backend is, by a look at its process and a handful of harmless requests |
-//! | [`probe`] | how many parallel requests a backend sustains, measured |
+//! | [`sense`] | what can be known of the backend from outside: slots, accept queue, CPU, memory |
 //! | [`observe`] | metrics, the access log, the status document |
 //! | [`config`] | TOML, environment and flags become one validated configuration |
 //! | [`control`] | the laws, pure |

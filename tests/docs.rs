@@ -401,6 +401,81 @@ fn every_link_leads_somewhere() {
     assert!(seen > 30, "{seen}");
 }
 
+/// The table of the modules has them from top to bottom: each imports those below it alone.
+#[test]
+fn imports_run_downward() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the document");
+    let table = page
+        .split("\n## ")
+        .find(|it| it.starts_with("The modules\n"));
+    let rows = table.expect("the chapter").lines();
+    let rooms: Vec<&str> = rows
+        .filter_map(|row| row.strip_prefix("| `")?.split(['/', '.']).next())
+        .collect();
+    let mut seen = 0;
+    for (level, room) in rooms.iter().enumerate() {
+        for file in sources_of(room) {
+            let text = fs::read_to_string(&file).expect("a source");
+            for import in imports(&text) {
+                let below = rooms.iter().position(|it| *it == import);
+                assert!(
+                    below.is_some_and(|below| below >= level),
+                    "{}: {import} does not stand below {room} in ARCHITECTURE.md",
+                    file.display()
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 300, "{seen}");
+}
+
+/// The files of a room, but for those of its tests, which may know everybody.
+fn sources_of(room: &str) -> Vec<PathBuf> {
+    let mut found = vec![root().join(format!("src/{room}.rs"))];
+    let mut folders = vec![root().join("src").join(room)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(path),
+            }
+        }
+    }
+    found.retain(|path| {
+        let is_test = path.iter().any(|part| {
+            ["tests", "tests.rs", "properties.rs", "fuzzing.rs"].contains(&&*part.to_string_lossy())
+        });
+        path.is_file() && path.extension().is_some_and(|it| it == "rs") && !is_test
+    });
+    found
+}
+
+/// The rooms that a source imports, as rustfmt lays imports out: without its comments and tests.
+fn imports(text: &str) -> Vec<&str> {
+    let (mut found, mut in_list) = (Vec::new(), false);
+    let code = text.lines().take_while(|line| *line != "mod tests {");
+    for line in code.filter(|line| !line.trim_start().starts_with("//")) {
+        if in_list && let Some(item) = line.strip_prefix("    ") {
+            found.push(item);
+        }
+        in_list = line.ends_with("use crate::{") || (in_list && line != "};");
+        for rest in line.split("crate::").skip(1) {
+            match rest.strip_prefix('{') {
+                Some(list) => found.extend(list.split(", ")),
+                None => found.push(rest),
+            }
+        }
+    }
+    found.retain(|item| item.starts_with(|first: char| first.is_ascii_lowercase()));
+    let room = |item: &&str| item.find(|it: char| !it.is_ascii_lowercase() && it != '_');
+    let rooms = found
+        .iter()
+        .map(|item| &item[..room(item).unwrap_or(item.len())]);
+    rooms.collect()
+}
+
 #[test]
 fn every_alert_is_explained() {
     let alerts = fs::read_to_string(root().join("deploy/prometheus/alerts.yml")).expect("alerts");

@@ -1,5 +1,5 @@
 //! The process: threads, signals, drain, reload and the child process. This room alone knows all the
-//! others.
+//! others that serve, and joins them.
 
 mod backend;
 pub mod child;
