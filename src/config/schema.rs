@@ -229,9 +229,9 @@ pub const KEYS: &[Key] = &[
         "A file that keeps the learned curve across restarts.").hot(),
 
     key("limit.aimd.increase", Kind::Float(0.01, 100.0), "1.0",
-        "Added to the limit at each step up.").hot(),
+        "How far the limit goes at each step up; 1 = half a request, or 3 % of the limit if that is more.").hot(),
     key("limit.aimd.decrease", Kind::Float(0.05, 0.99), "0.7",
-        "The factor of the limit at each step down.").hot(),
+        "The factor of the limit when the backend drops requests.").hot(),
     key("limit.aimd.tolerance", Kind::Float(1.01, 100.0), "1.35",
         "Latency over baseline above which the limit falls.").hot(),
 

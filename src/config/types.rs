@@ -189,9 +189,9 @@ pub struct Resources {
 /// `[limit.aimd]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Aimd {
-    /// Added to the limit at each step up.
+    /// Scales a step up: 1 = half a request, or 3 % of the limit if that is more.
     pub increase: f64,
-    /// The factor of a step down, below 1.
+    /// The factor of the limit when the backend drops requests, below 1.
     pub decrease: f64,
     /// Latency stretch above which the limit falls, above 1.
     pub tolerance: f64,

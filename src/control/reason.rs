@@ -4,7 +4,7 @@
 pub const REASONS: &[(&str, &str)] = &[
     (
         SLOW_START,
-        "Starting up: latency is flat and throughput still grows, so the limit grows by half.",
+        "Starting up: latency is flat and throughput still grows, so the limit grows in leaps.",
     ),
     (
         INCREASE,
@@ -76,7 +76,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Growth by half while nothing resists.
+/// Growth by a factor while nothing resists: twofold under `aimd`, by half under `vegas`.
 pub const SLOW_START: &str = "slow_start";
 /// The additive step up.
 pub const INCREASE: &str = "increase";
