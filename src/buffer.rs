@@ -22,7 +22,8 @@ const SPREAD: u64 = 16;
 /// What is in the hands of all who share, on its way from one buffer to another, is this part of the budget.
 const IN_HAND: u64 = 64;
 
-/// What is held for long, and may help or not, is taken only while less than this part of the budget is held by anybody.
+/// What is held for long, and may help or not, is taken only while less than this part of the budget is held by
+/// anybody.
 const AMPLE: u64 = 8;
 
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
@@ -122,7 +123,8 @@ impl Reservation {
         true
     }
 
-    /// The same, but only while there is plenty: an eighth of the budget, with them, is the most that may be held by then.
+    /// The same, but only while there is plenty: an eighth of the budget, with them, is the most that may be held by
+    /// then.
     pub fn grow_early(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
         let used = budget.request.load(Relaxed) + budget.response.load(Relaxed);

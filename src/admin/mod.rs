@@ -13,7 +13,7 @@
 //! | `GET /config` | the effective configuration as TOML, or JSON by `Accept` |
 //! | `GET /` | the dashboard |
 //! | `POST /reload`, `/drain`, `/undrain`, `/limit` | JSON; see [`guard`] for who may |
-//! | `GET /drain/wait` | **starts a drain** if none is under way, and answers 200 when it is done, 409 when it is undone |
+//! | `GET /drain/wait` | **starts a drain** if none is under way; 200 when it is done, 409 when it is undone |
 //!
 //! `GET /drain/wait` changes something although it is a GET: a kubelet's `preStop.httpGet` can send
 //! one GET and nothing else, and comes from the node, not from loopback. It is therefore open to

@@ -350,8 +350,8 @@ impl Link {
         }))
     }
 
-    /// After a 101: the socket, what has been read of the new protocol already, and the place at the worker. `None` for a
-    /// server that switches before it has the whole request.
+    /// After a 101: the socket, what has been read of the new protocol already, and the place at the worker. `None` for
+    /// a server that switches before it has the whole request.
     pub(super) fn into_raw(self) -> Option<(Stream, Bytes, Option<Seat>)> {
         let switched = self.sending.is_whole() && !self.ended;
         switched.then(|| (self.stream, self.read.freeze(), self.seat))

@@ -29,10 +29,11 @@ use crate::{
 };
 
 /// When the first connection for a request is a busy worker's, so many are made at the same time, and then so many. One
-/// after the other, they would all be the same worker's: it is the first to wake up. While it accepts one, others get the next.
+/// after the other, they would all be the same worker's: it is the first to wake up. While it accepts one, others get
+/// the next.
 pub(super) const SEARCH: [usize; 3] = [2, 4, 4];
-/// How long a request waits until its connection's worker is known: half of what a request takes, within these bounds. A
-/// worker accepts within a millisecond or two unless something keeps it from running.
+/// How long a request waits until its connection's worker is known: half of what a request takes, within these bounds.
+/// A worker accepts within a millisecond or two unless something keeps it from running.
 const PATIENCE_LEAST: Duration = Duration::from_millis(5);
 const PATIENCE_MOST: Duration = Duration::from_millis(50);
 /// After a search in vain none is begun for so long, which is about what it took.
@@ -133,8 +134,8 @@ impl Steering {
             }
         };
         loop {
-            // What is over from here on wakes it. It has to be known as one that waits for that: of several that are not
-            // yet, only one would hear.
+            // What is over from here on wakes it. It has to be known as one that waits for that: of several that are
+            // not yet, only one would hear.
             let mut over = pin!(self.over.notified());
             over.as_mut().enable();
             let now = clock::now();

@@ -27,12 +27,12 @@ const AVERAGE_GAIN: f64 = 0.02;
 const VARIATION: f64 = 0.5;
 /// Gain of the coefficient of variation, a window.
 const VARIATION_GAIN: f64 = 0.2;
-
 /// Windows in a row with latency beyond the tolerance before the CPU may cut. CONTROL §4.4 has 1.12
 /// instead of the tolerance, which cuts where throughput still grows.
 const SLOW_WINDOWS: u32 = 2;
 /// A resource that has cut the limit is what bounds it for this long, if nothing else does.
 const CUT_REMEMBERED: Duration = Duration::from_secs(10);
+
 /// The concurrency limit of one backend endpoint, and why it is what it is.
 ///
 /// Told of every finished request ([`observe`](Self::observe)), asked now and then
@@ -127,7 +127,8 @@ impl Controller {
     }
 
     /// Takes new settings while running. The limit stays, within the new `min..=max`; under
-    /// [`Algorithm::Fixed`](super::Algorithm::Fixed) it becomes the new `initial`. What was learned of the backend stays.
+    /// [`Algorithm::Fixed`](super::Algorithm::Fixed) it becomes the new `initial`. What was learned of the backend
+    /// stays.
     pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
         let (min, max) = settings.bounds();
         if self.law.algorithm() == settings.algorithm {

@@ -10,21 +10,19 @@ use super::law::Measured;
 use super::reason;
 use super::window::Pace;
 
-/// What a lost up-probe leaves of the recent high.
-const LOST: f64 = 0.8;
 /// Least time between dips. CONTROL §4.3, F1.
 const DIP_EVERY: Duration = Duration::from_secs(15);
+/// The same in mean latencies. CONTROL §4.3.
+const DIP_EVERY_LATENCIES: f64 = 100.0;
+/// Each dip that finds what was known doubles the time to the next, so often at most.
+const DIP_PATIENCE: u32 = 2;
+/// Least time between them while the baseline is known to be too high: it may be anything below.
+const DIP_SUSPECT: Duration = Duration::from_secs(2);
 /// A dip needs the limit to be reached for this share of the window: below capacity, low load comes by
 /// itself.
 const DIP_LIMITED: f64 = 0.6;
-/// Each dip that finds what was known doubles it, so many times at most.
-const DIP_PATIENCE: u32 = 2;
 /// A dip alone raises the baseline by no more than this factor.
 const HIGHER: f64 = 1.05;
-/// The same while the baseline is known to be too high: it may be anything below.
-const DIP_SUSPECT: Duration = Duration::from_secs(2);
-/// The same in mean latencies. CONTROL §4.3.
-const DIP_EVERY_LATENCIES: f64 = 100.0;
 /// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
 const PROBE: f64 = 1.25;
 /// And by this factor far below the recent high: the larger the step, the sooner it is told from
@@ -54,6 +52,8 @@ const RAISED_MOST: f64 = 2.0;
 /// That is the lowest of this time, at least, and of twice as long at most: a backend that gets slower by
 /// a tenth a minute under a standing overload is still followed.
 const LOWEST_OVER: Duration = Duration::from_secs(200);
+/// What a lost up-probe leaves of the recent high.
+const LOST: f64 = 0.8;
 /// Half-life of the recent high.
 const HIGH_HALF_LIFE: Duration = Duration::from_secs(60);
 

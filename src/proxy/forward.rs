@@ -166,8 +166,8 @@ fn forward(
 }
 
 /// A backend that listened a moment ago and does not any more is being restarted, and a new one is being started: how
-/// long to wait before it is tried again. `None` if it is neither, if there is another that may be up, or if the time that
-/// one may wait is over.
+/// long to wait before it is tried again. `None` if it is neither, if there is another that may be up, or if the time
+/// that one may wait is over.
 fn restart_pause(shared: &Shared, context: &Context, endpoint: &Endpoint) -> Option<Duration> {
     let now = clock::now();
     shared.note_endpoint(endpoint, false, now);

@@ -83,8 +83,8 @@ static HOP_BY_HOP: Names<10> = Names::new([
 /// Fields of a request that end here too, see [`drops`].
 static ENDS_HERE: Names<2> = Names::new(["expect", "trailer"]);
 
-/// What else of a request is changed, or looked for in its map alone, beyond the names that [`Name`] knows and those that
-/// the configuration has.
+/// What else of a request is changed, or looked for in its map alone, beyond the names that [`Name`] knows and those
+/// that the configuration has.
 static LOOKED_FOR: Names<3> = Names::new(["via", "max-forwards", "x-request-start"]);
 
 /// Whether a field of this name is for one connection only.

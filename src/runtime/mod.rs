@@ -51,8 +51,8 @@ use crate::{
 const KEEP_EVERY: Duration = Duration::from_secs(30);
 /// How long the last answers of the admin server may hold up the end.
 const FAREWELL: Duration = Duration::from_millis(300);
-
-/// Who asks to stop twice within this time means it once: `timeout` signals its child, and then the group that it is in.
+/// Who asks to stop twice within this time means it once: `timeout` signals its child, and then the group that it is
+/// in.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// What ends `run` and `exec` badly.

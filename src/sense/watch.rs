@@ -1,5 +1,5 @@
-//! When to look at what. The accept queue is read often, and only under load; CPU and memory now and then;
-//! everything else when something has changed, and every ten seconds.
+//! When to look at what. Under load the accept queue, and memory that has a limit, are read at each tick, CPU now and
+//! then; idle, all three once a second; everything else when something has changed, and every ten seconds.
 
 use std::{
     collections::BTreeMap,
@@ -56,7 +56,7 @@ pub struct Senses {
 /// What the proxy knows of an endpoint by what it answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Answers {
-    /// The server whose they look like.
+    /// The server that answers like this.
     pub answers_as: Profile,
     /// Requests that wait for one.
     pub in_flight: u32,

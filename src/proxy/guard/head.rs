@@ -220,7 +220,8 @@ impl HeadScanner {
         })
     }
 
-    /// Whether a field that is not known is passed on as it is: nobody here asks for it, and it is the first of its name.
+    /// Whether a field that is not known is passed on as it is: nobody here asks for it, and it is the first of its
+    /// name.
     fn is_plain_other(&mut self, name: &[u8], head: &[u8], fields: &[Field]) -> bool {
         self.others += 1;
         let mut before = fields.iter().filter(|one| one.known == Some(Name::OTHER));

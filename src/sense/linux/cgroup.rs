@@ -79,8 +79,8 @@ pub struct Stalls {
 }
 
 impl Cgroup {
-    /// The group of a process, `None` if it is the root, which is the whole machine: by our own view of the hierarchies, or if its group is not in there (it is
-    /// another container's), by its own view.
+    /// The group of a process, `None` if it is the root, which is the whole machine: by our own view of the
+    /// hierarchies, or if its group is not in there (it is another container's), by its own view.
     ///
     /// # Errors
     /// One sentence, if it has none, or none that can be seen.

@@ -87,8 +87,8 @@ impl Count {
 /// Reads a file as the process would: in its root, from its working directory.
 pub type ReadFile<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
-/// Reads a file that a process was told to read when it started: from the directory that it was started in, which `--chdir`
-/// has left since, or else from its working directory.
+/// Reads a file that a process was told to read when it started: from the directory that it was started in, which
+/// `--chdir` has left since, or else from its working directory.
 fn read_at_start(process: &ProcessFacts, path: &str, read: &ReadFile<'_>) -> Option<String> {
     let started_in = process.environment.get("PWD");
     let started_in = started_in.filter(|_| !path.starts_with('/'));
