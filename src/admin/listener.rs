@@ -22,8 +22,8 @@ enum Socket {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
-        /// Ours to remove when we bound it; a passed socket has none.
-        _file: Option<SocketFile>,
+        /// Removed with it.
+        _file: SocketFile,
     },
 }
 
@@ -38,8 +38,7 @@ impl AdminListener {
     /// Binds `admin.listen`. Must be called inside a tokio runtime with I/O.
     ///
     /// # Errors
-    /// When the address cannot be bound, or is of the kind `fd:NAME`: a passed socket comes through
-    /// [`AdminListener::from_tcp`] or [`AdminListener::from_unix`].
+    /// When the address cannot be bound, or is of the kind `fd:NAME`, which is not taken here.
     pub async fn bind(settings: &config::Admin) -> io::Result<Self> {
         let socket = match &settings.listen {
             Address::Tcp { host, port } => {
@@ -56,50 +55,21 @@ impl AdminListener {
                 permitted?;
                 Socket::Unix {
                     listener,
-                    _file: Some(file),
+                    _file: file,
                 }
             }
             Address::Fd(name) => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    format!("fd:{name} is a socket to be passed, not to be bound"),
+                    format!(
+                        "fd:{name} is a socket that was passed, which the admin server does not take"
+                    ),
                 ));
             }
         };
         Ok(AdminListener {
             socket,
             mutations: settings.mutations,
-        })
-    }
-
-    /// Takes over a TCP socket that somebody else has bound.
-    ///
-    /// # Errors
-    /// When it cannot be made non-blocking or registered with the runtime.
-    pub fn from_tcp(listener: std::net::TcpListener, mutations: Mutations) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(AdminListener {
-            socket: Socket::Tcp(TcpListener::from_std(listener)?),
-            mutations,
-        })
-    }
-
-    /// Takes over a Unix socket that somebody else has bound. Its file is left alone at the end.
-    ///
-    /// # Errors
-    /// As [`AdminListener::from_tcp`].
-    pub fn from_unix(
-        listener: std::os::unix::net::UnixListener,
-        mutations: Mutations,
-    ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
-        Ok(AdminListener {
-            socket: Socket::Unix {
-                listener,
-                _file: None,
-            },
-            mutations,
         })
     }
 

@@ -21,14 +21,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
-/// The address of the admin server when nothing else is said.
-pub fn default_address() -> Address {
-    Address::Tcp {
-        host: "127.0.0.1".to_owned(),
-        port: 9180,
-    }
-}
-
 /// What a server said.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
