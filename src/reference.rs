@@ -35,12 +35,12 @@ but `/drain/wait` takes HEAD as well.
 | GET | `/readyz` | everybody | 200 `ready` while the backend accepts connections and no drain is under way; else 503 `not ready` or `draining` |
 | GET | `/readyz?verbose` | everybody | the same, and before it a line for each check: `[+] NAME: ok` or `[-] NAME: why not` |
 | GET | `/metrics` | everybody | the metrics below; gzip where `Accept-Encoding` allows it |
-| GET | `/status` | everybody | JSON: limit, in flight, queue, `bound_by`, what is seen of the backend, capacity curve, decisions; with `Accept: text/event-stream` the same once a second |
+| GET | `/status` | everybody | JSON: limit, in flight, queue, `bound_by`, what is seen of the backend, capacity curve, decisions; with `Accept: text/event-stream` the same once a second, for eight at once; else 503 |
 | GET | `/config` | everybody | the configuration in force and where each value is from: TOML, or JSON by `Accept` |
-| GET | `/drain/wait` | everybody, but no page of another site | starts a drain if none is under way; 200 `drained` when it is over. If no TERM follows within 5 s, tidegate serves again. With `admin.mutations = "off"` it waits for a drain but starts none: 403 |
+| GET | `/drain/wait` | everybody, but no page of another site | starts a drain if none is under way; 200 `drained` when it is over, 409 when it is undone, 503 for more than 16 who wait. If no TERM follows within 5 s, tidegate serves again. With `admin.mutations = "off"` it waits for a drain but starts none: 403 |
 | POST | `/drain` | this machine | starts a drain, which lasts until `/undrain`: `{"draining": true}` |
 | POST | `/undrain` | this machine | serves again: `{"draining": false}`; 409 when the process is about to exit |
-| POST | `/limit` | this machine | the body `{"limit": N}` holds the limit at N, `"auto"` releases it; 422 for one outside of `limit.min` and `limit.max` |
+| POST | `/limit` | this machine | the body `{"limit": N}` holds the limit at N, `"auto"` releases it; 422 for one outside of `limit.min` and `limit.max`, 400 for another body |
 | POST | `/reload` | this machine | reads the configuration again: 200 with what has changed, or 422 with what is wrong |
 "#;
 
