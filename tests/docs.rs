@@ -19,17 +19,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All documents, from the root's own to those of the examples.
+/// All documents: the root's own, the guides, and those of the example and of fuzzing.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for directory in [
-        "",
-        "docs",
-        "examples/flask",
-        "examples/simulate",
-        "benches",
-        "deploy",
-    ] {
+    for directory in ["", "docs", "examples/flask", "fuzz"] {
         let Ok(entries) = fs::read_dir(root().join(directory)) else {
             continue;
         };
