@@ -172,7 +172,7 @@ impl Before {
         }
     }
 
-    /// The invariants of RELIABILITY section 10.
+    /// What must hold when a fault is over: nothing of it is left, in the gate or in the process.
     #[track_caller]
     fn holds_again(&self, gate: &Tidegate) {
         gate.until_idle();

@@ -198,7 +198,7 @@ pub fn exchange<L: Lease>(
                     return Ok(switch(flight, head.response, upgrade.as_ref())?);
                 }
                 Ok(head) => break (flight, head),
-                // An idle connection that the server closed under us, PITFALLS B2: resend, once, if not
+                // An idle connection that the server closed under us: resend, once, if not
                 // a byte was sent or it does no harm twice.
                 Err(NoHead {
                     error: Error::Reset(_),

@@ -17,7 +17,6 @@ use super::window::{Pace, Summary, Window};
 use super::{BoundBy, Decision, Evidence, Outcome, Readings, Sample, Settings, Usage, reason};
 
 /// After a change of the limit one latency passes before samples count, but no more than this.
-/// CONTROL §4.3, F10.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
 /// The same before any latency is known.
 const SETTLE_UNKNOWN: Duration = Duration::from_millis(50);
@@ -27,8 +26,8 @@ const AVERAGE_GAIN: f64 = 0.02;
 const VARIATION: f64 = 0.5;
 /// Gain of the coefficient of variation, a window.
 const VARIATION_GAIN: f64 = 0.2;
-/// Windows in a row with latency beyond the tolerance before the CPU may cut. CONTROL §4.4 has 1.12
-/// instead of the tolerance, which cuts where throughput still grows.
+/// Windows in a row with latency beyond the tolerance before the CPU may cut. At a stretch of 1.12 instead,
+/// it would cut where throughput still grows.
 const SLOW_WINDOWS: u32 = 2;
 /// A resource that has cut the limit is what bounds it for this long, if nothing else does.
 const CUT_REMEMBERED: Duration = Duration::from_secs(10);
@@ -58,7 +57,7 @@ pub struct Controller {
     /// The last cut by a resource.
     cut: Option<(BoundBy, Instant)>,
     leaking: bool,
-    /// Only requests started since then enter the window. CONTROL F2.
+    /// Only requests started since then enter the window.
     epoch: Instant,
     /// While the last change settles: until then.
     settling: Option<Instant>,

@@ -1,17 +1,17 @@
-//! The learned curve of latency over concurrency (CONTROL §4.1, `s(N)`): capacity "in parallel
+//! The learned curve of latency over concurrency: capacity "in parallel
 //! requests" is this curve, not a number.
 
 use std::time::{Duration, Instant};
 
 use super::memory::RememberedBin;
 
-/// Bins of the curve: four an octave, up to 65 535 in flight. CONTROL §4.1.
+/// Bins of the curve: four an octave, up to 65 535 in flight.
 const BINS: usize = 64;
-/// Memory of a bin, in samples. CONTROL §4.1 (`n_eff`).
+/// Memory of a bin, in samples.
 const MEMORY: f64 = 150.0;
 /// Time in which the weight of a silent bin halves.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// The baseline comes from bins at or below this share of the limit. CONTROL §4.3, F2.
+/// The baseline comes from bins at or below this share of the limit.
 pub(super) const LOW_SHARE: f64 = 0.55;
 /// The lowest bins are pooled until they hold this many samples, of equal cost.
 const ENOUGH: f64 = 60.0;
@@ -21,7 +21,7 @@ const PRIOR: f64 = 30.0;
 const DOUBTED: f64 = 6.0;
 /// Fewer samples than this give no baseline.
 const LEAST: f64 = 6.0;
-/// Low bins older than this no longer count as fresh. CONTROL §4.3.
+/// Low bins older than this no longer count as fresh.
 const FRESH: Duration = Duration::from_secs(15);
 /// What a rebase leaves of the weight of the bins it has set.
 const KEPT: f64 = 30.0;
@@ -171,7 +171,7 @@ impl Curve {
     }
 
     /// The backend as a whole got slower or faster by this factor: at this load and below, the
-    /// latency of one unit of cost is `scale` from now on. CONTROL F7.
+    /// latency of one unit of cost is `scale` from now on.
     pub(super) fn rebase(&mut self, scale: f64, factor: f64, in_flight: f64, now: Instant) {
         let known = index(in_flight.round() as u32);
         for (i, bin) in self.bins.iter_mut().enumerate() {

@@ -11,11 +11,11 @@ use super::vegas::Vegas;
 use super::window::Pace;
 use super::{Algorithm, BoundBy, NEGLIGIBLE, Settings, reason};
 
-/// Growth needs the limit to be reached for this share of the window. CONTROL §4.3, F6, F15.
+/// Growth needs the limit to be reached for this share of the window.
 pub(super) const LIMITED: f64 = 0.30;
-/// Least share of drops in a window that counts as overload. CONTROL §4.3.
+/// Least share of drops in a window that counts as overload.
 const DROP_SHARE: f64 = 0.10;
-/// And their least number. CONTROL §4.3.
+/// And their least number.
 const DROPS: u32 = 2;
 
 /// A closed window as a law sees it.

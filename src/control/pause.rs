@@ -1,11 +1,11 @@
-//! Pauses of the whole backend (a garbage collection, a stopped VM), which are not congestion
-//! (CONTROL F20): the time of a pause is taken out of every latency that spans it.
+//! Pauses of the whole backend (a garbage collection, a stopped VM), which are not congestion:
+//! the time of a pause is taken out of every latency that spans it.
 
 use std::time::{Duration, Instant};
 
-/// A gap between completions shorter than this is never a pause. CONTROL F20.
+/// A gap between completions shorter than this is never a pause.
 const SHORTEST: f64 = 0.150;
-/// A pause is longer than this many usual gaps. CONTROL F20.
+/// A pause is longer than this many usual gaps.
 const USUAL_GAPS: f64 = 8.0;
 /// Gain of the average gap, a completion; a quarter of a hundred completions of memory.
 const GAIN: f64 = 0.04;

@@ -1,4 +1,4 @@
-//! What a request of each route costs, relative to the others (CONTROL §4.1, `b_r`).
+//! What a request of each route costs, relative to the others.
 //!
 //! Only the ratios between routes live here; the scale lives in the [`Curve`](super::curve::Curve).
 //! So a backend that gets slower as a whole changes no cost, and a change in the mix of routes

@@ -1,6 +1,6 @@
 //! Looking around: a short dip measures the unloaded latency again, an up-probe looks for capacity that
 //! latency does not show. Both are paired tests, seldom, and at times of their own for each of several
-//! tidegates before one backend (CONTROL F1, F8).
+//! tidegates before one backend.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use super::law::Measured;
 use super::reason;
 use super::window::Pace;
 
-/// Least time between dips. CONTROL §4.3, F1.
+/// Least time between dips.
 const DIP_EVERY: Duration = Duration::from_secs(15);
-/// The same in mean latencies. CONTROL §4.3.
+/// The same in mean latencies.
 const DIP_EVERY_LATENCIES: f64 = 100.0;
 /// Each dip that finds what was known doubles the time to the next, so often at most.
 const DIP_PATIENCE: u32 = 2;
@@ -23,21 +23,21 @@ const DIP_SUSPECT: Duration = Duration::from_secs(2);
 const DIP_LIMITED: f64 = 0.6;
 /// A dip alone raises the baseline by no more than this factor.
 const HIGHER: f64 = 1.05;
-/// An up-probe raises the limit by this factor. CONTROL §4.3, F8.
+/// An up-probe raises the limit by this factor.
 const PROBE: f64 = 1.25;
 /// And by this factor far below the recent high: the larger the step, the sooner it is told from
 /// chance.
 const PROBE_FAR: f64 = 1.6;
-/// Below this part of the recent high, a probe is more likely to win. CONTROL F8.
+/// Below this part of the recent high, a probe is more likely to win.
 const PROBE_BELOW: f64 = 0.6;
-/// It wins when throughput follows more than this part of the rise. CONTROL F8 has 0.6, which one of
-/// three that share a full backend wins by taking from the others.
+/// It wins when throughput follows more than this part of the rise. With 0.6, one of three that share a
+/// full backend wins by taking from the others.
 const PROBE_GAIN: f64 = 0.8;
 /// The standard error by which it must be more or less than that...
 const PROBE_ERRORS: f64 = 1.0;
 /// ... until so many windows have been seen.
 const PROBE_WINDOWS: f64 = 6.0;
-/// Windows that it takes at least. CONTROL F8.
+/// Windows that it takes at least.
 const PROBE_WINDOWS_LEAST: f64 = 2.0;
 /// Least time between up-probes below the recent high.
 const PROBE_EVERY: Duration = Duration::from_secs(5);

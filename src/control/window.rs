@@ -1,27 +1,27 @@
-//! One window of samples: long enough to mean something, short enough to act on (CONTROL §4.3).
+//! One window of samples: long enough to mean something, short enough to act on.
 
 use std::time::{Duration, Instant};
 
 use super::Usage;
 use super::routes::{ROUTES, Routes};
 
-/// Samples that close a window of a busy backend. CONTROL §4.3.
+/// Samples that close a window of a busy backend.
 const FULL: u32 = 30;
 /// And their effective number: of a hundred short requests and a long one, the long one decides.
 const EFFECTIVE: f64 = 12.0;
-/// Its least length. CONTROL §4.3.
+/// Its least length.
 const FULL_TIME: Duration = Duration::from_millis(100);
-/// Its least length in size-biased mean latencies. CONTROL §4.3, F9.
+/// Its least length in size-biased mean latencies.
 const FULL_LATENCIES: f64 = 2.0;
-/// Samples that close a window at low traffic. CONTROL §4.3, F11.
+/// Samples that close a window at low traffic.
 const SPARSE: u32 = 8;
-/// Its least length. CONTROL §4.3.
+/// Its least length.
 const SPARSE_TIME: Duration = Duration::from_secs(1);
-/// Its least length in size-biased mean latencies. CONTROL §4.3.
+/// Its least length in size-biased mean latencies.
 const SPARSE_LATENCIES: f64 = 3.0;
-/// Samples that close a dip: fewer, because it costs throughput. CONTROL F1.
+/// Samples that close a dip: fewer, because it costs throughput.
 const DIP: u32 = 12;
-/// Least length of a dip in size-biased mean latencies. CONTROL F1.
+/// Least length of a dip in size-biased mean latencies.
 const DIP_LATENCIES: f64 = 1.0;
 /// A dip that finds too few samples ends after this...
 const DIP_TIME: Duration = Duration::from_secs(1);

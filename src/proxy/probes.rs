@@ -1,7 +1,7 @@
 //! Health checks while the backend is busy.
 //!
 //! Whoever probes a saturated app must not conclude that it is dead: a restart under load makes it
-//! worse (CONTROL F18). A request of a route with `class = "protected"` goes to the head of the queue.
+//! worse. A request of a route with `class = "protected"` goes to the head of the queue.
 //! If that is not enough, because every slot is held by something slow, the prober gets the last real
 //! answer instead, with its `Age`, while the real check stays in line and refreshes what is known.
 //! After [`MISSES`] of those in a row there is no answer to go by any more, and a check takes its time.

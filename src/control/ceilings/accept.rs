@@ -14,7 +14,7 @@ const ALWAYS: f64 = 0.6;
 const SELDOM: f64 = 0.3;
 /// Gain of the workers seen busy, when fewer are than before: they are forgotten within a second.
 const FEWER: f64 = 0.05;
-/// Beyond those being worked on, one may wait. CONTROL §4.2.
+/// Beyond those being worked on, one may wait.
 const WAITING: f64 = 1.0;
 /// A ceiling that nothing has confirmed for so long is gone.
 const OLD: Duration = Duration::from_secs(30);

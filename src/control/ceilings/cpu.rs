@@ -1,6 +1,5 @@
 //! The backend's CPU: it forbids growth and deepens a cut, but never starts one. A backend that waits
-//! for a database is slow with idle cores, and one with busy cores may have room for requests that wait
-//! (CONTROL F21).
+//! for a database is slow with idle cores, and one with busy cores may have room for requests that wait.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +7,22 @@ use crate::control::CpuReading;
 
 /// Time over which readings are averaged.
 const MEMORY: Duration = Duration::from_secs(1);
-/// Share of the enforcement periods in which the quota was used up that forbids growth. CONTROL §4.4.
+/// Share of the enforcement periods in which the quota was used up that forbids growth.
 const THROTTLED: f64 = 0.05;
 /// ... and that cuts.
 const THROTTLED_HARD: f64 = 0.25;
-/// Time runnable without a core over time running that forbids growth. CONTROL §4.4.
+/// Time runnable without a core over time running that forbids growth.
 const DELAYED: f64 = 0.5;
 /// ... and that cuts.
 const DELAYED_HARD: f64 = 1.5;
-/// Share of the time in which a task waits for CPU (PSI `some`) that cuts. CONTROL §4.4.
+/// Share of the time in which a task waits for CPU (PSI `some`) that cuts.
 const PRESSED_HARD: f64 = 0.40;
 /// With less of its CPU in use than this, a backend waits for others' work, not for its own: it would
 /// wait as long for fewer requests.
 const OWN: f64 = 0.5;
 /// Growth is allowed again when this much below the threshold.
 const HYSTERESIS: f64 = 0.05;
-/// The cut, a factor. CONTROL §4.4.
+/// The cut, a factor.
 const CUT: f64 = 0.9;
 
 /// See the module's documentation.

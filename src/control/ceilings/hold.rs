@@ -7,9 +7,9 @@
 
 use std::time::{Duration, Instant};
 
-/// A step down, a factor, and the deepest where it is known how many are too many. CONTROL §4.4.
+/// A step down, a factor, and the deepest where it is known how many are too many.
 const CUT: f64 = 0.7;
-/// From this share of the memory on, the next allocation may be the last: down to 1 (CONTROL §4.4), but for a first
+/// From this share of the memory on, the next allocation may be the last: down to 1, but for a first
 /// step where it is known what a request needs and all of them still fit.
 const BRINK: f64 = 0.97;
 /// Between two steps: what the first brought has to be seen.

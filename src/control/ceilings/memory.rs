@@ -28,7 +28,7 @@ const TOWARDS: f64 = 0.3;
 const STEP: f64 = 2.0;
 /// From the brink it comes back to this share of the limit at first.
 const AFTER_BRINK: f64 = 0.7;
-/// Share of the time in which everything waits for memory (PSI `full`) that is alarming. CONTROL §4.4.
+/// Share of the time in which everything waits for memory (PSI `full`) that is alarming.
 const PRESSED: f64 = 0.05;
 /// Between two points of the long view.
 const VIEW_EVERY: Duration = Duration::from_secs(10);

@@ -1,5 +1,5 @@
 //! What the sensors say about the limit, whatever latency says: the backend's workers, its accept
-//! queue, its CPU and its memory (CONTROL §4.2, §4.4).
+//! queue, its CPU and its memory.
 //!
 //! A resource either bounds the limit (a ceiling), forbids it to grow (a veto), or cuts it, at most once a
 //! second.
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use self::{accept::Accept, cpu::Cpu, memory::Memory};
 use super::{BoundBy, Readings, Resources, Usage, elastic::worked_on};
 
-/// Requests beyond the backend's slots, so that a worker finds its next one waiting. CONTROL §4.2.
+/// Requests beyond the backend's slots, so that a worker finds its next one waiting.
 const HEADROOM: u32 = 1;
 /// Least time between two cuts: the backend's answer to the first has to be seen.
 const CUT_EVERY: Duration = Duration::from_secs(1);

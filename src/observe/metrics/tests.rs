@@ -113,7 +113,7 @@ fn golden(format: Format, expected: &str, file: &str) {
         std::fs::write(path, &found).expect("the golden file is written");
         return;
     }
-    // The names and labels are a contract (INTERFACE §6); rewrite the files with
+    // The names and labels are a contract; rewrite the files with
     // TIDEGATE_UPDATE_GOLDEN=1 when it changes.
     assert!(found == expected, "{file} differs; found:\n{found}");
 }

@@ -16,7 +16,7 @@ use crate::{
     sense::{Gauges, facts::Overlap},
 };
 
-/// What is said of CPU is a mean over this time. CONTROL §4.4.
+/// What is said of CPU is a mean over this time.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Less says nothing: the kernel counts CPU time in hundredths of a second.
 const WINDOW_MIN: Duration = Duration::from_millis(200);
