@@ -251,7 +251,7 @@ pub const KEYS: &[Key] = &[
     key("queue.max_wait", Kind::Duration(ZERO, DAY), "500ms",
         "How long a request waits at most; 0s refuses at once.").hot(),
     key("queue.discipline", Kind::Enum(&["adaptive-lifo", "fifo"]), "adaptive-lifo",
-        "Who is next: adaptive-lifo serves the newest first while the queue doesn't drain.").hot(),
+        "Who is next: adaptive-lifo lets newcomers overtake those who have waited long while the queue doesn't drain.").hot(),
     key("queue.deadline_header", Kind::Text(check::header_name), "X-Request-Timeout-Ms",
         "The request header with the milliseconds that its client still waits; \"\" = off.").hot(),
     key("queue.client_key", Kind::Text(check::client_key), "",

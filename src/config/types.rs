@@ -459,7 +459,7 @@ words! {
 words! {
     /// `queue.discipline`: who is next.
     Discipline {
-        /// First come, first served; newest first while the queue doesn't drain.
+        /// First come, first served; newcomers overtake those who have waited long while the queue doesn't drain.
         AdaptiveLifo = "adaptive-lifo",
         /// First come, first served.
         Fifo = "fifo",
