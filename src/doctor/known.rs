@@ -103,128 +103,134 @@ pub(super) fn quirks(
     if manners.head.is_none() {
         return Vec::new();
     }
-    let quirk = |name, found: String, then: &str| {
-        Some(Quirk {
-            name,
-            found,
-            then: then.to_owned(),
-        })
-    };
-    let protocol = manners
-        .uwsgi
-        .then(|| {
-            quirk(
-                "protocol",
-                "speaks uWSGI's protocol, not HTTP".to_owned(),
-                "backend.protocol = \"uwsgi\"",
-            )
-        })
-        .flatten();
-    let keep = manners.keep.and_then(|keep| {
-        let said = match manners.announced.as_deref() {
-            Some(value) => format!("says Connection: {value}"),
-            None => "says nothing of it".to_owned(),
-        };
-        let found = match keep {
-            Keep::Closes => format!("closes after each answer ({said})"),
-            Keep::Keeps(None) => "keeps connections, for more than 2.5 s when idle".to_owned(),
-            Keep::Keeps(Some(idle)) => format!(
-                "keeps connections, and closes them when idle for {:.1} s",
-                idle.as_secs_f64()
-            ),
-            Keep::Stale => "leaves connections open, but answers nothing more on them".to_owned(),
-        };
-        quirk("keep_alive", found, match (keep, profile) {
-            (Keep::Closes | Keep::Stale, _) => "a connection for each request, which is tidegate's default",
-            _ if steered => "backend.keepalive = true saves connections here, and a request finds the idle worker at once",
-            _ if has_loop(profile, server) => "backend.keepalive = true saves connections here",
-            _ => "tidegate opens one for each request all the same: an idle one may hold a worker, and may be closed just when it is used",
-        })
-    });
-    let linger = manners.lingers.and_then(|lingers| {
-        let found = match (lingers, profile) {
-            (true, Profile::GunicornSync) => {
-                "holds its socket after the answer until the client closes, and the worker with it (up to 2 s)"
-            }
-            (true, _) => "holds its socket after the answer until the client closes",
-            (false, _) => "lets go of its socket at once",
-        };
-        let then = "tidegate closes at once, so no worker waits";
-        quirk("linger", found.to_owned(), if lingers { then } else { "" })
-    });
-    let chunked = manners.chunked.and_then(|answer| {
-        let loses = loses_chunked(profile, server);
-        let found = match answer {
-            Answer::Status(411) => "refuses chunked bodies with 411".to_owned(),
-            Answer::Status(code) if code >= 400 && manners.usual != Some(answer) => {
-                format!("answers a chunked body with {code}")
-            }
-            Answer::Status(_) if loses => {
-                "accepts a chunked body, but this server hands the app an empty one (known, not asked)".to_owned()
-            }
-            Answer::Status(_) => "accepts chunked bodies".to_owned(),
-            other => format!("a chunked body: {other}"),
-        };
-        let as_usual = Some(answer) == manners.usual;
-        let harmless = (as_usual || matches!(answer, Answer::Status(..400))) && !loses;
-        let then = "tidegate sends a Content-Length instead (backend.dechunk)";
-        quirk("chunked", found, if harmless { "" } else { then })
-    });
-    let chunked = chunked.or_else(|| {
-        manners
-            .uwsgi
-            .then(|| {
-                quirk(
-                    "chunked",
-                    "the protocol has no chunked bodies".to_owned(),
-                    "tidegate sends a length instead (backend.dechunk)",
-                )
-            })
-            .flatten()
-    });
-    let expect = manners.continues.and_then(|count| {
-        let found = match count {
-            0 if continues_on_read(server) => {
-                "sends 100 Continue when the app reads the body (known, not asked)".to_owned()
-            }
-            0 => "sends no 100 Continue before the app reads the body".to_owned(),
-            1 => "sends 100 Continue".to_owned(),
-            more => format!("sends 100 Continue {more} times"),
-        };
-        quirk(
-            "expect_100",
-            found,
-            "tidegate answers Expect itself, once the request is admitted",
-        )
-    });
-    let limits = limits(manners);
-    let blocks = blocks(profile, server).and_then(|what| {
-        quirk(
-            "blocked_by",
-            format!("a worker is held by {what} (known, not asked)"),
-            "tidegate reads requests whole before it connects, and answers at the worker's speed",
-        )
-    });
-    let empty = (server.is_some_and(|server| server.is("hypercorn"))
-        && manners.usual == Some(Answer::Status(500))
-        && matches!(manners.looked(), Some(Answer::Status(..400))))
-    .then(|| {
-        quirk(
-            "empty_answers",
-            "answers 500 where a WSGI app's answer has no body: HEAD, 204, OPTIONS".to_owned(),
-            "",
-        )
-    })
-    .flatten();
-    [
-        protocol, keep, linger, chunked, expect, empty, limits, blocks,
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let habits = [
+        protocol(manners),
+        keep_alive(manners, profile, server, steered),
+        linger(manners, profile),
+        chunked(manners, profile, server),
+        expect(manners, server),
+        empty_answers(manners, server),
+        Some(limits(manners)),
+        blocked_by(profile, server),
+    ];
+    habits.into_iter().flatten().collect()
 }
 
-fn limits(manners: &Manners) -> Option<Quirk> {
+fn quirk(name: &'static str, found: impl Into<String>, then: &str) -> Quirk {
+    Quirk {
+        name,
+        found: found.into(),
+        then: then.to_owned(),
+    }
+}
+
+fn protocol(manners: &Manners) -> Option<Quirk> {
+    manners.uwsgi.then(|| {
+        quirk(
+            "protocol",
+            "speaks uWSGI's protocol, not HTTP",
+            "backend.protocol = \"uwsgi\"",
+        )
+    })
+}
+
+fn keep_alive(
+    manners: &Manners,
+    profile: Profile,
+    server: Option<&Recognised>,
+    steered: bool,
+) -> Option<Quirk> {
+    let keep = manners.keep?;
+    let said = match manners.announced.as_deref() {
+        Some(value) => format!("says Connection: {value}"),
+        None => "says nothing of it".to_owned(),
+    };
+    let found = match keep {
+        Keep::Closes => format!("closes after each answer ({said})"),
+        Keep::Keeps(None) => "keeps connections, for more than 2.5 s when idle".to_owned(),
+        Keep::Keeps(Some(idle)) => format!(
+            "keeps connections, and closes them when idle for {:.1} s",
+            idle.as_secs_f64()
+        ),
+        Keep::Stale => "leaves connections open, but answers nothing more on them".to_owned(),
+    };
+    let then = match keep {
+        Keep::Closes | Keep::Stale => "a connection for each request, which is tidegate's default",
+        _ if steered => {
+            "backend.keepalive = true saves connections here, and a request finds the idle worker at once"
+        }
+        _ if has_loop(profile, server) => "backend.keepalive = true saves connections here",
+        _ => {
+            "tidegate opens one for each request all the same: an idle one may hold a worker, and may be closed just when it is used"
+        }
+    };
+    Some(quirk("keep_alive", found, then))
+}
+
+fn linger(manners: &Manners, profile: Profile) -> Option<Quirk> {
+    let lingers = manners.lingers?;
+    let found = match (lingers, profile) {
+        (true, Profile::GunicornSync) => {
+            "holds its socket after the answer until the client closes, and the worker with it (up to 2 s)"
+        }
+        (true, _) => "holds its socket after the answer until the client closes",
+        (false, _) => "lets go of its socket at once",
+    };
+    let then = "tidegate closes at once, so no worker waits";
+    Some(quirk("linger", found, if lingers { then } else { "" }))
+}
+
+fn chunked(manners: &Manners, profile: Profile, server: Option<&Recognised>) -> Option<Quirk> {
+    let Some(answer) = manners.chunked else {
+        return manners.uwsgi.then(|| {
+            quirk(
+                "chunked",
+                "the protocol has no chunked bodies",
+                "tidegate sends a length instead (backend.dechunk)",
+            )
+        });
+    };
+    let loses = loses_chunked(profile, server);
+    let found = match answer {
+        Answer::Status(411) => "refuses chunked bodies with 411".to_owned(),
+        Answer::Status(code) if code >= 400 && manners.usual != Some(answer) => {
+            format!("answers a chunked body with {code}")
+        }
+        Answer::Status(_) if loses => {
+            "accepts a chunked body, but this server hands the app an empty one (known, not asked)"
+                .to_owned()
+        }
+        Answer::Status(_) => "accepts chunked bodies".to_owned(),
+        other => format!("a chunked body: {other}"),
+    };
+    let as_usual = Some(answer) == manners.usual;
+    let harmless = (as_usual || matches!(answer, Answer::Status(..400))) && !loses;
+    let then = "tidegate sends a Content-Length instead (backend.dechunk)";
+    Some(quirk("chunked", found, if harmless { "" } else { then }))
+}
+
+fn expect(manners: &Manners, server: Option<&Recognised>) -> Option<Quirk> {
+    let found = match manners.continues? {
+        0 if continues_on_read(server) => {
+            "sends 100 Continue when the app reads the body (known, not asked)".to_owned()
+        }
+        0 => "sends no 100 Continue before the app reads the body".to_owned(),
+        1 => "sends 100 Continue".to_owned(),
+        more => format!("sends 100 Continue {more} times"),
+    };
+    let then = "tidegate answers Expect itself, once the request is admitted";
+    Some(quirk("expect_100", found, then))
+}
+
+fn empty_answers(manners: &Manners, server: Option<&Recognised>) -> Option<Quirk> {
+    let fails = server.is_some_and(|server| server.is("hypercorn"))
+        && manners.usual == Some(Answer::Status(500))
+        && matches!(manners.looked(), Some(Answer::Status(..400)));
+    let found = "answers 500 where a WSGI app's answer has no body: HEAD, 204, OPTIONS";
+    fails.then(|| quirk("empty_answers", found, ""))
+}
+
+fn limits(manners: &Manners) -> Quirk {
     let each = [
         ("a request line", "bytes", manners.line_limit),
         ("a field", "bytes", manners.field_limit),
@@ -250,19 +256,25 @@ fn limits(manners: &Manners) -> Option<Quirk> {
     } else {
         ""
     };
-    Some(Quirk {
-        name: "header_limits",
-        found: if parts.is_empty() {
-            let most = match manners.protocol() {
-                Protocol::Http => "70,000 bytes of a line or a field",
-                Protocol::Uwsgi => "a field of 60,000 bytes",
-            };
-            format!("takes all that was tried: {most}, 201 fields")
-        } else {
-            format!("does not take {}", parts.join(", nor "))
-        },
-        then: then.to_owned(),
-    })
+    let found = if parts.is_empty() {
+        let most = match manners.protocol() {
+            Protocol::Http => "70,000 bytes of a line or a field",
+            Protocol::Uwsgi => "a field of 60,000 bytes",
+        };
+        format!("takes all that was tried: {most}, 201 fields")
+    } else {
+        format!("does not take {}", parts.join(", nor "))
+    };
+    quirk("header_limits", found, then)
+}
+
+fn blocked_by(profile: Profile, server: Option<&Recognised>) -> Option<Quirk> {
+    let what = blocks(profile, server)?;
+    Some(quirk(
+        "blocked_by",
+        format!("a worker is held by {what} (known, not asked)"),
+        "tidegate reads requests whole before it connects, and answers at the worker's speed",
+    ))
 }
 
 /// Servers whose applications get an empty body when the client sent a chunked one.
