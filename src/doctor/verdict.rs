@@ -232,7 +232,7 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
             "For views that wait (for a database, for another service) threads are cheaper than workers: --worker-class gthread --threads N. For views that compute, only more workers help, and only as far as there are cores.".to_owned(),
         ),
         Profile::GunicornGthread => {
-            if workers(evidence).is_some_and(|workers| workers > 1) {
+            if workers(evidence).is_some_and(|workers| workers > 1) && !evidence.is_steered() {
                 advice.push(
                     "Each worker takes connections that it has no thread for, so a request may wait behind a busy worker while another is idle. One gunicorn with one worker for each socket, all of them in backend.endpoints, avoids that: tidegate then sends to the one with room.".to_owned(),
                 );
