@@ -23,7 +23,7 @@
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |
 //! | [`sense`] | what can be known of the backend from outside: slots, accept queue, CPU, memory |
-//! | [`observe`] | metrics, the access log, the status document |
+//! | [`observe`] | metrics, the log, the trace, the status document |
 //! | [`config`] | TOML, environment and flags become one validated configuration |
 //! | [`control`] | the laws, pure |
 //! | [`buffer`], [`clock`] | the budget of buffered bytes; the only place that reads a clock |

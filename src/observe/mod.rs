@@ -1,4 +1,4 @@
-//! What can be seen from outside: metrics, the access log and the status document.
+//! What can be seen from outside: metrics, the log, the trace and the status document.
 //!
 //! All of it is on the cold side of the house. The data path only adds to atomics through handles
 //! that were looked up once; names, labels and text exist at scrape time alone.
