@@ -10,16 +10,15 @@
 //! # What it reports
 //!
 //! For each phase, as the median and the worst over the seeds: requests offered and answered within
-//! the client's deadline (goodput), and as shares of those offered: refused, late (the client gave up),
-//! failed (answered with a 503 by the backend, lost with it when it went down, or sent to it while it
-//! was), wasted (completed by the
-//! backend after the client had given up); the median and 99th percentile latency of admitted
-//! requests, in which those who gave up count with their time-out; mean and standard deviation of
-//! the limit and of what was in flight. The same for the *oracle*: the best fixed limit with the
-//! same queue, found by sweep for each phase by itself (one limit for all seeds). A request counts
-//! in the phase in which it arrives; those still under way when it ends are its `open` ones, so
-//! that no backlog flatters a phase. One seed gives the same run on every machine, and every law and
-//! limit is offered the very same requests.
+//! the client's deadline (goodput), and as shares of those offered: refused, late (the client gave
+//! up), failed (answered with a 503 by the backend, lost with it when it went down, or sent to it
+//! while it was), wasted (completed by the backend after the client had given up); the median and
+//! 99th percentile latency of admitted requests, in which those who gave up count with their
+//! time-out; mean and standard deviation of the limit and of what was in flight. The same for the
+//! *oracle*: the best fixed limit with the same queue, found by sweep for each phase by itself (one
+//! limit for all seeds). A request counts in the phase in which it arrives; those still under way
+//! when it ends are its `open` ones, so that no backlog flatters a phase. One seed gives the same run
+//! on every machine, and every law and limit is offered the very same requests.
 //!
 //! `--peers` runs other limiters' laws, written anew from their published rules, through the same
 //! scenarios, as they come (what is over the limit is refused at once) and with tidegate's queue.
