@@ -526,3 +526,36 @@ fn a_pipe_in_the_place_of_a_file_makes_nobody_wait() {
     assert_eq!(gate.get("/").status, 200);
     assert_eq!(gate.stop(), 0);
 }
+
+#[test]
+fn the_command_of_exec_is_the_backend_unless_the_file_names_another() {
+    let peer = Peer::start(peers::slow::after(Duration::ZERO));
+    let server = [
+        "python3",
+        "-m",
+        "http.server",
+        "--bind",
+        "127.0.0.1",
+        "{port}",
+    ];
+    let silent = "[log]\naccess = \"off\"\n";
+    let gate = Tidegate::exec(server).toml(silent).start();
+    let endpoint = || {
+        let endpoint = gate.status()["backend"]["endpoints"][0]["endpoint"].to_string();
+        let shown = gate.admin_get("/config").text();
+        assert!(
+            shown.contains(&format!("endpoints = [{endpoint}]")),
+            "{shown}"
+        );
+        endpoint
+    };
+    let own = endpoint();
+    let other = format!("{:?}", peer.address());
+    let named = format!("{silent}[backend]\nendpoints = [{other}]\n");
+    for round in 0..2 {
+        change(&gate, &format!("{named}# {round}\n"));
+        assert_eq!(endpoint(), other);
+    }
+    change(&gate, silent);
+    assert_eq!(endpoint(), own);
+}

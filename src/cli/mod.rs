@@ -117,9 +117,11 @@ pub struct ExecArgs {
 }
 
 impl ExecArgs {
-    /// Where the configuration comes from; the command after `--` is `process.command`.
+    /// Where the configuration comes from; the command after `--` is `process.command`, and listens on a free
+    /// port unless an endpoint is named.
     pub fn sources(&self) -> Sources {
         let mut sources = self.options.sources();
+        sources.backend = Some(Address::any());
         if !self.command.is_empty() {
             let value = Value::strings(self.command.iter().cloned());
             sources

@@ -164,6 +164,7 @@ impl Options {
             file: self.config.clone(),
             env,
             flags,
+            backend: None,
         };
         sources.file = sources.path();
         sources

@@ -138,3 +138,19 @@ fn the_admin_server_is_asked_where_it_listens() {
     assert_eq!(args.admin.address.to_string(), "127.0.0.1:9000");
     assert_eq!(admin_address("").unwrap().to_string(), DEFAULT_ADMIN);
 }
+
+#[test]
+fn exec_may_listen_where_a_backend_usually_does() {
+    let exec = |line: &str| match parse(line).command {
+        Command::Exec(args) => load(&args.sources()).map(|loaded| loaded.config),
+        other => panic!("not exec: {other:?}"),
+    };
+    let config = exec("tidegate exec --listen :8000 -- app").expect("its command gets a free port");
+    assert_eq!(config.backend.endpoints, [Address::any()]);
+    let problems = exec("tidegate exec --listen :8000 --backend :8000 -- app");
+    let problems = problems.expect_err("that is one port").to_string();
+    assert!(
+        problems.contains("where tidegate itself listens"),
+        "{problems}"
+    );
+}

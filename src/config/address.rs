@@ -70,6 +70,14 @@ impl Address {
         }
     }
 
+    /// Any free port of this machine: what a backend gets that has not been told its address yet.
+    pub fn any() -> Self {
+        Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+        }
+    }
+
     /// Would connecting to `target` end at a socket that listens on `self`? Names are not resolved,
     /// but for `localhost`.
     pub fn reaches(&self, target: &Address) -> bool {

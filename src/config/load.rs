@@ -11,12 +11,14 @@ use std::{
 use rustix::fs::OFlags;
 
 use super::{
+    address::Address,
     build,
     file::{self, FileLayer},
     origin::{Origin, Origins},
     problem::{Problem, Problems, Report},
     resolve::{RouteSettings, Setting, Settings, resolve},
     schema,
+    typed::Typed,
     types::Config,
     value::Value,
 };
@@ -31,6 +33,8 @@ pub struct Sources {
     pub env: Vec<(String, String)>,
     /// Dotted key, the flag's name for messages, value; a later one wins.
     pub flags: Vec<(String, String, Value)>,
+    /// Where the backend is when nobody names an endpoint, if that is not the schema's default.
+    pub backend: Option<Address>,
 }
 
 impl Sources {
@@ -94,6 +98,19 @@ impl Loaded {
                       write at least one key"
                 .to_owned(),
         }]))
+    }
+
+    /// The same with `chosen` in the place of a backend at [`Address::any`].
+    #[must_use]
+    pub fn with_backend(mut self, chosen: &Address) -> Loaded {
+        const KEY: &str = "backend.endpoints";
+        if self.config.backend.endpoints == [Address::any()] {
+            let endpoints = vec![chosen.clone()];
+            let config = Arc::make_mut(&mut self.config);
+            config.backend.endpoints.clone_from(&endpoints);
+            self.settings.refine(KEY, Typed::Addresses(endpoints));
+        }
+        self
     }
 
     /// What is in force of it in a process that was started with `started` and now works by `config`: what a
@@ -270,7 +287,7 @@ impl Default for Config {
 
 impl Settings {
     /// Sets a value that was found out while building, without changing who set it.
-    pub(super) fn refine(&mut self, path: &'static str, value: super::typed::Typed) {
+    pub(super) fn refine(&mut self, path: &'static str, value: Typed) {
         let origin: Origin = self.get(path).origin.clone();
         self.set(path, value, origin);
     }

@@ -81,6 +81,10 @@ pub(super) fn resolve(
     report: &mut Report,
 ) -> (Settings, Vec<RouteSettings>) {
     let mut settings = Settings::defaults(schema::plain_keys());
+    if let Some(address) = &sources.backend {
+        let endpoints = Typed::Addresses(vec![address.clone()]);
+        settings.set("backend.endpoints", endpoints, Origin::Default);
+    }
     for entry in &file.entries {
         settings.apply(entry, entry.key.path, report);
     }

@@ -3,7 +3,6 @@
 use std::{
     ffi::OsString,
     net::TcpListener,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     backend::connect,
     clock,
-    config::{Address, Config, Loaded, Origin},
+    config::{Address, Loaded},
     proxy::Shared,
     sense::Senses,
 };
@@ -77,10 +76,8 @@ impl Backend {
                     .to_owned(),
             ));
         }
-        let endpoints = &loaded.config.backend.endpoints;
-        let named = !matches!(loaded.origins.get("backend.endpoints"), Origin::Default);
-        let address = match endpoints.first() {
-            Some(address) if named => address.clone(),
+        let address = match loaded.config.backend.endpoints.first() {
+            Some(named) if *named != Address::any() => named.clone(),
             _ => free_address().map_err(|error| {
                 Failure::Bind(format!("cannot find a free port for the backend: {error}"))
             })?,
@@ -111,25 +108,12 @@ impl Backend {
         })))
     }
 
-    /// The address that we chose for the child.
-    pub fn chosen(&self) -> Option<&Address> {
+    /// The child's address.
+    pub fn address(&self) -> Option<&Address> {
         match self {
             Self::Elsewhere => None,
             Self::Child(supervised) => Some(&supervised.address),
         }
-    }
-
-    /// The configuration with the child's address in it.
-    pub fn settle(&self, config: Arc<Config>) -> Arc<Config> {
-        let Some(address) = self.chosen() else {
-            return config;
-        };
-        if config.backend.endpoints.contains(address) {
-            return config;
-        }
-        let mut config = Arc::unwrap_or_clone(config);
-        config.backend.endpoints = vec![address.clone()];
-        Arc::new(config)
     }
 
     /// Starts the child, if there is one.
@@ -334,10 +318,10 @@ fn free_address() -> std::io::Result<Address> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, sync::Arc};
 
     use super::*;
-    use crate::{admission::Limiter, proxy};
+    use crate::{admission::Limiter, config::Config, proxy};
 
     #[tokio::test(start_paused = true)]
     async fn clients_are_not_held_for_ever_where_nothing_listens() {

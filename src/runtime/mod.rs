@@ -134,8 +134,8 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
 
 /// Everything between the start and the end of the process, on the control thread.
 async fn serve(
-    sources: (Sources, Tried),
-    loaded: Loaded,
+    (mut sources, tried): (Sources, Tried),
+    mut loaded: Loaded,
     log: LogControl,
     exec: bool,
     started: Instant,
@@ -154,18 +154,17 @@ async fn serve(
         None => loaded.config.admin.listen.clone(),
     };
     let mut backend = Backend::prepare(&loaded, exec)?;
-    let config = backend.settle(loaded.config.clone());
+    if let Some(address) = backend.address() {
+        loaded = loaded.with_backend(address);
+        // From now on it is where the backend is when nobody names an endpoint.
+        sources.backend = Some(address.clone());
+    }
+    let config = loaded.config.clone();
 
     let metrics = Arc::new(Metrics::new());
     let limiter = new_limiter(&config, &metrics);
     let shared = Shared::new(config, limiter, metrics);
-    let settings = Arc::new(Settings::new(
-        sources,
-        loaded,
-        log,
-        backend.chosen().cloned(),
-        shared.clone(),
-    ));
+    let settings = Arc::new(Settings::new((sources, tried), loaded, log, shared.clone()));
     if let Some(file) = &shared.live().config.trace.file {
         let recorder = Recorder::start(file).map_err(|error| cannot_trace(&error))?;
         let _ = shared.trace.set(recorder);

@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 
 use super::{process, state_file};
 use crate::{
-    config::{self, Address, Config, Loaded, Sources, Tried},
+    config::{self, Config, Loaded, Sources, Tried},
     observe::log::LogControl,
     proxy::Shared,
 };
@@ -39,8 +39,6 @@ pub struct Settings {
     loaded: Mutex<Arc<Loaded>>,
     in_force: arc_swap::ArcSwap<Loaded>,
     log: LogControl,
-    /// The address that `exec` chose for its child.
-    chosen: Option<Address>,
     shared: Arc<Shared>,
 }
 
@@ -49,7 +47,6 @@ impl Settings {
         (sources, tried): (Sources, Tried),
         loaded: Loaded,
         log: LogControl,
-        chosen: Option<Address>,
         shared: Arc<Shared>,
     ) -> Self {
         let loaded = Arc::new(loaded);
@@ -60,7 +57,6 @@ impl Settings {
             in_force: arc_swap::ArcSwap::new(loaded.clone()),
             loaded: Mutex::new(loaded),
             log,
-            chosen,
             shared,
         }
     }
@@ -117,7 +113,7 @@ impl Settings {
             }
         };
         let restart = config::needs_restart(&self.started, &new);
-        let config = self.settle(&new, &loaded.config);
+        let config = Arc::new(settle(&new.config, &self.shared.live().config));
         let in_force = new.in_force(&self.started, config.clone());
         if config.log.level != loaded.config.log.level
             && let Err(error) = self.log.set_level(&config.log.level)
@@ -145,17 +141,6 @@ impl Settings {
         *loaded = Arc::new(new);
         self.in_force.store(Arc::new(in_force));
         Ok(summary)
-    }
-
-    /// What comes into force of the new configuration.
-    fn settle(&self, new: &Loaded, before: &Config) -> Arc<Config> {
-        let mut config = settle(&new.config, &self.shared.live().config);
-        if let Some(chosen) = &self.chosen
-            && new.config.backend.endpoints == before.backend.endpoints
-        {
-            config.backend.endpoints = vec![chosen.clone()];
-        }
-        Arc::new(config)
     }
 }
 
