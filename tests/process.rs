@@ -12,7 +12,10 @@ use std::{
 };
 
 use common::{Client, Held, Raw, Tidegate, tidegate_command, try_get, until};
-use rustix::process::Signal;
+use rustix::{
+    io::ioctl_fionread,
+    process::{Pid, Signal, kill_process},
+};
 
 fn ok() -> Raw {
     Raw::answering(|_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into())
@@ -30,15 +33,10 @@ impl Drop for Killed {
 
 #[test]
 fn a_log_that_nobody_reads_stops_nobody() {
-    let backend = ok();
+    let backends: Vec<Raw> = (0..8).map(|_| ok()).collect();
     let child = tidegate_command()
-        .args([
-            "run",
-            "--backend",
-            backend.address(),
-            "--listen",
-            "127.0.0.1:0",
-        ])
+        .args(["run", "--listen", "127.0.0.1:0"])
+        .args(backends.iter().flat_map(|one| ["--backend", one.address()]))
         .args(["--admin", "127.0.0.1:0", "--log-format", "json"])
         .args(["--set", "log.access=all"])
         .stdin(Stdio::null())
@@ -55,8 +53,14 @@ fn a_log_that_nobody_reads_stops_nobody() {
     }
     let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
     let address = ready["listen"].as_str().expect("an address");
-    // Far more than a pipe holds.
+    // Lines that a pipe takes in parts fill it, so that the last of them is cut.
     let mut client = Client::connect(address);
+    let pid = Pid::from_child(&child.0);
+    until("the pipe is full", || {
+        kill_process(pid, Signal::USR2).expect("it runs");
+        ioctl_fionread(log.get_ref()).is_ok_and(|held| held > 50_000)
+    });
+    // Far more than a pipe holds.
     let path = format!("/{}", "p".repeat(900));
     for _ in 0..300 {
         assert_eq!(client.get(&path).status, 200);
@@ -69,7 +73,11 @@ fn a_log_that_nobody_reads_stops_nobody() {
             assert_eq!(client.get("/after").status, 200);
         }
         log.read_line(&mut line).expect("text");
-        let event: serde_json::Value = serde_json::from_str(&line).expect("whole lines");
+        let Ok(event) = serde_json::from_str::<serde_json::Value>(&line) else {
+            // One that was cut: nothing else is in its line.
+            assert_eq!(line.matches("\"message\":").count(), 1, "{line}");
+            continue;
+        };
         if event["message"] == "nobody read the log, lines were lost" {
             assert!(event["lines"].as_u64() > Some(50), "{event}");
             told = true;
@@ -84,6 +92,29 @@ fn a_log_that_nobody_reads_stops_nobody() {
     }
     assert!(try_get(address, "/").is_ok_and(|answer| answer.status == 200));
     assert!(child.0.try_wait().expect("a status").is_none(), "it runs");
+}
+
+#[test]
+fn long_lines_of_one_thread_are_not_mixed_with_those_of_another() {
+    let backends: Vec<Raw> = (0..8).map(|_| ok()).collect();
+    let addresses: Vec<&str> = backends.iter().map(Raw::address).collect();
+    // So many make the state of USR2 a line of more than a pipe takes at once.
+    let mut tidegate = Tidegate::run()
+        .set(format!("backend.endpoints={}", addresses.join(",")))
+        .set("log.access=all")
+        .start();
+    let mut client = tidegate.client();
+    for _ in 0..300 {
+        tidegate.process.signal(Signal::USR2);
+        for _ in 0..4 {
+            assert_eq!(client.get("/").status, 200);
+        }
+    }
+    tidegate.stop();
+    for line in tidegate.log().lines() {
+        let event = serde_json::from_str::<serde_json::Value>(line);
+        assert!(event.is_ok(), "{line}");
+    }
 }
 
 /// Everybody's time has passed when it wakes up; what is there already counts all the same.

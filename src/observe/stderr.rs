@@ -1,8 +1,8 @@
 //! Standard error for those who must not wait: whoever reads it may have stopped.
 
 use std::{
-    io::{self, Write},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    io::{self, StderrLock, Write},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +12,8 @@ const AT_ONCE: usize = 4096;
 
 /// Writes that did not happen since the last that did.
 static LOST: AtomicU64 = AtomicU64::new(0);
+/// Whether the last line was cut short: the next one begins by ending it.
+static CUT: AtomicBool = AtomicBool::new(false);
 
 /// Writes to standard error, or nowhere while that takes nothing. A line that was lost is counted, and
 /// the next one that is not is preceded by their number.
@@ -41,27 +43,43 @@ fn is_ready() -> bool {
     poll(&mut one, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-fn write_at_once(bytes: &[u8]) -> io::Result<()> {
-    let mut stderr = io::stderr();
-    for part in bytes.chunks(AT_ONCE) {
-        if !is_ready() {
+fn write_at_once(stderr: &mut StderrLock<'_>, line: &[u8]) -> io::Result<()> {
+    let mut rest = line;
+    while !rest.is_empty() {
+        let part = &rest[..rest.len().min(AT_ONCE)];
+        let written = if is_ready() {
+            stderr.write(part)
+        } else {
             LOST.fetch_add(1, Relaxed);
-            return Err(io::ErrorKind::WouldBlock.into());
+            Err(io::ErrorKind::WouldBlock.into())
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                CUT.fetch_or(rest.len() < line.len(), Relaxed);
+                return Err(error);
+            }
         }
-        stderr.write_all(part)?;
     }
     Ok(())
 }
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // Held until the last part is written, so that lines of several threads do not mix.
+        let stderr = &mut io::stderr().lock();
+        if CUT.load(Relaxed) && is_ready() && write_at_once(stderr, b"\n").is_ok() {
+            CUT.store(false, Relaxed);
+        }
         if LOST.load(Relaxed) > 0 && is_ready() {
             let lost = LOST.swap(0, Relaxed);
-            if write_at_once(self.tell(lost).as_bytes()).is_err() {
+            if write_at_once(stderr, self.tell(lost).as_bytes()).is_err() {
                 LOST.fetch_add(lost, Relaxed);
             }
         }
-        write_at_once(line)?;
+        write_at_once(stderr, line)?;
         Ok(line.len())
     }
 
