@@ -56,9 +56,9 @@ impl Means {
         let mut history = lock(&self.history);
         history.push_back(Integrals {
             at: now,
-            busy: snapshot.lanes.iter().map(|l| l.usage.busy_seconds).sum(),
+            busy: snapshot.usage.busy_seconds,
             queue: snapshot.queue_seconds,
-            saturated: saturated(snapshot),
+            saturated: snapshot.usage.saturated_seconds,
         });
         while history.len() > MEAN_TICKS + 1 {
             history.pop_front();
@@ -83,20 +83,8 @@ impl Means {
         }
         let demand = (last.busy - first.busy + last.queue - first.queue) / seconds;
         let saturation = (last.saturated - first.saturated) / seconds;
-        // A retired lane takes its integrals with it.
-        (demand.max(0.0), saturation.clamp(0.0, 1.0))
+        (demand, saturation.min(1.0))
     }
-}
-
-/// Seconds in which requests had to wait: the mean over the lanes.
-pub fn saturated(snapshot: &Snapshot) -> f64 {
-    let lanes = snapshot.lanes.len().max(1) as f64;
-    let sum: f64 = snapshot
-        .lanes
-        .iter()
-        .map(|lane| lane.usage.saturated_seconds)
-        .sum();
-    sum / lanes
 }
 
 /// The next look while nothing is in flight, a quarter of a second away more or less. The runtime's timers are

@@ -529,6 +529,10 @@ impl Model {
                 assert!(lane.usage.saturated_seconds >= before.usage.saturated_seconds);
             }
         }
+        let (all, before) = (after.usage, self.before.usage);
+        assert!(all.busy_seconds >= before.busy_seconds);
+        assert!(all.limit_seconds >= before.limit_seconds);
+        assert!(all.saturated_seconds >= before.saturated_seconds);
         assert!(after.queue_seconds >= self.before.queue_seconds);
 
         for (class, &queued) in after.queued.iter().enumerate() {

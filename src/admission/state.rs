@@ -449,6 +449,7 @@ impl State {
         self.advance(now);
         Snapshot {
             lanes: self.lanes.snapshots().collect(),
+            usage: self.lanes.usage(),
             queued: self.queue.by_class(),
             capacity: self.capacity(),
             standing: self.standing(now),

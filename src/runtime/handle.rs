@@ -20,7 +20,7 @@ use crate::{
     observe::{self, EndpointSnapshot},
     proxy::{Phase, Shared},
     sense::Senses,
-    tuner::{self, Means},
+    tuner::Means,
 };
 
 /// An endpoint that accepted a connection within this time is taken to accept another.
@@ -82,9 +82,6 @@ impl Running {
                 })
             })
             .collect();
-        let sum = |of: fn(&crate::admission::state::LaneUsage) -> f64| -> f64 {
-            gate.lanes.iter().map(|lane| of(&lane.usage)).sum()
-        };
         let metrics = &self.shared.metrics;
         let held = |direction| i64::try_from(self.shared.budget.used(direction)).unwrap_or(0);
         metrics.set_ready(self.is_ready());
@@ -98,9 +95,9 @@ impl Running {
             queue_capacity: u32::try_from(gate.capacity).unwrap_or(u32::MAX),
             demand_slots,
             saturation_ratio,
-            busy_slot_seconds: sum(|usage| usage.busy_seconds),
-            limit_slot_seconds: sum(|usage| usage.limit_seconds),
-            saturated_seconds: tuner::saturated(&gate),
+            busy_slot_seconds: gate.usage.busy_seconds,
+            limit_slot_seconds: gate.usage.limit_seconds,
+            saturated_seconds: gate.usage.saturated_seconds,
             reject_status: self.shared.live().config.reject.status,
         }
     }

@@ -23,6 +23,8 @@ struct Lane {
     /// No new permits; the lane goes when the last is back.
     retired: bool,
     usage: LaneUsage,
+    /// What `usage` was when a lane came or went last.
+    since: LaneUsage,
 }
 
 impl Lane {
@@ -46,6 +48,8 @@ impl Lane {
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
+    /// What all of them had when one came or went last.
+    before: LaneUsage,
 }
 
 impl Lanes {
@@ -55,6 +59,7 @@ impl Lanes {
             (lane.limit, lane.healthy, lane.retired) = (limit, true, false);
             return;
         }
+        self.settle();
         self.lanes.push(Lane {
             id,
             limit,
@@ -65,6 +70,7 @@ impl Lanes {
             healthy: true,
             retired: false,
             usage: LaneUsage::default(),
+            since: LaneUsage::default(),
         });
     }
 
@@ -214,6 +220,21 @@ impl Lanes {
         }
     }
 
+    /// See [`Snapshot::usage`](super::Snapshot).
+    pub(super) fn usage(&self) -> LaneUsage {
+        let share = 1.0 / self.lanes.len().max(1) as f64;
+        self.lanes.iter().fold(self.before, |all, lane| {
+            let (now, since) = (lane.usage, lane.since);
+            // The difference first: otherwise rounding might let a sum fall.
+            let saturated = now.saturated_seconds - since.saturated_seconds;
+            LaneUsage {
+                busy_seconds: all.busy_seconds + (now.busy_seconds - since.busy_seconds),
+                limit_seconds: all.limit_seconds + (now.limit_seconds - since.limit_seconds),
+                saturated_seconds: all.saturated_seconds + saturated * share,
+            }
+        })
+    }
+
     /// What they look like, retired ones included until they are empty.
     pub(super) fn snapshots(&self) -> impl Iterator<Item = LaneSnapshot> {
         self.lanes.iter().map(|lane| LaneSnapshot {
@@ -229,7 +250,48 @@ impl Lanes {
     }
 
     fn sweep(&mut self) {
+        self.settle();
         self.lanes
             .retain(|lane| !lane.retired || lane.in_flight > 0);
+    }
+
+    /// Keeps what there is so far, whoever is there from now on.
+    fn settle(&mut self) {
+        self.before = self.usage();
+        for lane in &mut self.lanes {
+            lane.since = lane.usage;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lanes_had_stays_when_they_go() {
+        let mut lanes = Lanes::default();
+        let all = |lanes: &Lanes| {
+            let usage = lanes.usage();
+            (
+                usage.busy_seconds,
+                usage.limit_seconds,
+                usage.saturated_seconds,
+            )
+        };
+        lanes.add(1, 4);
+        lanes.enter(0);
+        lanes.advance(10.0, true);
+        assert_eq!(all(&lanes), (10.0, 40.0, 10.0));
+        lanes.add(2, 1);
+        lanes.enter(1);
+        lanes.advance(10.0, false);
+        // One of two was full.
+        assert_eq!(all(&lanes), (30.0, 90.0, 15.0));
+        lanes.leave(1);
+        lanes.retire(1);
+        assert_eq!(all(&lanes), (30.0, 90.0, 15.0));
+        lanes.advance(1.0, false);
+        assert_eq!(all(&lanes), (31.0, 91.0, 16.0));
     }
 }

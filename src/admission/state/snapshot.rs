@@ -31,6 +31,8 @@ pub struct LaneSnapshot {
 pub struct Snapshot {
     /// Each endpoint's lane, retired ones included until they are empty.
     pub lanes: Vec<LaneSnapshot>,
+    /// The integrals of all lanes together, of those that are gone too. Saturation is the mean over the lanes.
+    pub usage: LaneUsage,
     /// Waiting, by class (in the order of [`Class`](crate::config::Class)).
     pub queued: [u32; CLASSES],
     /// The most that may wait now.
