@@ -209,20 +209,23 @@ fn systemd_s_own_tool_activates_it_with_sockets_by_name() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("web.sock");
     let path = path.to_str().expect("text");
-    let port = free_port();
+    let addresses = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let mut command = Command::new("systemd-socket-activate");
-    command.args(["-l", path, "-l", &format!("127.0.0.1:{port}")]);
-    command.args(["--fdname=web:local", "-E", "PATH"]);
+    command.args(["-l", path, "-l", &addresses[0], "-l", &addresses[1]]);
+    // All sockets of a unit have one name.
+    command.args(["--fdname=web:local:local", "-E", "PATH"]);
     command.arg(tidegate_command().get_program());
     // Not in the order in which they are passed.
     command.args(["run", "--listen", "fd:local", "--listen", "fd:web"]);
     command.args(["--admin", "127.0.0.1:0", "--backend", app.address()]);
     let mut process = Process::start("systemd-socket-activate", &mut command);
-    process.logged("both sockets", |log| {
-        (log.matches("Listening on").count() == 2).then_some(())
+    process.logged("all sockets", |log| {
+        (log.matches("Listening on").count() == 3).then_some(())
     });
     // It starts tidegate when somebody comes, who is served.
-    assert_eq!(get(&format!("127.0.0.1:{port}"), "/pid").status, 200);
+    for address in &addresses {
+        assert_eq!(get(address, "/pid").status, 200, "{address}");
+    }
     assert_eq!(get(&format!("unix:{path}"), "/pid").status, 200);
     assert_eq!(process.stop(), 0);
     // The file is systemd's, and stays for the next start.

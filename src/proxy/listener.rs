@@ -51,23 +51,24 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Binds an address. A name with several addresses is bound once, to the first that works.
+    /// Binds an address. A name with several addresses is bound once, to the first that works; of passed sockets
+    /// several may have one name.
     ///
     /// # Errors
     /// If the address is taken, not ours, or not permitted.
-    pub fn bind(address: &Address) -> io::Result<Self> {
+    pub fn bind(address: &Address) -> io::Result<Vec<Self>> {
         match address {
             Address::Tcp { host, port } => {
                 let mut last = None;
                 for address in (host.as_str(), *port).to_socket_addrs()? {
                     match bind_tcp(address) {
-                        Ok(listener) => return Ok(Self::Tcp(listener)),
+                        Ok(listener) => return Ok(vec![Self::Tcp(listener)]),
                         Err(error) => last = Some(error),
                     }
                 }
                 Err(last.unwrap_or_else(|| ErrorKind::AddrNotAvailable.into()))
             }
-            Address::Unix(path) => bind_unix(path),
+            Address::Unix(path) => bind_unix(path).map(|listener| vec![listener]),
             Address::Fd(name) => inherited(name),
         }
     }
@@ -118,28 +119,34 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     Ok(Listener::Unix(socket.into(), SocketFile::of(path)))
 }
 
-/// A socket that systemd passed by name: sd_listen_fds_with_names(3).
-fn inherited(name: &str) -> io::Result<Listener> {
+/// The sockets that systemd passed by this name: `sd_listen_fds_with_names(3)`. All of a socket unit have the same.
+fn inherited(name: &str) -> io::Result<Vec<Listener>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let missing = || {
-        io::Error::new(
+    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut listeners = Vec::new();
+    for (at, _) in names.split(':').enumerate().filter(|(_, it)| *it == name) {
+        listeners.extend(take(&mut passed, at)?);
+    }
+    if listeners.is_empty() {
+        return Err(io::Error::new(
             ErrorKind::NotFound,
             format!("no socket named {name} was passed (LISTEN_FDNAMES={names:?})"),
-        )
-    };
-    let at = names
-        .split(':')
-        .position(|known| known == name)
-        .ok_or_else(missing)?;
-    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+        ));
+    }
+    Ok(listeners)
+}
+
+fn take(passed: &mut listenfd::ListenFd, at: usize) -> io::Result<Option<Listener>> {
     // Which of the two it is, only a try tells; one that fails leaves the socket in its place.
     if let Ok(Some(listener)) = passed.take_tcp_listener(at) {
         listener.set_nonblocking(true)?;
-        return Ok(Listener::InheritedTcp(listener));
+        return Ok(Some(Listener::InheritedTcp(listener)));
     }
-    let listener = passed.take_unix_listener(at)?.ok_or_else(missing)?;
+    let Some(listener) = passed.take_unix_listener(at)? else {
+        return Ok(None);
+    };
     listener.set_nonblocking(true)?;
-    Ok(Listener::InheritedUnix(listener))
+    Ok(Some(Listener::InheritedUnix(listener)))
 }
 
 /// How many clients the process has descriptors for, of `limit` in all.
@@ -423,7 +430,8 @@ mod tests {
             }
             let open = workers.iter().map(|w| w.connections.clone()).collect();
             let address = "127.0.0.1:0".parse().expect("an address");
-            let listener = Listener::bind(&address).expect("a port");
+            let mut bound = Listener::bind(&address).expect("a port");
+            let listener = bound.remove(0);
             let address = listener.local_address();
             let acceptor = Acceptor::new(shared(), workers);
             Self {

@@ -287,14 +287,13 @@ fn tell_no_file() {
 }
 
 fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
-    let addresses = &loaded.config.server.listen;
-    addresses
-        .iter()
-        .map(|address| {
-            Listener::bind(address)
-                .map_err(|error| cannot_listen(address, &error, "--listen or server.listen"))
-        })
-        .collect()
+    let mut listeners = Vec::new();
+    for address in &loaded.config.server.listen {
+        let bound = Listener::bind(address)
+            .map_err(|error| cannot_listen(address, &error, "--listen or server.listen"))?;
+        listeners.extend(bound);
+    }
+    Ok(listeners)
 }
 
 async fn bind_admin(loaded: &Loaded) -> Result<AdminListener, Failure> {
