@@ -108,6 +108,24 @@ fn the_manager_is_told_of_readiness_reloads_and_the_end_and_that_all_is_well() {
 }
 
 #[test]
+fn a_reload_before_it_is_ready_does_not_make_it_so() {
+    let manager = Manager::new();
+    let mut tidegate = Tidegate::exec(["sleep", "600"])
+        .env("NOTIFY_SOCKET", &manager.path)
+        .launch();
+    let logged = |tidegate: &mut Tidegate, text: &str| {
+        tidegate
+            .process
+            .logged(text, |log| log.contains(text).then_some(()));
+    };
+    logged(&mut tidegate, "started the backend");
+    tidegate.process.signal(Signal::HUP);
+    logged(&mut tidegate, "configuration reloaded");
+    tidegate.stop();
+    assert_eq!(manager.told(), "STOPPING=1\nSTATUS=draining");
+}
+
+#[test]
 fn a_restart_on_a_socket_of_systemd_refuses_nobody() {
     let app = Gunicorn::gthread(8);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps/activate.py");

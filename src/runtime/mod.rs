@@ -255,7 +255,7 @@ async fn serve(
                         backend.kill().await
                     };
                 }
-                Signal::Reload => reload(&settings, Cause::Asked("HUP")),
+                Signal::Reload => reload(&settings, Cause::Asked("HUP"), serving),
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             },
@@ -272,13 +272,18 @@ async fn serve(
     Ok(code)
 }
 
-/// In a task of its own: whatever the file makes us wait for, the next signal is heard.
-fn reload(settings: &Arc<Settings>, cause: Cause) {
+/// In a task of its own: whatever the file makes us wait for, the next signal is heard. The manager, who takes the end
+/// of a reload for readiness, hears of it only once that is so.
+fn reload(settings: &Arc<Settings>, cause: Cause, serving: bool) {
     let settings = settings.clone();
     tokio::spawn(async move {
-        notify::reloading();
+        if serving {
+            notify::reloading();
+        }
         let result = settings.try_reload(cause).await;
-        notify::reloaded(result.is_ok());
+        if serving {
+            notify::reloaded(result.is_ok());
+        }
     });
 }
 
