@@ -1,14 +1,14 @@
 //! From the sources to a validated configuration, or to every problem there is.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{
     address::Address,
@@ -146,8 +146,24 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
 /// # Errors
 /// As [`load`].
 pub fn load_noting(sources: &Sources, tried: &Tried) -> Result<Loaded, Problems> {
+    load_by(read_once, sources, tried)
+}
+
+/// [`load_noting`], once more: what came through a pipe does not come again.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_again(sources: &Sources, tried: &Tried) -> Result<Loaded, Problems> {
+    load_by(read_small, sources, tried)
+}
+
+fn load_by(
+    read: fn(&Path) -> io::Result<Vec<u8>>,
+    sources: &Sources,
+    tried: &Tried,
+) -> Result<Loaded, Problems> {
     let path = sources.path();
-    let read = path.as_deref().map(read_small).transpose();
+    let read = path.as_deref().map(read).transpose();
     tried.note(read.as_ref().ok().and_then(Option::as_deref));
     let bytes =
         read.map_err(|error| unreadable(path.as_deref().unwrap_or(Path::new("")), &error))?;
@@ -163,13 +179,7 @@ const FILE_MAX: u64 = 1 << 20;
 /// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one, [`io::ErrorKind::InvalidInput`] for a
 /// pipe, a device and the like: they may keep a reader waiting for ever.
 pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    // To open a FIFO waits, too, for somebody who writes to it.
-    let waits_for_nobody = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
-    let file = File::options()
-        .read(true)
-        .custom_flags(waits_for_nobody)
-        .open(path)?;
+    let file = open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -180,6 +190,41 @@ pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
             "it is no regular file (a pipe or a device); write it to a file",
         ));
     }
+    read_all(file)
+}
+
+/// The same, or what comes through a pipe, as of a shell's `<(...)`. Whoever writes is there already, and is waited
+/// for.
+fn read_once(path: &Path) -> io::Result<Vec<u8>> {
+    if !is_pipe(path) {
+        return read_small(path);
+    }
+    let file = open(path)?;
+    fcntl_setfl(&file, OFlags::empty())?;
+    let content = read_all(file)?;
+    if content.is_empty() {
+        let nothing = "nothing came through this pipe";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, nothing));
+    }
+    Ok(content)
+}
+
+/// Whether the configuration comes through a pipe, and so only once.
+pub fn is_pipe(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+/// To open a FIFO waits for somebody who writes to it: not here.
+fn open(path: &Path) -> io::Result<File> {
+    let waits_for_nobody = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    File::options()
+        .read(true)
+        .custom_flags(waits_for_nobody)
+        .open(path)
+}
+
+fn read_all(file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
     let read = file.take(FILE_MAX + 1).read_to_end(&mut content)?;
     if read as u64 > FILE_MAX {
         return Err(io::Error::new(
@@ -295,7 +340,10 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{
+        io::Write as _,
+        os::{fd::AsRawFd as _, unix::fs::symlink},
+    };
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -318,10 +366,35 @@ mod tests {
                 file: Some(bad),
                 ..Sources::default()
             };
-            let problems = load(&sources).expect_err("it is none").to_string();
+            let again = load_again(&sources, &Tried::default());
+            let problems = again.expect_err("it is none").to_string();
             assert!(problems.contains("it is no regular file"), "{problems}");
+            load(&sources).expect_err("nobody writes");
         }
         let error = read_small(dir.path()).expect_err("it is a directory");
         assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    }
+
+    #[test]
+    fn what_comes_through_a_pipe_is_read_to_its_end_but_once() {
+        let (from, mut to) = io::pipe().expect("a pipe");
+        let sources = Sources {
+            file: Some(format!("/dev/fd/{}", from.as_raw_fd()).into()),
+            ..Sources::default()
+        };
+        let writer = std::thread::spawn(move || {
+            for part in ["[limit]\n", "max = 7\n"] {
+                to.write_all(part.as_bytes()).expect("somebody reads");
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        let loaded = load(&sources).expect("it is valid");
+        assert_eq!(loaded.config.limit.max, 7);
+        writer.join().expect("it has written");
+        let problems = load(&sources).expect_err("it is empty").to_string();
+        assert!(
+            problems.ends_with("nothing came through this pipe"),
+            "{problems}"
+        );
     }
 }

@@ -26,7 +26,7 @@ pub mod watch;
 
 pub use address::{Address, AddressError};
 pub(crate) use check::log_targets;
-pub use load::{Loaded, Sources, Tried, load, load_noting, needs_restart};
+pub use load::{Loaded, Sources, Tried, is_pipe, load, load_again, load_noting, needs_restart};
 pub use origin::{Origin, Origins, Position};
 pub use problem::{Problem, Problems};
 pub(crate) use rules::UNROUTED;

@@ -107,7 +107,9 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
     // Before anything is read, so that no later change is missed.
     let (changes, changed) = mpsc::unbounded_channel();
     let tried = Tried::default();
-    let watcher = sources.path().map(|path| {
+    let file = sources.path();
+    let piped = file.as_deref().is_some_and(config::is_pipe);
+    let watcher = file.filter(|_| !piped).map(|path| {
         config::watch::watch(&path, tried.clone(), move || {
             let _ = changes.send(());
         })
@@ -117,6 +119,11 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
     let log = crate::observe::log::init(&loaded.config.log).map_err(Failure::Config)?;
     if let Some(Err(error)) = &watcher {
         tracing::warn!(%error, "the configuration file is not watched; HUP still reloads it");
+    }
+    if piped {
+        tracing::warn!(
+            "the configuration came through a pipe, which is read once: to reload it takes a file"
+        );
     }
     process::raise_descriptor_limit(&loaded.config);
     process::try_spool(&loaded.config);

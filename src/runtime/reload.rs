@@ -81,7 +81,7 @@ impl Settings {
             if matches!(cause, Cause::FileChanged) && !is_news() {
                 return Ok(None);
             }
-            let new = config::load_noting(&sources, &tried)?;
+            let new = config::load_again(&sources, &tried)?;
             new.check_successor_of(&before)?;
             Ok::<_, config::Problems>(Some(new))
         })
