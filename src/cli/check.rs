@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::CheckArgs;
-use crate::config::{Sources, load};
+use crate::config::{Problem, Sources, load, unusable};
 
-/// Prints `FILE: ok`, or each problem on a line of stderr and exits 2.
+/// Prints `FILE: ok`, or each problem on a line of stderr and exits 2. What cannot be used on this machine is a warning:
+/// the configuration may be meant for another.
 pub fn run(args: &CheckArgs) -> ExitCode {
     check(
         &args.options.sources(),
@@ -21,6 +22,12 @@ fn check(sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> ExitCod
     // The exit code says it all when nobody reads.
     match load(sources) {
         Ok(loaded) => {
+            for Problem {
+                location, message, ..
+            } in unusable(&loaded)
+            {
+                let _ = writeln!(err, "{location}: warning: {message}");
+            }
             let what = loaded.file.map(|path| path.display().to_string());
             let _ = writeln!(out, "{}: ok", what.as_deref().unwrap_or("configuration"));
             ExitCode::SUCCESS
@@ -63,6 +70,17 @@ mod tests {
     fn a_valid_file_is_ok() {
         let expected = (true, "t.toml: ok\n".to_owned(), String::new());
         assert_eq!(outcome(Some("[queue]\nmax_wait = \"1s\"\n")), expected);
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_is_a_warning() {
+        let (ok, out, err) = outcome(Some("[trace]\nfile = \"/nowhere/at/all\"\n"));
+        assert_eq!((ok, out.as_str()), (true, "t.toml: ok\n"));
+        assert_eq!(
+            err,
+            "t.toml:2:8: warning: trace.file: \"/nowhere/at/all\": there is no directory /nowhere/at; make it, \
+             or tidegate does not start\n"
+        );
     }
 
     #[test]

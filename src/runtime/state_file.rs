@@ -12,7 +12,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, config::Config, control::Remembered, proxy::Shared};
+use crate::{
+    clock,
+    config::{Config, folder},
+    control::Remembered,
+    proxy::Shared,
+};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -121,13 +126,6 @@ pub fn try_write(config: &Config) {
             %error,
             "the directory of limit.state_file cannot be written to: what is learned will not be kept"
         );
-    }
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 
