@@ -222,6 +222,7 @@ async fn serve(
         tuner::first_visit(&shared).await;
     });
     let mut keep = tokio::time::interval(KEEP_EVERY);
+    let mut keeper = state_file::Keeper::default();
     let code = loop {
         tokio::select! {
             () = &mut ready, if !serving => {
@@ -266,12 +267,12 @@ async fn serve(
                 Signal::ReopenLogs => tell_no_file(),
                 Signal::DumpState => running.log_state(),
             },
-            _ = keep.tick(), if serving => state_file::save(&shared),
-            Some(()) = changed.recv() => reload(&settings, Cause::FileChanged),
+            _ = keep.tick(), if serving => keeper.save(&shared),
+            Some(()) = changed.recv() => reload(&settings, Cause::FileChanged, serving),
         }
     };
     if serving {
-        state_file::save(&shared);
+        keeper.finish(&shared).await;
     }
     // Who waits for the drain, or listens to the status, hears of the end.
     let _ = farewell.send(());

@@ -83,6 +83,8 @@ impl Settings {
             }
             let new = config::load_again(&sources, &tried)?;
             new.check_successor_of(&before)?;
+            process::try_spool(&new.config);
+            state_file::try_write(&new.config);
             Ok::<_, config::Problems>(Some(new))
         })
         .await;
@@ -120,8 +122,6 @@ impl Settings {
         {
             tracing::error!(%error, "the log level stays");
         }
-        process::try_spool(&config);
-        state_file::try_write(&config);
         self.shared.apply(config);
         self.shared.metrics.config_reload(true);
         let summary = if restart.is_empty() {

@@ -8,9 +8,14 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 use crate::{
     clock,
@@ -21,6 +26,8 @@ use crate::{
 
 /// The version of the format.
 const VERSION: u32 = 1;
+/// How long the last write may hold up the end.
+const LAST: Duration = Duration::from_secs(2);
 /// A file larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
 
@@ -63,27 +70,63 @@ pub fn recall(shared: &Shared) {
     shared.limiter.tick(now);
 }
 
-/// Writes down what is known now.
-pub fn save(shared: &Shared) {
-    let Some(path) = path(shared) else { return };
-    let endpoints: BTreeMap<String, Remembered> = shared
-        .limiter
-        .lanes()
-        .iter()
-        .filter_map(|lane| {
-            let known = lane.with_controller(|law| law.remember())?;
-            Some((lane.label().to_owned(), known))
-        })
-        .collect();
-    if endpoints.is_empty() {
-        return;
+/// Writes down what is known, on a thread of its own: a busy disk takes seconds, in which laws, probes and scrapes must
+/// not wait.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Writes down what is known now, unless the last time is not over yet.
+    pub fn save(&mut self, shared: &Shared) {
+        let Some(path) = path(shared) else { return };
+        let endpoints: BTreeMap<String, Remembered> = shared
+            .limiter
+            .lanes()
+            .iter()
+            .filter_map(|lane| {
+                let known = lane.with_controller(|law| law.remember())?;
+                Some((lane.label().to_owned(), known))
+            })
+            .collect();
+        if endpoints.is_empty() {
+            return;
+        }
+        let state = State {
+            version: VERSION,
+            endpoints,
+        };
+        self.begin(move || {
+            if let Err(error) = write(&path, &state) {
+                tracing::warn!(file = %path.display(), %error, "cannot write limit.state_file");
+            }
+        });
     }
-    let state = State {
-        version: VERSION,
-        endpoints,
-    };
-    if let Err(error) = write(&path, &state) {
-        tracing::warn!(file = %path.display(), %error, "cannot write limit.state_file");
+
+    /// The same for the last time; it is waited for, but not for ever.
+    pub async fn finish(mut self, shared: &Shared) {
+        let all = async {
+            self.written().await;
+            self.save(shared);
+            self.written().await;
+        };
+        if timeout(LAST, all).await.is_err() {
+            tracing::warn!("limit.state_file takes too long to be written: it stays as it was");
+        }
+    }
+
+    fn begin(&mut self, write: impl FnOnce() + Send + 'static) {
+        if self.writing.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.writing = Some(spawn_blocking(write));
+        }
+    }
+
+    async fn written(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            let _ = writing.await;
+            self.writing = None;
+        }
     }
 }
 
