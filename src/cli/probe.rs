@@ -1,6 +1,7 @@
 //! `tidegate probe`: how many parallel requests does the backend sustain?
 
 use std::{
+    fs,
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
@@ -177,11 +178,12 @@ fn bar(clients: u32, most: u32) -> String {
 
 /// Whole or not at all: a picture that is looked at while it is written is not half a picture.
 fn write(file: &Path, content: &str) -> io::Result<()> {
-    let dir = match file.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let mut new = tempfile::NamedTempFile::new_in(dir)?;
+    // A link leads to where the picture is kept; a device or a pipe stays what it is.
+    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    if file.exists() && !file.is_file() {
+        return fs::write(file, content);
+    }
+    let mut new = tempfile::NamedTempFile::new_in(config::folder(file))?;
     new.write_all(content.as_bytes())?;
     // Readable as any file that is made in the usual way.
     #[cfg(unix)]
@@ -196,6 +198,8 @@ fn write(file: &Path, content: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -213,5 +217,13 @@ mod tests {
         write(&file, "two").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
         assert!(write(&dir.path().join("none/a.svg"), "x").is_err());
+        for target in ["a.svg", "/dev/null"] {
+            let link = dir.path().join("link");
+            symlink(target, &link).unwrap();
+            write(&link, "three").unwrap();
+            assert!(link.is_symlink(), "{target}");
+            std::fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "three");
     }
 }

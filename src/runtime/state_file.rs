@@ -173,6 +173,11 @@ pub fn try_write(config: &Config) {
 }
 
 fn write(path: &Path, state: &State) -> io::Result<()> {
+    // The move would put a file in the place of a device, or of a link to where the file is kept.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if path.exists() && !path.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut file = tempfile::NamedTempFile::new_in(folder(path))?;
     serde_json::to_writer(&mut file, state)?;
     file.as_file().sync_all()?;
@@ -182,6 +187,8 @@ fn write(path: &Path, state: &State) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::symlink, sync::mpsc};
+
     use super::*;
 
     #[test]
@@ -214,5 +221,35 @@ mod tests {
             assert!(read(&path).is_err(), "{rubbish}");
         }
         assert!(write(&folder.path().join("no/such/folder/state"), &state).is_err());
+        let link = folder.path().join("link");
+        symlink(&path, &link).expect("a link");
+        write(&link, &state).expect("it is written");
+        assert!(
+            link.is_symlink(),
+            "it still leads to where the file is kept"
+        );
+        assert!(read(&path).is_ok());
+        let device = folder.path().join("device");
+        symlink("/dev/null", &device).expect("a link");
+        assert!(write(&device, &state).is_err());
+        assert!(device.is_symlink());
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_its_time_holds_nobody_up() {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::channel();
+        let mut keeper = Keeper::default();
+        let writes = begun.clone();
+        keeper.begin(move || {
+            writes.send(1).expect("somebody listens");
+            let _ = wait.recv();
+        });
+        keeper.begin(move || begun.send(2).expect("somebody listens"));
+        let early = timeout(Duration::from_millis(20), keeper.written()).await;
+        assert!(early.is_err(), "it is still written");
+        drop(go_on);
+        keeper.written().await;
+        assert_eq!(begins.iter().collect::<Vec<_>>(), [1], "one at a time");
     }
 }
