@@ -7,11 +7,11 @@ mod exec;
 #[path = "lifecycle/ready.rs"]
 mod ready;
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use common::{
     Client, Gunicorn, Held, PATIENCE, Raw, Tidegate, alive, app::gunicorn_command, descendants,
-    since, tidegate, try_get, until,
+    since, tidegate, tidegate_command, try_get, until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tidegate::clock;
@@ -364,6 +364,33 @@ fn the_commands_for_operators_tell_and_change_the_state() {
         let (code, _, stderr) = tidegate(&args);
         assert_eq!(code, 1, "{command:?}");
         assert!(stderr.contains(&admin), "{stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_1_unless_nobody_reads_on() {
+    let tidegate = Tidegate::to("127.0.0.1:9").start();
+    let code = |args: &[&str], out: Stdio| {
+        let mut command = tidegate_command();
+        let status = command
+            .args(args)
+            .stdout(out)
+            .stderr(Stdio::null())
+            .status();
+        status.expect("it runs").code()
+    };
+    let status = ["status", "--admin", tidegate.admin()];
+    let json = ["status", "--format", "json", "--admin", tidegate.admin()];
+    for args in [&["config"][..], &["completions", "bash"], &status, &json] {
+        let full = fs::File::options().write(true).open("/dev/full");
+        assert_eq!(
+            code(args, full.expect("a device").into()),
+            Some(1),
+            "{args:?}"
+        );
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        assert_eq!(code(args, writer.into()), Some(0), "{args:?}");
     }
 }
 

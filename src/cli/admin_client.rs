@@ -77,6 +77,29 @@ pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "tidegate: {line}");
 }
 
+/// Prints what was asked for.
+pub(super) fn print(text: &str) -> ExitCode {
+    put(text).err().unwrap_or(ExitCode::SUCCESS)
+}
+
+/// The same, for who has more to say.
+///
+/// # Errors
+/// The exit code when there is no use in going on: a reader that has seen enough, as of `| head`, is no failure; a full
+/// disk is.
+pub(super) fn put(text: &str) -> Result<(), ExitCode> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes());
+    match written.and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ExitCode::SUCCESS),
+        Err(error) => {
+            complain(&format!("cannot write to standard output: {error}"));
+            Err(FAILURE)
+        }
+    }
+}
+
 /// Sends a request and reads the answer whole. `patience` of None waits for ever, for the answer;
 /// connecting takes 5 s at most.
 ///

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{ConfigArgs, ConfigFormat};
+use super::{ConfigArgs, ConfigFormat, admin_client::print};
 use crate::config::load;
 
 /// Prints the configuration; or each problem on a line of stderr and exits 2.
@@ -21,13 +21,5 @@ pub fn run(args: &ConfigArgs) -> ExitCode {
         ConfigFormat::Toml => loaded.render_toml(),
         ConfigFormat::Json => format!("{:#}\n", loaded.to_json()),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // `tidegate config | head` has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "cannot write the configuration: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    print(&text)
 }

@@ -5,7 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::{DoctorArgs, DoctorFormat, admin_client::FAILURE};
+use super::{
+    DoctorArgs, DoctorFormat,
+    admin_client::{FAILURE, print},
+};
 use crate::{config, doctor};
 
 /// Examines each endpoint of the configuration and prints. Exits with 1 when one of them did not answer.
@@ -34,9 +37,9 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
             format!("{:#}\n", serde_json::json!({ "endpoints": each }))
         }
     };
-    let _ = io::stdout().lock().write_all(text.as_bytes());
+    let printed = print(&text);
     if diagnoses.iter().all(doctor::Diagnosis::answered) {
-        ExitCode::SUCCESS
+        printed
     } else {
         FAILURE
     }

@@ -12,7 +12,7 @@ use tokio::{runtime, signal, task::LocalSet};
 
 use super::{
     ProbeArgs, ProbeFormat,
-    admin_client::{FAILURE, complain},
+    admin_client::{FAILURE, complain, print},
 };
 use crate::{
     config::{self, Address, Origin},
@@ -45,11 +45,11 @@ pub fn run(args: &ProbeArgs) -> ExitCode {
                 ProbeFormat::Text => probe::text(&report),
                 ProbeFormat::Json => format!("{:#}\n", probe::json(&report)),
             };
-            let _ = io::stdout().lock().write_all(text.as_bytes());
+            let printed = print(&text);
             if failed || report.steps.is_empty() {
                 FAILURE
             } else {
-                ExitCode::SUCCESS
+                printed
             }
         }
         Err(problem) => {

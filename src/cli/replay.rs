@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     ReplayArgs, ReplayFormat,
-    admin_client::{FAILURE, complain},
+    admin_client::{FAILURE, complain, print},
 };
 use crate::{config, observe::trace, replay};
 
@@ -30,8 +30,7 @@ pub fn run(args: &ReplayArgs) -> ExitCode {
                 ReplayFormat::Text => replay::text(&comparison),
                 ReplayFormat::Json => format!("{:#}\n", replay::json(&comparison)),
             };
-            let _ = io::stdout().lock().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            print(&text)
         }
         Err(problem) => {
             complain(&format!("{}: {problem}", args.trace.display()));

@@ -1,16 +1,10 @@
 //! `tidegate status`: the status document, on one screen or as it is.
 
-use std::{
-    fmt::Write as _,
-    io::{self, Write},
-    process::ExitCode,
-    thread,
-    time::Duration,
-};
+use std::{fmt::Write as _, process::ExitCode, thread, time::Duration};
 
 use serde_json::Value;
 
-use super::admin_client::{FAILURE, PATIENCE, complain, display, printable, request};
+use super::admin_client::{FAILURE, PATIENCE, complain, display, printable, put, request};
 use crate::config::Address;
 
 /// Decisions on the screen at most.
@@ -40,11 +34,10 @@ pub fn run(address: &Address, json: bool, watch: bool) -> ExitCode {
         } else {
             ""
         };
-        let mut stdout = io::stdout().lock();
-        let printed = writeln!(stdout, "{clear}{screen}").and_then(|()| stdout.flush());
-        drop(stdout);
-        // Standard output is closed: nobody reads on.
-        if !watch || printed.is_err() {
+        if let Err(code) = put(&format!("{clear}{screen}\n")) {
+            return code;
+        }
+        if !watch {
             return ExitCode::SUCCESS;
         }
         thread::sleep(Duration::from_secs(1));
