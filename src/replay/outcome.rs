@@ -104,7 +104,7 @@ impl Outcome {
                 Fate::Served(_) => {
                     outcome.answered(waited + took, took);
                     outcome.waited(waited);
-                    outcome.busy += took;
+                    outcome.busy += took.min(outcome.seconds - at - waited).max(0.0);
                 }
                 Fate::Refused(reason) => {
                     outcome.part(at).refused += 1;
@@ -133,7 +133,8 @@ impl Outcome {
         let part = self.part(at);
         part.limit += f64::from(limit) * seconds;
         part.time += seconds;
-        self.busy += f64::from(in_flight) * seconds;
+        // What comes after the last arrival is not part of the comparison.
+        self.busy += f64::from(in_flight) * seconds.min(self.seconds - at);
         self.most_in_flight = self.most_in_flight.max(in_flight);
         let (low, high) = self.limits.unwrap_or((limit, limit));
         self.limits = Some((low.min(limit), high.max(limit)));
@@ -196,7 +197,7 @@ pub(super) fn extrapolates(outcome: &Outcome, model: &Model) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tests::served, *};
 
     #[test]
     fn quantiles_are_values() {
@@ -228,8 +229,24 @@ mod tests {
             (Some(6.0), Some((4, 8)))
         );
         assert!((outcome.mean_in_flight() - 2.0).abs() < 1e-9);
-        // What comes after the last arrival is not part of the comparison.
+        outcome.pass(10.0, 5.0, 8, 2);
         outcome.pass(11.0, 5.0, 100, 9);
+        assert!((outcome.mean_in_flight() - 2.0).abs() < 1e-9);
         assert_eq!(outcome.limits, Some((4, 8)));
+    }
+
+    #[test]
+    fn only_the_time_between_the_arrivals_counts() {
+        let of = |entries: &[Entry]| {
+            Outcome::of(&Trace {
+                routes: vec!["default".into()],
+                entries: entries.to_vec(),
+                damaged: 0,
+            })
+            .mean_in_flight()
+        };
+        assert_eq!(of(&[served(7, 1, 0.5)]), 0.0);
+        let mean = of(&[served(0, 1, 0.5), served(1_000_000, 1, 30.0)]);
+        assert!((mean - 0.5).abs() < 1e-9, "{mean}");
     }
 }
