@@ -188,7 +188,7 @@ pub(super) fn reject_body(text: &str) -> Result<(), String> {
 pub(super) fn law(text: &str) -> Result<(), String> {
     match Algorithm::from_word(text) {
         Some(law) if law != Algorithm::Fixed => Ok(()),
-        _ => Err("write aimd, gradient or vegas".to_owned()),
+        _ => fail("cannot run in another's shadow; write aimd, gradient or vegas"),
     }
 }
 

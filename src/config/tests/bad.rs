@@ -345,7 +345,9 @@ fn a_shadow_is_a_law_that_moves() {
         let sources = set(Sources::default(), "limit.shadow", word);
         assert_eq!(
             lines(load(&sources)),
-            format!("--set limit.shadow: \"{word}\" write aimd, gradient or vegas")
+            format!(
+                "--set limit.shadow: \"{word}\" cannot run in another's shadow; write aimd, gradient or vegas"
+            )
         );
     }
 }
