@@ -241,6 +241,39 @@ fn a_backend_that_answers_half_a_body() {
 }
 
 #[test]
+fn an_answer_that_the_backend_breaks_off_is_no_client_that_left() {
+    use peers::half_body::*;
+    is_told_of("reset", then_closes(long()));
+    is_told_of("timeout", then_silence(CHUNKED.to_owned()));
+}
+
+/// The fault is counted as the backend's, and has a line in the log.
+fn is_told_of(kind: &str, half: impl Fn(&mut Conn) -> io::Result<()> + Send + Sync + 'static) {
+    let peer = Peer::start(half);
+    let setup = Tidegate::run().toml(IMPATIENT).backend(&peer.address());
+    let mut gate = setup.start();
+    let mut client = gate.client();
+    client.send("GET /half HTTP/1.1\r\nHost: app\r\n\r\n");
+    assert_eq!(client.try_head().expect("the head is there").status, 200);
+    // All there is.
+    while client.read_some().is_ok_and(|read| read > 0) {}
+    gate.until_metric("tidegate_client_connections", &[], 0.0);
+    let count = |name, labels: &[_]| gate.metric(name, labels);
+    let errors = count("tidegate_backend_errors_total", &[("kind", kind)]);
+    assert_eq!(errors, 1.0, "{kind}");
+    assert_eq!(count("tidegate_backend_errors_total", &[]), 1.0, "{kind}");
+    let canceled = count("tidegate_canceled_requests_total", &[]);
+    assert_eq!(canceled, 0.0, "{kind}");
+    let reason = format!("\"backend_{kind}\"");
+    let line = gate.process.logged("the line of the request", |log| {
+        let line = log.lines().find(|line| line.contains("\"/half\""))?;
+        Some(line.to_owned())
+    });
+    assert!(line.contains(&reason), "{line}");
+    assert!(line.contains("\"source\":\"backend\""), "{line}");
+}
+
+#[test]
 fn a_backend_that_answers_a_byte_at_a_time() {
     use peers::trickle::*;
     let (slow, steady) = (Duration::from_millis(150), Duration::from_millis(80));

@@ -162,6 +162,13 @@ impl<L: Lease> Flight<L> {
             .and_then(|inner| inner.link.take_trailers())
     }
 
+    /// Counts what has ended an answer that its client has the head of already. Before that, whoever asked is told.
+    pub(super) fn blame(&self, error: &Error) {
+        if let (Some(inner), Some(kind)) = (&self.inner, error.kind()) {
+            inner.endpoint.metrics.error(kind);
+        }
+    }
+
     /// The backend is done: closes or keeps the connection, then gives the lease back.
     pub(super) fn finish(mut self, completion: Completion) {
         let Some(inner) = self.inner.take() else {

@@ -311,11 +311,13 @@ pub(super) async fn pump<L: Lease>(
                 break;
             }
             Next::Failed(error) => {
+                flight.blame(&error);
                 flight.finish(Completion::of(&error));
                 pipe.end(Err(error.into()));
                 break;
             }
             Next::Stalled => {
+                flight.blame(&Error::Timeout);
                 flight.give_up(Completion::TimedOut);
                 pipe.end(Err(Error::Timeout.into()));
                 break;

@@ -167,7 +167,7 @@ pub struct AccessRecord<'a> {
     pub status: u16,
     /// Who wrote the answer.
     pub source: Source,
-    /// Why tidegate answered itself, if it did.
+    /// Why tidegate answered itself, if it did, or why the backend's answer has no end.
     pub reason: Option<Reason>,
     /// The route's name.
     pub route: &'a str,

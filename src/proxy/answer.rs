@@ -163,6 +163,7 @@ where
             source: Source::Tidegate,
             reason: None,
             bytes: 0,
+            cut: false,
             finished: false,
             context: context.clone(),
         };
@@ -306,6 +307,8 @@ pub struct Record {
     source: Source,
     reason: Option<Reason>,
     bytes: u64,
+    /// The backend has broken off in the middle of the answer.
+    cut: bool,
     finished: bool,
 }
 
@@ -422,6 +425,19 @@ impl Record {
         self.context.enter(observe::Phase::Responding);
     }
 
+    /// Notes what ends the answer before its end. Its client is still there.
+    fn cut(&mut self, error: BoxError) -> BoxError {
+        match error.downcast::<backend::Error>() {
+            Ok(error) => {
+                let error = Error::Backend(*error);
+                self.cut = true;
+                self.reason = reject::rejection(&error, &self.context.live.config.reject).reason;
+                error.into()
+            }
+            Err(other) => other,
+        }
+    }
+
     fn note_cancel(&self, now: Instant) {
         let phase = self.context.phase();
         self.shared.metrics.canceled(phase);
@@ -462,7 +478,7 @@ impl Record {
         let total = now.saturating_duration_since(context.arrived);
         if complete {
             context.route().metrics.request_seconds(total);
-        } else {
+        } else if !self.cut {
             self.note_cancel(now);
         }
         let mode = context.live.config.log.access;
@@ -580,10 +596,13 @@ impl Body for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(this.inner.body_mut()).poll_frame(cx));
-        if let (Some(record), Some(Ok(frame))) = (&mut this.record, &frame) {
+        let Some(record) = &mut this.record else {
+            return Poll::Ready(frame);
+        };
+        if let Some(Ok(frame)) = &frame {
             record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| record.cut(error))))
     }
 
     fn is_end_stream(&self) -> bool {
