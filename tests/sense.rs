@@ -76,6 +76,25 @@ fn workers_that_come_and_go_are_followed() {
 }
 
 #[test]
+fn an_upgrade_counts_the_workers_of_both_masters() {
+    let mut app = Gunicorn::sync(3);
+    let tidegate = Tidegate::to(app.address()).start();
+    until_slots(&tidegate, 3, "proc");
+    let old = app.process.pid();
+    let of_old = children(old);
+    app.process.signal(Signal::USR2);
+    until_slots(&tidegate, 6, "proc");
+    let master = |pid: &u32| !of_old.contains(pid);
+    let new = children(old).into_iter().find(master).expect("a new one");
+    assert_eq!(children(new).len(), 3);
+    // The old ones go. Their master stays, for a way back.
+    app.process.signal(Signal::TTOU);
+    until_slots(&tidegate, 5, "proc");
+    app.process.signal(Signal::TTOU);
+    until_slots(&tidegate, 4, "proc");
+}
+
+#[test]
 fn threads_count_and_hide_the_accept_queue() {
     let app = Gunicorn::start(&["--workers", "2", "--threads", "3"]);
     let tidegate = Tidegate::to(app.address()).start();

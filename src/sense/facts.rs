@@ -30,7 +30,7 @@ pub struct ProcessFacts {
     pub thread_names: Vec<String>,
     /// For how long it has been running, seconds.
     pub age: f64,
-    /// The processes that it started.
+    /// The processes that it started; in the place of a new master that takes over from it, those of that one.
     pub children: Vec<ChildFacts>,
 }
 
@@ -67,6 +67,10 @@ pub struct Overlap {
     /// When it was measured.
     pub at: Instant,
 }
+
+/// The variable that tells a new master of gunicorn whose place it takes: after a USR2 both run, it a child of the old
+/// one.
+pub const TAKES_OVER: &str = "GUNICORN_PID";
 
 /// Whether a variable says something of a server.
 pub fn is_telling(variable: &str) -> bool {

@@ -181,7 +181,7 @@ fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
             .is_some_and(|maps| is_glibc(&maps)),
         thread_names: process::thread_names(root),
         age: stat.as_ref().and_then(process::age).unwrap_or(0.0),
-        children: process::children(root)
+        children: process::workers(root)
             .into_iter()
             .filter_map(child)
             .collect(),

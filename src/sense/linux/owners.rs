@@ -33,13 +33,20 @@ impl Owners {
                 sought.insert(inode, at);
             }
         }
-        for worker in process::children(self.master) {
+        // Those behind a new master are dearer to find, and seldom there.
+        let places: [fn(u32) -> Vec<u32>; 2] = [process::children, process::workers];
+        for place in places {
             if sought.is_empty() {
                 break;
             }
-            for inode in process::socket_inodes(worker).into_iter().flatten() {
-                if let Some(at) = sought.remove(&inode) {
-                    owners[at] = Some(worker);
+            for worker in place(self.master) {
+                if sought.is_empty() {
+                    break;
+                }
+                for inode in process::socket_inodes(worker).into_iter().flatten() {
+                    if let Some(at) = sought.remove(&inode) {
+                        owners[at] = Some(worker);
+                    }
                 }
             }
         }

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::sense::facts::TAKES_OVER;
+
 /// The unit of CPU times in `/proc`: 100 Hz for user space (USER_HZ) on every platform that Rust's Linux
 /// targets run on.
 pub const TICKS_A_SECOND: f64 = 100.0;
@@ -126,6 +128,26 @@ pub fn children(pid: u32) -> Vec<u32> {
             text.split_ascii_whitespace()
                 .filter_map(|pid| pid.parse::<u32>().ok()),
         );
+    }
+    found
+}
+
+/// The children of a process; in the place of a new master that takes over from it, those of that one.
+pub fn workers(master: u32) -> Vec<u32> {
+    let takes_over = |pid| {
+        environment(pid, |name| name == TAKES_OVER)
+            .into_values()
+            .next()
+    };
+    let own = takes_over(master);
+    let mut found = Vec::new();
+    for child in children(master) {
+        // What is forked has its parent's environment.
+        match takes_over(child) {
+            None => found.push(child),
+            same if same == own => found.push(child),
+            Some(_) => found.extend(workers(child)),
+        }
     }
     found
 }
