@@ -1,6 +1,6 @@
-//! Stretch-AIMD, the default law (CONTROL §4.3): grow additively while latency is flat and the
-//! limit is reached, fall multiplicatively when latency is stretched or the backend drops requests,
-//! and let paired tests decide what the baseline is.
+//! Stretch-AIMD, the default law: grow additively while latency is flat and the limit is reached, fall
+//! multiplicatively when latency is stretched or the backend drops requests, and let paired tests
+//! decide what the baseline is.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use super::trials::Trials;
 use super::window::Pace;
 use super::{BoundBy, Settings, reason};
 
-/// Growth stops at this part of the tolerated stretch: 1.12 of 1.35. CONTROL §4.3.
+/// Growth stops at this part of the tolerated stretch: 1.12 of 1.35.
 const FLAT_PART: f64 = 0.343;
-/// A decrease aims at this part of the tolerated stretch: 1.20 of 1.35. CONTROL §4.3.
+/// A decrease aims at this part of the tolerated stretch: 1.20 of 1.35.
 const AIM_PART: f64 = 0.571;
-/// The deepest decrease by latency, a factor. CONTROL §4.3.
+/// The deepest decrease by latency, a factor.
 const DEEPEST: f64 = 0.70;
-/// The lightest. CONTROL §4.3.
+/// The lightest.
 const LIGHTEST: f64 = 0.95;
 /// This many tolerances from the knee, a deeper cut is safe: what it costs if wrong, a rebase gives
 /// back.
@@ -29,13 +29,13 @@ const DEEPEST_FAR: f64 = 0.50;
 const KEPT_WORK: f64 = 0.85;
 /// Growth a window in slow start, as TCP's.
 const SLOW_START: f64 = 2.0;
-/// Slow start ends when throughput follows less than this part of the growth. CONTROL §4.3.
+/// Slow start ends when throughput follows less than this part of the growth.
 const SLOW_START_GAIN: f64 = 0.25;
-/// Where slow start steps back to, of the limit before. CONTROL §4.3.
+/// Where slow start steps back to, of the limit before.
 const STEP_BACK: f64 = 1.1;
-/// The additive step a window, in requests. CONTROL §4.3.
+/// The additive step a window, in requests.
 const STEP: f64 = 0.5;
-/// Or this share of the limit, if that is more. CONTROL §4.3.
+/// Or this share of the limit, if that is more.
 const STEP_SHARE: f64 = 0.03;
 /// After so many growths in a row each step is twice the last...
 const PATIENT_STEPS: u32 = 1;
@@ -43,7 +43,7 @@ const PATIENT_STEPS: u32 = 1;
 const STEP_MOST: f64 = 0.25;
 /// Latency stretched by no more than this is that of an idle backend.
 const IDLE_STRETCH: f64 = 1.06;
-/// The share of a limit that failed which is remembered as good. CONTROL §4.3.
+/// The share of a limit that failed which is remembered as good.
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
@@ -192,7 +192,7 @@ impl Aimd {
         let aim = 1.0 + AIM_PART * excess;
         let limited = m.limited >= LIMITED;
 
-        // A busy backend is no faster than an idle one: the baseline is stale. CONTROL F7.
+        // A busy backend is no faster than an idle one: the baseline is stale.
         if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
             let factor = (m.point.stretch + m.sigma).min(1.0);
             m.rebase(factor, curve);

@@ -2,14 +2,14 @@
 //!
 //! Past the knee, less in flight means less latency and the same throughput. Below it, less in
 //! flight means the same latency and less throughput: then it is the backend that became slow, not
-//! we who overload it (CONTROL F7).
+//! we who overload it.
 
 use std::time::{Duration, Instant};
 
-/// The load must have fallen by this share for a verdict. CONTROL §4.3.
+/// The load must have fallen by this share for a verdict.
 const FELL: f64 = 0.20;
-/// Latency is inelastic when it fell by less than this part of the load's fall. CONTROL §4.3 has
-/// 0.35, which misses a fall that began well past the knee.
+/// Latency is inelastic when it fell by less than this part of the load's fall. With 0.35
+/// one that began well past the knee is missed.
 const LATENCY_PART: f64 = 0.65;
 /// The same near the baseline, where a fall that goes too far costs little, and where a third of a
 /// shared backend's load, taken away, lets latency fall by a third of what it would alone.
@@ -23,7 +23,7 @@ const ERRORS_NEAR: f64 = 3.0;
 const FAR: f64 = 2.0;
 /// Latency may not have risen by more than this: then the backend has changed in between.
 const RISEN: f64 = 0.20;
-/// And throughput must have fallen by more than this part of it. CONTROL §4.3 has 0.5.
+/// And throughput must have fallen by more than this part of it.
 const THROUGHPUT_PART: f64 = 0.40;
 /// Drops are inelastic when at least this share of them remains.
 const DROPS_PART: f64 = 0.50;
