@@ -1,5 +1,7 @@
 //! What the values of several fields have in common.
 
+use memchr::memchr_iter;
+
 /// The members of a list, RFC 9110 5.6.1, without the space around them; empty ones too.
 pub fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
@@ -26,6 +28,36 @@ pub fn length(digits: &[u8]) -> Option<u64> {
         let value = value.checked_mul(10)?.checked_add(digit)?;
         (value <= i64::MAX as u64).then_some(value)
     })
+}
+
+/// Where the first colon is of a line, eight bytes at a time: to take one from each byte sets the highest bit of those that
+/// were nothing, and of no other that comes before the first of them and had it not.
+pub fn colon(line: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const COLONS: u64 = ONES * b':' as u64;
+    const HIGH: u64 = ONES << 7;
+    let (words, rest) = line.as_chunks();
+    for (at, word) in words.iter().enumerate() {
+        let others = u64::from_le_bytes(*word) ^ COLONS;
+        let found = others.wrapping_sub(ONES) & !others & HIGH;
+        if found != 0 {
+            return Some(8 * at + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = rest.iter().position(|&byte| byte == b':')?;
+    Some(8 * words.len() + at)
+}
+
+/// Whether there is a control character, RFC 9110 5.5, other than tabs and the CRLF that ends each of so many lines.
+pub fn has_control(lines: &[u8], ends: usize) -> bool {
+    // No more than there can be in a byte: for the compiler to take sixteen at a time.
+    const AT_ONCE: usize = 240;
+    let controls = lines.chunks(AT_ONCE).map(|bytes| {
+        let count = |count: u8, &byte: &u8| count + u8::from((byte < b' ') | (byte == 0x7f));
+        usize::from(bytes.iter().fold(0, count))
+    });
+    let controls = controls.sum::<usize>();
+    controls != 2 * ends && controls - 2 * ends != memchr_iter(b'\t', lines).count()
 }
 
 #[cfg(test)]
@@ -56,6 +88,33 @@ mod tests {
             "99999999999999999999",
         ] {
             assert_eq!(length(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_colon_is_where_it_is(line: Vec<u8>, at in 0..40_usize) {
+            let mut line = line;
+            line.insert(at.min(line.len()), b':');
+            for line in [&line[..], &line[1..]] {
+                let naive = line.iter().position(|&byte| byte == b':');
+                proptest::prop_assert_eq!(colon(line), naive);
+            }
+        }
+
+        #[test]
+        fn control_characters_are_found(
+            lines in proptest::collection::vec("[ -~\\x80-\\xff]{0,200}", 1..4),
+            at: proptest::sample::Index,
+            some in "[\\x00-\\x7f]{0,2}",
+        ) {
+            let mut text = lines.join("\r\n");
+            let at = at.index(text.len() + 1);
+            proptest::prop_assume!(text.is_char_boundary(at) && !text[..at].ends_with('\r'));
+            text.insert_str(at, &some);
+            let is_bad = |byte: u8| byte.is_ascii_control() && byte != b'\t';
+            let ends = lines.len() - 1;
+            proptest::prop_assert_eq!(has_control(text.as_bytes(), ends), some.bytes().any(is_bad));
         }
     }
 }

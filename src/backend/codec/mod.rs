@@ -17,7 +17,7 @@ pub(super) use self::{
     usual::Signs,
 };
 pub use self::{
-    field::{has_member, is_plain_option, length, members},
+    field::{colon, has_control, has_member, is_plain_option, length, members},
     names::Names,
     plain::{Name, Plain, RequestHead},
     request::{Added, Lines, Size, chunk, empty, head, line},

@@ -63,6 +63,15 @@ impl Lines {
         line(name, value, &mut self.text);
         self.size = self.size.and(name.len(), value.len());
     }
+
+    /// The same for one whose line, with its end, is as it would be here but for the case of its name.
+    pub fn copy(&mut self, name: &str, line: &[u8]) {
+        let at = self.text.len();
+        self.text.extend_from_slice(line);
+        self.text[at..at + name.len()].copy_from_slice(name.as_bytes());
+        let value = line.len() - name.len() - ": \r\n".len();
+        self.size = self.size.and(name.len(), value);
+    }
 }
 
 impl Added for Lines {
@@ -194,7 +203,7 @@ mod tests {
             .expect("a request");
         let mut lines = Lines::default();
         lines.push("c", b"d");
-        lines.push("eee", b"f g");
+        lines.copy("eee", b"EeE: f g\r\n");
         let longest = "eee: f g".len();
         assert_eq!(lines.size, Size { fields: 2, longest });
         let mut out = Vec::new();

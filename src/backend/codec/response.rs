@@ -3,14 +3,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::mem::MaybeUninit;
+use std::slice;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::ext::ReasonPhrase;
 
 use super::{
-    BodyDecoder, Lines, Malformed, Signs, is_plain_option, length, members,
+    BodyDecoder, Lines, Malformed, Signs, colon, has_control, is_plain_option, length, members,
     usual::{Usual, known},
 };
 
@@ -21,6 +21,8 @@ const HEAD_MAX: usize = 512 * 1024;
 const INTERIM_MAX: usize = 1000;
 /// The most fields of a head.
 const FIELDS_MAX: usize = 100;
+/// Lines of such a head: before the fields its status, and an empty one after them.
+const LINES_MAX: usize = FIELDS_MAX + 2;
 /// Room for what is added to the usual fields, bytes.
 const ADDED_BYTES: usize = 96;
 
@@ -79,15 +81,24 @@ impl Heads {
     /// The backend does not speak HTTP, or leaves doubt about where its answer ends.
     pub fn take(&mut self, bytes: &mut BytesMut) -> Result<Option<Head>, Malformed> {
         self.told = None;
-        let Some(end) = self.end(bytes)? else {
+        if bytes.len() == self.searched {
+            // Nothing has come since.
+            return Ok(None);
+        }
+        let mut ends = Ends::default();
+        let Some(end) = self.end(bytes, &mut ends)? else {
             return Ok(None);
         };
         let head = bytes.split_to(end).freeze();
-        self.searched = 0;
+        if std::mem::take(&mut self.searched) > 0 {
+            // It has come in pieces.
+            ends = Ends::default();
+            memchr::memchr_iter(b'\n', &head).for_each(|at| ends.push(at));
+        }
         if self.bare {
             return Err(Malformed::Field);
         }
-        let mut parsed = parse(&head, self.bodiless)?;
+        let mut parsed = parse(&head, &ends, self.bodiless)?;
         let status = parsed.response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS && !self.upgrade {
             return Err(Malformed::Unasked);
@@ -127,8 +138,8 @@ impl Heads {
         self.told.is_some()
     }
 
-    /// Where the head ends.
-    fn end(&mut self, bytes: &BytesMut) -> Result<Option<usize>, Malformed> {
+    /// Where the head ends, and those of its lines that were not searched before.
+    fn end(&mut self, bytes: &BytesMut, ends: &mut Ends) -> Result<Option<usize>, Malformed> {
         // Not HTTP at all is told at once, without waiting for an end that never comes.
         let start = &bytes.chunk()[..bytes.len().min(5)];
         if !b"HTTP/".starts_with(start) {
@@ -140,6 +151,7 @@ impl Heads {
         for at in memchr::memchr_iter(b'\n', &bytes[searched..]) {
             let at = searched + at;
             self.bare |= at == 0 || bytes[at - 1] != b'\r';
+            ends.push(at);
             let end = match &bytes[at + 1..] {
                 [b'\n', ..] => {
                     self.bare = true;
@@ -148,6 +160,7 @@ impl Heads {
                 [b'\r', b'\n', ..] => at + 3,
                 _ => continue,
             };
+            ends.push(end - 1);
             return if self.interim_bytes + end <= HEAD_MAX {
                 Ok(Some(end))
             } else {
@@ -221,56 +234,118 @@ struct Parsed<'a> {
     stays_open: bool,
 }
 
-/// Parses a whole head, whose lines end with CRLF: httparse takes a bare LF as well.
-fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-    let mut parsed = httparse::Response::new(&mut []);
-    let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-        &mut parsed,
-        head,
-        &mut fields,
-    );
-    match outcome {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Err(httparse::Error::Status | httparse::Error::Version) => {
-            return Err(Malformed::StatusLine);
+/// Where the lines of a head have their LF. They are counted on behind the most of them.
+struct Ends {
+    at: [u32; LINES_MAX],
+    number: usize,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self {
+            at: [0; LINES_MAX],
+            number: 0,
         }
-        Err(httparse::Error::TooManyHeaders) => return Err(Malformed::Fields),
-        _ => return Err(Malformed::Field),
     }
-    let (Some(minor), Some(code)) = (parsed.version, parsed.code) else {
-        return Err(Malformed::StatusLine);
+}
+
+impl Ends {
+    fn push(&mut self, at: usize) {
+        if let Some(place) = self.at.get_mut(self.number) {
+            *place = at as u32;
+        }
+        self.number += 1;
+    }
+
+    /// The first line of a head, without its end, and the fields.
+    fn split<'a, 'b>(&'b self, head: &'a [u8]) -> Result<(&'a [u8], Fields<'a, 'b>), Malformed> {
+        // The last is empty.
+        let [first, fields @ .., _] = self.at.get(..self.number).ok_or(Malformed::Fields)? else {
+            return Err(Malformed::StatusLine);
+        };
+        let first = *first as usize;
+        let fields = Fields {
+            head,
+            start: first + 1,
+            ends: fields.iter(),
+        };
+        Ok((&head[..first - 1], fields))
+    }
+}
+
+/// The lines of a head's fields, with their ends.
+#[derive(Clone)]
+struct Fields<'a, 'b> {
+    head: &'a [u8],
+    start: usize,
+    ends: slice::Iter<'b, u32>,
+}
+
+impl<'a> Iterator for Fields<'a, '_> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let end = *self.ends.next()? as usize;
+        let line = &self.head[self.start..=end];
+        self.start = end + 1;
+        Some(line)
+    }
+}
+
+impl<'a, 'b> Fields<'a, 'b> {
+    /// The values of those that say something of the connection.
+    fn connections(self) -> impl Iterator<Item = &'a [u8]> + use<'a, 'b> {
+        self.filter_map(|line| {
+            let (name, value) = line.split_at_checked(header::CONNECTION.as_str().len())?;
+            let value = value.strip_prefix(b":")?;
+            is(name, &header::CONNECTION).then(|| value.trim_ascii())
+        })
+    }
+}
+
+/// What the status line says: the version's minor number, the status, and why.
+fn status_line(line: &[u8]) -> Option<(u8, StatusCode, &[u8])> {
+    let (minor, rest) = line.strip_prefix(b"HTTP/1.")?.split_first()?;
+    let (status, reason) = rest.strip_prefix(b" ")?.split_first_chunk::<3>()?;
+    let status = StatusCode::from_bytes(status).ok()?;
+    let reason = match reason {
+        [] => reason,
+        reason => reason.strip_prefix(b" ")?,
     };
-    let status = StatusCode::from_u16(code).map_err(|_| Malformed::StatusLine)?;
-    let is_connection =
-        |name: &str| name.len() == 10 && name.eq_ignore_ascii_case(header::CONNECTION.as_str());
-    // Mostly there is one or none: they are looked for once.
-    let fields = &parsed.headers[..];
-    let first = fields.iter().position(|field| is_connection(field.name));
-    let last = fields.iter().rposition(|field| is_connection(field.name));
-    let connections = || {
-        let all = first
-            .zip(last)
-            .map_or(&fields[..0], |(first, last)| &fields[first..=last]);
-        all.iter().filter(|field| is_connection(field.name))
-    };
+    matches!(minor, b'0' | b'1').then_some((minor - b'0', status, reason))
+}
+
+/// Parses a whole head, whose lines end with CRLF.
+fn parse<'a>(head: &'a Bytes, ends: &Ends, bodiless: bool) -> Result<Parsed<'a>, Malformed> {
+    let (first, fields) = ends.split(head)?;
+    let (minor, status, reason) = status_line(first).ok_or(Malformed::StatusLine)?;
+    if has_control(head, ends.number) {
+        return Err(match has_control(first, 0) {
+            true => Malformed::StatusLine,
+            false => Malformed::Field,
+        });
+    }
     // Else a field may be named there: whoever cleans the head needs all of them.
-    let plain = status != StatusCode::SWITCHING_PROTOCOLS
-        && connections().all(|field| is_plain_option(field.value));
-    let framed = can_have_body(status) && !bodiless;
+    let mut plain = status != StatusCode::SWITCHING_PROTOCOLS;
     let mut signs = Signs {
-        closes: connections()
-            .next()
-            .map(|field| field.value.eq_ignore_ascii_case(b"close")),
         http10: minor == 0,
         ..Signs::default()
     };
+    for value in fields.clone().connections() {
+        plain &= is_plain_option(value);
+        let closes = || value.eq_ignore_ascii_case(b"close");
+        signs.closes.get_or_insert_with(closes);
+    }
+    let framed = can_have_body(status) && !bodiless;
     let mut usual = Usual::default();
     let mut headers = HeaderMap::new();
     let (mut codings, mut lengths, mut coding, mut length) = (0, 0, None, None);
-    for field in fields {
-        let value = field.value;
-        match (field.name.len(), known(field.name.as_bytes())) {
+    for line in fields.clone() {
+        let (name, value) = line.split_at(colon(line).ok_or(Malformed::Field)?);
+        let value = value[1..].trim_ascii();
+        let is_as_written =
+            line.len() == name.len() + value.len() + ": \r\n".len() && line[name.len() + 1] == b' ';
+        match (name.len(), known(name)) {
             (_, Some(name)) => {
                 match name {
                     "server" if signs.server.is_none() => {
@@ -284,36 +359,39 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
                     if usual.lines.size.fields == 0 {
                         usual.lines = Lines::with_room(head.len() + ADDED_BYTES);
                     }
-                    usual.lines.push(name, value);
+                    match is_as_written {
+                        true => usual.lines.copy(name, line),
+                        false => usual.lines.push(name, value),
+                    }
                     continue;
                 }
             }
-            (14, _) if is(field.name, &header::CONTENT_LENGTH) => {
+            (14, _) if is(name, &header::CONTENT_LENGTH) => {
                 lengths += 1;
                 length = Some(value);
                 if framed {
                     continue;
                 }
             }
-            (17, _) if is(field.name, &header::TRANSFER_ENCODING) => {
+            (17, _) if is(name, &header::TRANSFER_ENCODING) => {
                 codings += 1;
                 coding = Some(value);
                 if framed {
                     continue;
                 }
             }
-            _ if is_connection(field.name) => continue,
+            (10, _) if is(name, &header::CONNECTION) => continue,
             _ => {}
         }
-        let (name, value) = owned(head, field)?;
+        let (name, value) = owned(head, name, value)?;
         headers.append(name, value);
     }
     usual.dated = plain && signs.dated;
-    let stays_open = stays_open(connections().map(|field| field.value), minor);
+    let stays_open = stays_open(fields.clone().connections(), minor);
     if !plain {
         // Last, where they can be taken away without moving another.
-        for field in connections() {
-            let (name, value) = owned(head, field)?;
+        for value in fields.connections() {
+            let (name, value) = owned(head, header::CONNECTION.as_str().as_bytes(), value)?;
             headers.append(name, value);
         }
     }
@@ -325,11 +403,12 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
         Version::HTTP_11
     };
     *response.headers_mut() = headers;
-    let reason = parsed.reason.unwrap_or_default();
-    if status.canonical_reason() != Some(reason)
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        response.extensions_mut().insert(reason);
+    if status.canonical_reason().map(str::as_bytes) != Some(reason) {
+        // Nobody knows how to read what is not ASCII.
+        let reason = if reason.is_ascii() { reason } else { b"" };
+        if let Ok(reason) = ReasonPhrase::try_from(reason) {
+            response.extensions_mut().insert(reason);
+        }
     }
     Ok(Parsed {
         response,
@@ -344,18 +423,15 @@ fn parse(head: &Bytes, bodiless: bool) -> Result<Parsed<'_>, Malformed> {
 }
 
 /// A field for a map.
-fn owned(
-    head: &Bytes,
-    field: &httparse::Header<'_>,
-) -> Result<(HeaderName, HeaderValue), Malformed> {
-    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
-    let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
-        .map_err(|_| Malformed::Field)?;
+fn owned(head: &Bytes, name: &[u8], value: &[u8]) -> Result<(HeaderName, HeaderValue), Malformed> {
+    let name = HeaderName::from_bytes(name).map_err(|_| Malformed::Field)?;
+    let value = head.slice_ref(value);
+    let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Field)?;
     Ok((name, value))
 }
 
-fn is(name: &str, known: &HeaderName) -> bool {
-    name.eq_ignore_ascii_case(known.as_str())
+fn is(name: &[u8], known: &HeaderName) -> bool {
+    name.eq_ignore_ascii_case(known.as_str().as_bytes())
 }
 
 /// Whether an answer with this status has a body, unless it is one to HEAD: RFC 9112 6.3, rules 1 and 2.

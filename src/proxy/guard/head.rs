@@ -1,10 +1,10 @@
 //! Where a request's head ends, where its body will, and whether both are beyond doubt.
 
-use memchr::{memchr, memchr2};
+use memchr::memchr;
 
 use super::Limits;
 use crate::{
-    backend::{Name, is_plain_option, length},
+    backend::{Name, colon, has_control, is_plain_option, length},
     proxy::hygiene::{BadHead, is_others},
 };
 
@@ -98,23 +98,18 @@ impl HeadScanner {
         limits: Limits,
         fields: &mut Vec<Field>,
     ) -> Result<Option<Head>, BadHead> {
-        let before = self.line;
-        while let Some(found) =
-            memchr2(b'\r', b'\n', bytes.get(self.searched..).unwrap_or_default())
-        {
-            let end = self.searched + found;
-            // A bare LF ends a line for some and not for others; so does a bare CR.
-            match bytes.get(end..end + 2) {
-                Some(b"\r\n") => {}
-                None if bytes[end] == b'\r' => break,
-                _ => return Err(BadHead::Syntax),
-            }
-            let line = bytes.get(self.line..end).unwrap_or_default();
-            if end + 1 >= limits.head {
+        let (before, mut lines) = (self.line, 0);
+        while let Some(found) = memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()) {
+            let lf = self.searched + found;
+            let line = bytes.get(self.line..lf).unwrap_or_default();
+            // A bare LF ends a line for some and not for others; so does a bare CR, which is a control character.
+            let line = line.strip_suffix(b"\r").ok_or(BadHead::Syntax)?;
+            if lf >= limits.head {
                 return Err(self.too_large());
             }
-            let start = std::mem::replace(&mut self.line, end + 2);
-            self.searched = end + 2;
+            let start = std::mem::replace(&mut self.line, lf + 1);
+            self.searched = lf + 1;
+            lines += 1;
             let Some(request) = &self.line_one else {
                 if line.is_empty() && !self.blank {
                     // Old clients send one too many after a body: RFC 9112 2.2.
@@ -125,7 +120,7 @@ impl HeadScanner {
                 continue;
             };
             if line.is_empty() {
-                if has_control(bytes.get(before..end).unwrap_or_default()) {
+                if has_control(bytes.get(before..lf + 1).unwrap_or_default(), lines) {
                     return Err(BadHead::Syntax);
                 }
                 let RequestLine {
@@ -134,7 +129,7 @@ impl HeadScanner {
                     http10,
                 } = request.clone();
                 return Ok(Some(Head {
-                    length: end + 2,
+                    length: lf + 1,
                     body: self.framing(http10)?,
                     http10,
                     method,
@@ -147,10 +142,18 @@ impl HeadScanner {
             }
             fields.push(self.field(line, start, bytes, fields)?);
         }
-        if has_control(bytes.get(before..self.line).unwrap_or_default()) {
+        if has_control(bytes.get(before..self.line).unwrap_or_default(), lines) {
             return Err(BadHead::Syntax);
         }
-        self.searched = bytes.len() - usize::from(bytes.ends_with(b"\r"));
+        let rest = bytes.get(self.searched..).unwrap_or_default();
+        let (rest, searched) = match rest.split_last() {
+            Some((b'\r', rest)) => (rest, bytes.len() - 1),
+            _ => (rest, bytes.len()),
+        };
+        if memchr(b'\r', rest).is_some() {
+            return Err(BadHead::Syntax);
+        }
+        self.searched = searched;
         if bytes.len() >= limits.head {
             return Err(self.too_large());
         }
@@ -243,24 +246,6 @@ impl HeadScanner {
     }
 }
 
-/// Where the first colon is, eight bytes at a time: to take one from each byte sets the highest bit of those that
-/// were nothing, and of no other that comes before the first of them and had it not.
-fn colon(line: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const COLONS: u64 = ONES * b':' as u64;
-    const HIGH: u64 = ONES << 7;
-    let (words, rest) = line.as_chunks();
-    for (at, word) in words.iter().enumerate() {
-        let others = u64::from_le_bytes(*word) ^ COLONS;
-        let found = others.wrapping_sub(ONES) & !others & HIGH;
-        if found != 0 {
-            return Some(8 * at + found.trailing_zeros() as usize / 8);
-        }
-    }
-    let at = rest.iter().position(|&byte| byte == b':')?;
-    Some(8 * words.len() + at)
-}
-
 /// `METHOD SP target SP HTTP/1.x`, with single spaces; it begins at `start`.
 fn request_line(line: &[u8], start: usize) -> Result<RequestLine, BadHead> {
     let method_end = line.iter().position(|&byte| !is_token(byte));
@@ -299,16 +284,6 @@ fn request_line(line: &[u8], start: usize) -> Result<RequestLine, BadHead> {
 fn is_target(target: &[u8]) -> bool {
     target.iter().fold(true, |fine, &byte| {
         fine & (byte > b' ') & (byte < 0x7f) & (byte != b'#')
-    })
-}
-
-/// Whether there is a control character, RFC 9110 5.5, other than the tab, and CR and LF where they
-/// have been found to be the ends of lines.
-fn has_control(lines: &[u8]) -> bool {
-    // Without a branch, for the compiler to take sixteen at a time.
-    lines.iter().fold(false, |bad, &byte| {
-        let space = (byte == b'\t') | (byte == b'\r') | (byte == b'\n');
-        bad | ((byte < b' ') & !space) | (byte == 0x7f)
     })
 }
 
@@ -362,21 +337,4 @@ pub(super) fn is_token(byte: u8) -> bool {
         table
     };
     TOKEN[usize::from(byte)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    proptest::proptest! {
-        #[test]
-        fn a_colon_is_where_it_is(line: Vec<u8>, at in 0..40_usize) {
-            let mut line = line;
-            line.insert(at.min(line.len()), b':');
-            for line in [&line[..], &line[1..]] {
-                let naive = line.iter().position(|&byte| byte == b':');
-                proptest::prop_assert_eq!(colon(line), naive);
-            }
-        }
-    }
 }

@@ -224,3 +224,76 @@ proptest::proptest! {
         let _ = take(&method, &text);
     }
 }
+
+/// What a head says, but for what frames the message: the version, the status with its reason, and the fields, sorted.
+type Told = (u8, u16, Option<Vec<u8>>, Vec<(String, Vec<u8>)>);
+
+fn sorted(fields: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    let framing = ["connection", "content-length", "transfer-encoding"];
+    let mut fields: Vec<_> = fields
+        .filter(|(name, _)| !framing.contains(&&**name))
+        .collect();
+    fields.sort();
+    fields
+}
+
+/// As a general parser reads it.
+fn general(head: &[u8]) -> Option<Told> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let length = parsed.parse(head).ok()?;
+    assert_eq!(length, httparse::Status::Complete(head.len()));
+    let status = StatusCode::from_u16(parsed.code?).ok()?;
+    let reason = parsed.reason.unwrap_or_default();
+    let reason = (status.canonical_reason() != Some(reason)).then(|| reason.as_bytes().to_vec());
+    let field = |field: &httparse::Header<'_>| (field.name.to_lowercase(), field.value.to_vec());
+    let fields = sorted(parsed.headers.iter().map(field));
+    Some((parsed.version?, status.as_u16(), reason, fields))
+}
+
+fn ours(head: &[u8]) -> Option<Told> {
+    let head = Bytes::copy_from_slice(head);
+    let mut ends = Ends::default();
+    memchr::memchr_iter(b'\n', &head).for_each(|at| ends.push(at));
+    let mut parsed = parse(&head, &ends, false).ok()?;
+    parsed.usual.unfold(parsed.response.headers_mut());
+    let response = &parsed.response;
+    let reason = response.extensions().get::<ReasonPhrase>();
+    let field = |(name, value): (&HeaderName, &HeaderValue)| {
+        (name.as_str().to_owned(), value.as_bytes().to_vec())
+    };
+    Some((
+        u8::from(response.version() == Version::HTTP_11),
+        response.status().as_u16(),
+        reason.map(|reason| reason.as_bytes().to_vec()),
+        sorted(response.headers().iter().map(field)),
+    ))
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(2000))]
+
+    /// Whatever is written into a head, between the ends of its lines.
+    #[test]
+    fn a_head_is_read_as_a_general_parser_reads_it(
+        line in 0..7_usize,
+        at in 0..40_usize,
+        gone in 0..3_usize,
+        other in proptest::collection::vec(proptest::prop_oneof![
+            proptest::sample::select(&b" \t:-\r\0\x7f\x80_3a"[..]), proptest::num::u8::ANY,
+        ], 0..3),
+    ) {
+        let mut lines = [
+            &b"HTTP/1.1 200 OK"[..], b"Server: gunicorn", b"X-Own:a", b"Date: Tue, 1 Jan 2030", b"Vary:  x, y ",
+            b"Connection: keep-alive", b"Content-Length: 20", b"", b"",
+        ].map(<[u8]>::to_vec);
+        let text = &mut lines[line];
+        let at = at.min(text.len());
+        let to = (at + gone).min(text.len());
+        text.splice(at..to, other.into_iter().filter(|&byte| byte != b'\n'));
+        // An empty line would be the end.
+        proptest::prop_assume!(!text.is_empty());
+        let head = lines.join(&b"\r\n"[..]);
+        proptest::prop_assert_eq!(ours(&head), general(&head), "{}", head.escape_ascii());
+    }
+}
