@@ -1,5 +1,6 @@
 //! A request on its way to bytes.
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Uri, header};
 
 use super::{Name, RequestHead, length};
@@ -71,6 +72,11 @@ impl Lines {
         self.text[at..at + name.len()].copy_from_slice(name.as_bytes());
         let value = line.len() - name.len() - ": \r\n".len();
         self.size = self.size.and(name.len(), value);
+    }
+
+    /// The lines, each with its end, for whoever keeps parts of them.
+    pub fn into_bytes(self) -> Bytes {
+        self.text.into()
     }
 }
 

@@ -1,10 +1,12 @@
 //! The fields that most answers have. Nobody here changes them, so they are written as they are read: to
 //! put each into a map, and to take it out again, costs several times as much.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Lines, names::Names};
+use super::{Lines, colon, names::Names};
 
 /// See the module's documentation. They go before those in the answer's map.
 #[derive(Clone, Debug, Default)]
@@ -43,15 +45,19 @@ impl Usual {
             return;
         }
         let mut all = HeaderMap::with_capacity(usual.lines.size.fields + map.len() + 2);
-        for line in usual.lines.as_bytes().split(|&byte| byte == b'\n') {
-            let Some(colon) = memchr::memchr(b':', line) else {
+        // Their memory is shared by all values.
+        let text = usual.lines.into_bytes();
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', &text) {
+            let line = &text[start..end];
+            start = end + 1;
+            let Some((name, value)) = colon(line).map(|at| line.split_at(at)) else {
                 continue;
             };
-            let value = line[colon + 1..].trim_ascii();
-            if let (Ok(name), Ok(value)) = (
-                HeaderName::from_bytes(&line[..colon]),
-                HeaderValue::from_bytes(value),
-            ) {
+            let value = text.slice_ref(value[1..].trim_ascii());
+            if let (Some(name), Ok(value)) =
+                (header_name(name), HeaderValue::from_maybe_shared(value))
+            {
                 all.append(name, value);
             }
         }
@@ -103,6 +109,16 @@ static NAMES: Names<38> = Names::new([
     "access-control-expose-headers",
     "access-control-allow-credentials",
 ]);
+
+/// A name for a map. Those that are known are there already: to parse one costs several times as much.
+fn header_name(name: &[u8]) -> Option<HeaderName> {
+    static KNOWN: LazyLock<Vec<HeaderName>> =
+        LazyLock::new(|| NAMES.all().map(HeaderName::from_static).collect());
+    match NAMES.find(name) {
+        Some(place) => KNOWN.get(usize::from(place)).cloned(),
+        None => HeaderName::from_bytes(name).ok(),
+    }
+}
 
 /// The name in lower case, if it is one of these.
 pub(super) fn known(name: &[u8]) -> Option<&'static str> {
