@@ -227,33 +227,38 @@ impl ResponseBody {
         }
     }
 
-    pub(super) fn whole(parts: Parts, trailers: Option<Box<HeaderMap>>, held: Reservation) -> Self {
-        Self {
-            remaining: Some(parts.len()),
-            source: match parts {
-                Parts { first, rest } if rest.is_empty() && trailers.is_none() => {
-                    Source::One(first)
-                }
-                parts => Source::Whole(parts.into()),
-            },
-            usual: Usual::default(),
-            trailers,
-            piece: usize::MAX,
-            spent: None,
-            _held: Some(held),
-        }
+    /// None yet, of an answer that has these fields.
+    pub(super) fn begun(usual: Usual) -> Self {
+        let mut body = Self::empty();
+        body.usual = usual;
+        body
     }
 
-    pub(super) fn piped(pipe: Arc<Pipe>, length: Option<u64>) -> Self {
-        Self {
-            remaining: length,
-            source: Source::Piped(pipe),
-            usual: Usual::default(),
-            trailers: None,
-            piece: usize::MAX,
-            spent: None,
-            _held: None,
-        }
+    /// What is left of its request.
+    pub(super) fn keep(&mut self, spent: Option<Box<RequestHead>>) {
+        self.spent = spent;
+    }
+
+    /// All of it has come.
+    pub(super) fn fill(
+        &mut self,
+        parts: Parts,
+        trailers: Option<Box<HeaderMap>>,
+        held: Reservation,
+    ) {
+        self.remaining = Some(parts.len());
+        self.source = match parts {
+            Parts { first, rest } if rest.is_empty() && trailers.is_none() => Source::One(first),
+            parts => Source::Whole(parts.into()),
+        };
+        self.trailers = trailers;
+        self._held = Some(held);
+    }
+
+    /// It comes through a pipe.
+    pub(super) fn pipe(&mut self, pipe: Arc<Pipe>, length: Option<u64>) {
+        self.remaining = length;
+        self.source = Source::Piped(pipe);
     }
 }
 
@@ -317,7 +322,9 @@ mod tests {
         let mut all = HeaderMap::new();
         all.insert("x-sum", http::HeaderValue::from_static("1"));
         let held = Budget::new(1024).reservation(Direction::Response);
-        ResponseBody::whole(parts, trailers.then(|| Box::new(all)), held)
+        let mut body = ResponseBody::empty();
+        body.fill(parts, trailers.then(|| Box::new(all)), held);
+        body
     }
 
     #[test]

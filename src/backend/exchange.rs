@@ -8,12 +8,12 @@ use std::{
 };
 
 use super::{
-    Answered, Endpoint, Error, RequestBody, ResponseBody,
+    Answered, Endpoint, Error, RequestBody,
     body::Parts,
-    codec::{Added, Head, RequestHead},
+    codec::{Added, RequestHead},
     connect::dial,
     flight::Flight,
-    link::{Link, NoHead},
+    link::{Begun, Link, NoHead},
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
     steering::{SEARCH, Steering},
@@ -94,13 +94,13 @@ impl Completion {
 #[derive(Clone, Debug)]
 pub struct Delivery<'a> {
     /// Where to.
-    pub endpoint: Arc<Endpoint>,
+    pub endpoint: &'a Arc<Endpoint>,
     /// The configuration the request began with.
-    pub config: Arc<Config>,
+    pub config: &'a Arc<Config>,
     /// For what is buffered.
-    pub budget: Arc<Budget>,
+    pub budget: &'a Arc<Budget>,
     /// The figures.
-    pub metrics: Arc<Metrics>,
+    pub metrics: &'a Arc<Metrics>,
     /// Whether the route says that the response is a stream.
     pub stream: bool,
     /// The time.
@@ -157,7 +157,7 @@ pub fn exchange<L: Lease>(
 ) -> impl Future<Output = Result<Answered, Failed<L>>> + Send {
     async move {
         let backend = &delivery.config.backend;
-        let endpoint = &delivery.endpoint;
+        let endpoint = delivery.endpoint;
         let mut may_reuse = endpoint.keeps_connections(backend);
         let suspect = endpoint.suspect(&request, delivery.added.size());
         let upgrade = request.headers().get(header::UPGRADE).cloned();
@@ -256,7 +256,7 @@ async fn open(
     replayable: bool,
     may_reuse: bool,
 ) -> Result<(Box<Link>, Instant), Error> {
-    let endpoint = &delivery.endpoint;
+    let endpoint = delivery.endpoint;
     let keepalive_idle = delivery.config.backend.keepalive_idle;
     let max_idle = if replayable {
         keepalive_idle
@@ -294,7 +294,7 @@ async fn search(
     replayable: bool,
     max_idle: Option<Duration>,
 ) -> Result<Box<Link>, Error> {
-    let endpoint = &delivery.endpoint;
+    let endpoint = delivery.endpoint;
     let mut link = open_new(delivery).await?;
     link.sit(steering, true);
     let crowded = match link.seat() {
@@ -337,7 +337,7 @@ async fn search(
 
 async fn open_new(delivery: &Delivery<'_>) -> Result<Box<Link>, Error> {
     let backend = &delivery.config.backend;
-    let endpoint = &delivery.endpoint;
+    let endpoint = delivery.endpoint;
     let stream = match endpoint.connect_at_once() {
         Some(connected) => connected?,
         // Boxed: it would be the largest part of every request's future.
@@ -359,24 +359,20 @@ fn is_replayable(request: &RequestHead, body: &RequestBody) -> bool {
 #[allow(clippy::manual_async_fn)]
 fn receive<'a, L: Lease>(
     mut flight: Flight<L>,
-    head: Box<Head>,
+    Begun {
+        mut response,
+        signs,
+    }: Begun,
     delivery: &'a Delivery<'_>,
 ) -> impl Future<Output = Result<Answered, Failed<L>>> + Send + 'a {
-    let Head {
-        response,
-        usual,
-        signs,
-        body,
-        ..
-    } = *head;
     let stream = delivery.stream || signs.events;
-    let length = body.remaining();
-    let spent = flight.begin(response.status(), body);
+    let length = flight.remaining();
+    let spent = flight.begin(response.status());
+    response.body_mut().keep(spent);
     async move {
         if length == Some(0) {
             flight.finish(Completion::Answered);
-            let body = ResponseBody::empty().with(usual, spent);
-            return Ok(Box::new(response.map(|()| body)));
+            return Ok(response);
         }
         let buffers = &delivery.config.buffers;
         let read_timeout = delivery.config.backend.read_timeout;
@@ -418,10 +414,10 @@ fn receive<'a, L: Lease>(
         // What the budget has no room for waits with its worker, unless it is little: nothing else bounds how much of
         // that there is.
         let has_room = whole || held.grow(parts.len()) || parts.len() <= LEAST_ROOM;
-        let body = if complete && has_room {
+        if complete && has_room {
             let trailers = flight.take_trailers();
             flight.finish(Completion::Answered);
-            ResponseBody::whole(parts, trailers, held)
+            response.body_mut().fill(parts, trailers, held);
         } else {
             let (room, hope) = match length {
                 _ if large => (LEAST_ROOM, Hope::None),
@@ -437,9 +433,9 @@ fn receive<'a, L: Lease>(
                 stream,
                 delivery.metrics.clone(),
             ));
-            ResponseBody::piped(pipe, length)
-        };
-        Ok(Box::new(response.map(|()| body.with(usual, spent))))
+            response.body_mut().pipe(pipe, length);
+        }
+        Ok(response)
     }
 }
 
@@ -542,19 +538,20 @@ mod tests {
         let address = backend().await.to_string().parse().expect("an address");
         let of_it = metrics.endpoint("it");
         let endpoint = Endpoint::new(0, address, &config.backend, of_it, clock::now());
-        let delivery = |endpoint: &Arc<Endpoint>| Delivery {
-            endpoint: endpoint.clone(),
-            config: Arc::new(config.clone()),
-            budget: Budget::new(1024 * 1024),
-            metrics: metrics.clone(),
+        let (endpoint, config) = (Arc::new(endpoint), Arc::new(config));
+        let budget = Budget::new(1024 * 1024);
+        let delivery = || Delivery {
+            endpoint: &endpoint,
+            config: &config,
+            budget: &budget,
+            metrics: &metrics,
             stream: false,
             now: clock::now(),
             timers: &timers,
             added: &none,
         };
-        let endpoint = Arc::new(endpoint);
         let request = Box::<RequestHead>::default();
-        let first = exchange(delivery(&endpoint), request, RequestBody::Empty, Free).await;
+        let first = exchange(delivery(), request, RequestBody::Empty, Free).await;
         assert_eq!(first.ok().map(|it| it.status()), Some(StatusCode::OK));
         let crew = Crew {
             master: std::process::id(),
@@ -571,7 +568,7 @@ mod tests {
         tokio::time::sleep(USUAL).await;
         drop(before);
         let _busy = steering.seat(elsewhere, true);
-        let delivery = delivery(&endpoint);
+        let delivery = delivery();
         let (link, since) = open(&delivery, true, true).await.expect("a connection");
         assert!(link.reused);
         let waited = since.saturating_duration_since(delivery.now);

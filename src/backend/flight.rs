@@ -10,9 +10,9 @@ use std::{
 
 use super::{
     Endpoint, Error, RequestBody,
-    codec::{BodyDecoder, Head, RequestHead},
+    codec::RequestHead,
     exchange::{Completion, Delivery, Lease},
-    link::{Link, NoHead},
+    link::{Begun, Link, NoHead},
     raised::Raised,
     timers::Timers,
     upgraded::Upgraded,
@@ -28,7 +28,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(20);
 /// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
 /// lease tells the truth.
 pub(super) struct Flight<L: Lease> {
-    inner: Option<Box<InFlight<L>>>,
+    inner: Option<InFlight<L>>,
 }
 
 struct InFlight<L> {
@@ -56,7 +56,7 @@ impl<L: Lease> Flight<L> {
     ) -> Self {
         link.send(request, upgrade, delivery.added, packet);
         Self {
-            inner: Some(Box::new(InFlight {
+            inner: Some(InFlight {
                 link,
                 lease,
                 status: None,
@@ -65,7 +65,7 @@ impl<L: Lease> Flight<L> {
                 endpoint: delivery.endpoint.clone(),
                 config: delivery.config.clone(),
                 metrics: delivery.metrics.clone(),
-            })),
+            }),
         }
     }
 
@@ -76,7 +76,7 @@ impl<L: Lease> Flight<L> {
         timers: &Timers,
         since: Instant,
         timeout: Duration,
-    ) -> Result<Box<Head>, NoHead> {
+    ) -> Result<Begun, NoHead> {
         let mut patience = timers.until(since + timeout);
         let mut seen = 0;
         let mut looked = false;
@@ -128,16 +128,16 @@ impl<L: Lease> Flight<L> {
         }
     }
 
-    /// The head is there and this body follows. What the request's head held of memory, to be used again.
-    pub(super) fn begin(
-        &mut self,
-        status: StatusCode,
-        body: BodyDecoder,
-    ) -> Option<Box<RequestHead>> {
+    /// The head is there. What the request's head held of memory, to be used again.
+    pub(super) fn begin(&mut self, status: StatusCode) -> Option<Box<RequestHead>> {
         let inner = self.inner.as_mut()?;
         inner.status = Some(status);
-        inner.link.expect(body);
         inner.link.take_spent()
+    }
+
+    /// How much of the response's body is to come, if its head says so.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        self.inner.as_ref()?.link.remaining()
     }
 
     /// The next part of the response's body.
@@ -182,7 +182,7 @@ impl<L: Lease> Flight<L> {
             endpoint,
             config,
             ..
-        } = *inner;
+        } = inner;
         let whole = matches!(completion, Completion::Answered | Completion::Streamed);
         let now = clock::now();
         if look && whole && link.ended_silently() {
@@ -210,7 +210,7 @@ impl<L: Lease> Flight<L> {
             lease,
             metrics,
             ..
-        } = *self.inner.take()?;
+        } = self.inner.take()?;
         match link.into_raw() {
             Some((stream, first, seat)) => {
                 Some(Upgraded::new(stream, first, (seat, lease), &metrics))
@@ -253,7 +253,6 @@ impl<L> InFlight<L> {
                 return None;
             }
             self.status = Some(head.response.status());
-            self.link.expect(head.body);
         }
         loop {
             match poll_fn(|cx| self.link.poll_data(cx)).await {
@@ -266,7 +265,7 @@ impl<L> InFlight<L> {
 }
 
 /// The backend does not notice that the client has left, and works on: so does the lease.
-async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
+async fn orphan<L: Lease>(mut inner: InFlight<L>) {
     let _counted = Raised::new(&inner.metrics, |metrics| &metrics.orphaned);
     let orphan_max = inner.config.backend.orphan_max;
     let ended = tokio::time::timeout(orphan_max, inner.discard()).await;
@@ -276,7 +275,7 @@ async fn orphan<L: Lease>(mut inner: Box<InFlight<L>>) {
         verdict,
         status,
         ..
-    } = *inner;
+    } = inner;
     drop(link);
     let now = clock::now();
     match (verdict, ended) {

@@ -15,8 +15,8 @@ use http::{HeaderMap, Response};
 use tokio::io::AsyncReadExt as _;
 
 use super::{
-    Error, RequestBody, Stream,
-    codec::{Added, BodyDecoder, Head, Heads, Malformed, RequestHead, Step},
+    Answered, Error, RequestBody, ResponseBody, Stream,
+    codec::{Added, BodyDecoder, Heads, Malformed, RequestHead, Signs, Step},
     connect::Home,
     sending::Sending,
     steering::{Seat, Steering},
@@ -64,6 +64,13 @@ pub(super) struct Link {
 enum Receiving {
     Head(Heads),
     Body(BodyDecoder),
+}
+
+/// A response that has begun; [`Link::poll_data`] reads its body.
+pub(super) struct Begun {
+    /// In a box already: it would be a large part of every request's future, and goes to the client in it.
+    pub(super) response: Answered,
+    pub(super) signs: Signs,
 }
 
 /// Why there is no head.
@@ -138,7 +145,7 @@ impl Link {
     }
 
     /// The response's head. Writes and reads what it can.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Head>, NoHead>> {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Begun, NoHead>> {
         let polled = self.poll_for_head(cx);
         polled.map_err(|error| NoHead {
             error,
@@ -147,7 +154,7 @@ impl Link {
         })
     }
 
-    fn poll_for_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Head>, Error>> {
+    fn poll_for_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Begun, Error>> {
         if let Poll::Ready(Err(error)) = self.sending.poll(&mut self.stream, cx) {
             return Poll::Ready(Err(error));
         }
@@ -162,8 +169,12 @@ impl Link {
                 }
                 self.sending.forget();
                 self.keep_alive = head.keep_alive;
-                // Boxed: it would be a large part of every request's future.
-                return Poll::Ready(Ok(Box::new(head)));
+                self.receiving = Receiving::Body(head.body);
+                let body = ResponseBody::begun(head.usual);
+                return Poll::Ready(Ok(Begun {
+                    response: Box::new(head.response.map(|()| body)),
+                    signs: head.signs,
+                }));
             }
             if heads.has_told() {
                 if !self.sending.has_begun() {
@@ -209,9 +220,12 @@ impl Link {
         self.sending.waits_for_body()
     }
 
-    /// From here on [`Link::poll_data`] reads this body.
-    pub(super) fn expect(&mut self, body: BodyDecoder) {
-        self.receiving = Receiving::Body(body);
+    /// How much of the response's body is to come, if its head says so.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        match &self.receiving {
+            Receiving::Body(body) => body.remaining(),
+            Receiving::Head(_) => None,
+        }
     }
 
     /// The rest of this response is read in parts of about so many bytes.
@@ -498,7 +512,7 @@ mod tests {
         link.close();
         assert_eq!(end(backend), Err(ErrorKind::ConnectionReset));
         let (mut link, backend) = pair().await;
-        link.expect(BodyDecoder::length(5));
+        link.receiving = Receiving::Body(BodyDecoder::length(5));
         link.close();
         assert_eq!(end(backend), Ok(0), "the answer was not whole");
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header};
 
 use super::{
-    Answered, Error, ResponseBody, Stream,
+    Answered, Error, Stream,
     codec::{has_member, members},
     exchange::{Completion, Lease},
     flight::Flight,
@@ -93,19 +93,18 @@ struct Handover(Arc<Mutex<Option<Upgraded>>>);
 /// Takes a 101 over, if it is the one that was asked for.
 pub(super) fn switch<L: Lease>(
     flight: Flight<L>,
-    response: Response<()>,
+    mut response: Answered,
     asked: Option<&HeaderValue>,
 ) -> Result<Answered, Error> {
     if !switches_to(asked, response.headers()) {
         flight.finish(Completion::Reset);
         return Err(Error::Switched);
     }
-    let mut response = response.map(|()| ResponseBody::empty());
     match flight.into_upgraded() {
         Some(upgraded) => upgraded.attach(&mut response),
         None => return Err(Error::Switched),
     }
-    Ok(Box::new(response))
+    Ok(response)
 }
 
 /// Whether a 101 with these fields switches to nothing but what was asked for.

@@ -96,10 +96,10 @@ fn forward(
             };
             context.goes_to(endpoint.id);
             let delivery = Delivery {
-                endpoint: endpoint.clone(),
-                config: context.live.config.clone(),
-                budget: shared.budget.clone(),
-                metrics: shared.metrics.clone(),
+                endpoint,
+                config: &context.live.config,
+                budget: &shared.budget,
+                metrics: &shared.metrics,
                 stream: context.class() == Class::Stream,
                 now: permit
                     .started()

@@ -13,7 +13,7 @@ mod usual;
 pub(super) use self::{
     body::{BodyDecoder, Step},
     request::{declared, is_written, last_chunk},
-    response::{Head, Heads},
+    response::Heads,
     usual::Signs,
 };
 pub use self::{
