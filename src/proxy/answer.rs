@@ -118,8 +118,9 @@ where
         let deadline = deadline.map(|left| arrived + left);
         let upgrade = rare.and_then(upgrade::asked);
         let http2 = request.version() == Version::HTTP_2;
-        let lines = self.shared.takes_lines(&live.config.backend);
-        let most = self.shared.most_fields(request.headers().len());
+        let endpoints = self.shared.endpoints_now();
+        let lines = endpoints.takes_lines(&live.config.backend);
+        let most = endpoints.most_fields(request.headers().len());
         let size_max = live.config.server.max_header_bytes;
         let checked = match http2 && head_size > size_max {
             // Of HTTP/1 the guard has let none pass.
@@ -133,7 +134,7 @@ where
         let checked = checked.map_err(Error::from).and_then(|appended| {
             held = self.hold(&request, head_size)?;
             let size = appended.as_ref().map_or_else(Size::default, |it| it.size);
-            let excess = self.shared.excess(&request, size);
+            let excess = endpoints.excess(&request, size);
             excess.map_or(Ok(appended), |excess| {
                 Err(backend::Error::from(excess).into())
             })
@@ -346,11 +347,11 @@ impl Record {
 
     /// Makes the backend's head fit for the client.
     fn adopt(&mut self, response: &mut Response<ResponseBody>) {
-        let live = self.context.live.clone();
+        let live = &self.context.live;
         let id = &self.context.request_id;
         let mut usual = std::mem::take(response.body_mut().usual_mut());
         let lines = !self.context.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-        hygiene::outbound(response, lines.then_some(&mut usual), &live, id);
+        hygiene::outbound(response, lines.then_some(&mut usual), live, id);
         *response.body_mut().usual_mut() = usual;
         self.source = match response.extensions().get::<Recalled>() {
             Some(Recalled) => Source::Tidegate,

@@ -88,15 +88,14 @@ fn forward(
         loop {
             context.attempt();
             tried += 1;
-            let endpoints = shared.endpoints();
-            let Some(endpoint) = endpoints.iter().find(|e| e.id == permit.lane().id()) else {
+            let Some(endpoint) = shared.endpoint(permit.lane().id()) else {
                 // Its endpoint was taken out of the configuration just now.
                 permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
                 continue;
             };
             context.goes_to(endpoint.id);
             let delivery = Delivery {
-                endpoint,
+                endpoint: &endpoint,
                 config: &context.live.config,
                 budget: &shared.budget,
                 metrics: &shared.metrics,
@@ -136,7 +135,7 @@ fn forward(
             let mut lease = unsent.lease;
             (head, body) = (unsent.head, unsent.body);
             if matches!(error, backend::Error::Connect(_))
-                && let Some(pause) = restart_pause(&shared, &context, endpoint)
+                && let Some(pause) = restart_pause(&shared, &context, &endpoint)
             {
                 // Its permit it keeps: those behind it would fare no better.
                 let kept = lease.permit.take();
@@ -157,6 +156,7 @@ fn forward(
                 None,
                 clock::now(),
             );
+            let endpoints = shared.endpoints();
             if tried >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
                 return Err(error.into());
             }

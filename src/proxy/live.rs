@@ -147,6 +147,32 @@ pub struct Shared {
     pub trace: OnceLock<Recorder>,
 }
 
+/// The backend's endpoints, as they are now.
+pub struct EndpointsNow(arc_swap::Guard<Arc<Vec<Arc<Endpoint>>>>);
+
+impl EndpointsNow {
+    /// What of a request's head is more than some endpoint is sure to take.
+    pub fn excess(&self, request: &RequestHead, added: Size) -> Option<Excess> {
+        let mut limits = self.0.iter().filter_map(|endpoint| endpoint.limits());
+        limits.find_map(|limits| limits.excess(request, added))
+    }
+
+    /// How many fields some endpoint's server may take at most, where there are so many that it matters.
+    pub fn most_fields(&self, fields: usize) -> usize {
+        if fields < FEW_FIELDS {
+            return usize::MAX;
+        }
+        let limits = self.0.iter().map(|endpoint| &endpoint.facts().limits);
+        limits.map(Limits::fields).min().unwrap_or(usize::MAX)
+    }
+
+    /// Whether the backend may be sent fields that are not in a request's map.
+    pub fn takes_lines(&self, backend: &config::Backend) -> bool {
+        let counts_vars = |endpoint: &Arc<Endpoint>| endpoint.facts().limits.count_vars();
+        backend.protocol == config::Protocol::Http && !self.0.iter().any(counts_vars)
+    }
+}
+
 impl Shared {
     /// Everything a proxy needs to serve, by this configuration.
     pub fn new(config: Arc<Config>, limiter: Limiter, metrics: Arc<Metrics>) -> Arc<Self> {
@@ -177,27 +203,15 @@ impl Shared {
         self.endpoints.load_full()
     }
 
-    /// What of a request's head is more than some endpoint is sure to take.
-    pub fn excess(&self, request: &RequestHead, added: Size) -> Option<Excess> {
-        let endpoints = self.endpoints.load();
-        let mut limits = endpoints.iter().filter_map(|endpoint| endpoint.limits());
-        limits.find_map(|limits| limits.excess(request, added))
+    /// The same for one look at them, which costs less than to own them.
+    pub fn endpoints_now(&self) -> EndpointsNow {
+        EndpointsNow(self.endpoints.load())
     }
 
-    /// How many fields some endpoint's server may take at most, where there are so many that it matters.
-    pub fn most_fields(&self, fields: usize) -> usize {
-        if fields < FEW_FIELDS {
-            return usize::MAX;
-        }
+    /// One of them, by its number.
+    pub fn endpoint(&self, id: u32) -> Option<Arc<Endpoint>> {
         let endpoints = self.endpoints.load();
-        let limits = endpoints.iter().map(|endpoint| &endpoint.facts().limits);
-        limits.map(Limits::fields).min().unwrap_or(usize::MAX)
-    }
-
-    /// Whether the backend may be sent fields that are not in a request's map.
-    pub fn takes_lines(&self, backend: &config::Backend) -> bool {
-        let counts_vars = |endpoint: &Arc<Endpoint>| endpoint.facts().limits.count_vars();
-        backend.protocol == config::Protocol::Http && !self.endpoints.load().iter().any(counts_vars)
+        endpoints.iter().find(|one| one.id == id).cloned()
     }
 
     /// Whether a body must have a length before it can be sent to the backend.
