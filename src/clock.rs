@@ -70,19 +70,22 @@ thread_local! {
 
 /// What the wall clock said at that time, which was just now, since the Unix epoch.
 pub fn wall(at: Instant) -> Duration {
-    let looked = WALL.get().filter(|&(seen, _)| {
+    let from = |(seen, wall): (Instant, Duration)| {
         let (early, late) = if at < seen { (at, seen) } else { (seen, at) };
-        late.saturating_duration_since(early) < WALL_FRESH
-    });
-    let (seen, wall) = looked.unwrap_or_else(|| {
-        let look = (now(), since_epoch());
-        WALL.set(Some(look));
-        look
-    });
-    if at < seen {
-        wall.saturating_sub(seen.saturating_duration_since(at))
-    } else {
-        wall + at.saturating_duration_since(seen)
+        let between = late.saturating_duration_since(early);
+        let told = match at < seen {
+            true => wall.saturating_sub(between),
+            false => wall + between,
+        };
+        (between, told)
+    };
+    match WALL.get().map(from) {
+        Some((between, told)) if between < WALL_FRESH => told,
+        _ => {
+            let look = (now(), since_epoch());
+            WALL.set(Some(look));
+            from(look).1
+        }
     }
 }
 

@@ -212,9 +212,13 @@ impl Controller {
         let route = Routes::index(sample.route);
         let scale = self.baseline.map_or(0.0, |baseline| baseline.scale);
         let known = self.routes.cost(route);
+        let took = sample
+            .finished
+            .saturating_duration_since(sample.started)
+            .as_secs_f64();
         let noted = self
             .pauses
-            .note(sample.started, sample.finished, known * scale);
+            .note(sample.started, sample.finished, took, known * scale);
         if noted.ended > 0.0 {
             self.window.paused(noted.ended);
         }
@@ -229,9 +233,8 @@ impl Controller {
             }
             Outcome::Neutral | Outcome::Excluded => return,
         }
-        let took = sample.finished.saturating_duration_since(sample.started);
         self.quickest.note(took);
-        let latency = (took.as_secs_f64() - noted.overlap).max(1e-6);
+        let latency = (took - noted.overlap).max(1e-6);
         let low = sample.in_flight <= Curve::low(self.limit);
         let expected = match (low, scale > 0.0) {
             (true, true) => scale,

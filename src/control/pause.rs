@@ -39,12 +39,18 @@ pub(super) struct Noted {
 }
 
 impl Pauses {
-    /// Takes one completion; `expected` is the latency it should have had, in seconds, 0 if unknown.
-    pub(super) fn note(&mut self, started: Instant, finished: Instant, expected: f64) -> Noted {
+    /// Takes one completion, and its latency, which its caller knows as well; `expected` is the one it should have
+    /// had, 0 if unknown. Both in seconds.
+    pub(super) fn note(
+        &mut self,
+        started: Instant,
+        finished: Instant,
+        latency: f64,
+        expected: f64,
+    ) -> Noted {
         let mut ended = 0.0;
         let last = self.last.unwrap_or(finished);
         let gap = seconds(finished.saturating_duration_since(last));
-        let latency = seconds(finished.saturating_duration_since(started));
         let longest_usual = (USUAL_GAPS * self.usual_gap).max(SHORTEST);
         // In flight from before the gap to after it, and plausible without it.
         if gap > longest_usual
@@ -102,19 +108,24 @@ mod tests {
         base + Duration::from_millis(ms)
     }
 
+    fn note(pauses: &mut Pauses, started: Instant, finished: Instant, expected: f64) -> Noted {
+        let latency = seconds(finished.saturating_duration_since(started));
+        pauses.note(started, finished, latency, expected)
+    }
+
     #[test]
     fn a_gap_with_requests_in_flight_is_a_pause() {
         let base = crate::clock::now();
         let mut pauses = Pauses::default();
         for i in 0..50 {
-            let noted = pauses.note(at(base, i * 20), at(base, i * 20 + 20), 0.02);
+            let noted = note(&mut pauses, at(base, i * 20), at(base, i * 20 + 20), 0.02);
             assert_eq!(noted, Noted::default());
         }
         // Started before the gap, ended 300 ms late.
-        let noted = pauses.note(at(base, 995), at(base, 1315), 0.02);
+        let noted = note(&mut pauses, at(base, 995), at(base, 1315), 0.02);
         assert!((noted.ended - 0.315).abs() < 1e-9, "{noted:?}");
         // Started within the pause: only its share is taken out.
-        let noted = pauses.note(at(base, 1215), at(base, 1335), 0.02);
+        let noted = note(&mut pauses, at(base, 1215), at(base, 1335), 0.02);
         assert!((noted.overlap - 0.1).abs() < 1e-9, "{noted:?}");
         assert_eq!(noted.ended, 0.0);
     }
@@ -124,15 +135,15 @@ mod tests {
         let base = crate::clock::now();
         let mut pauses = Pauses::default();
         for i in 0..50 {
-            pauses.note(at(base, i * 20), at(base, i * 20 + 20), 0.02);
+            note(&mut pauses, at(base, i * 20), at(base, i * 20 + 20), 0.02);
         }
         assert_eq!(
-            pauses.note(at(base, 5000), at(base, 5020), 0.02),
+            note(&mut pauses, at(base, 5000), at(base, 5020), 0.02),
             Noted::default()
         );
         // A request that is slow by itself, in a quiet hour, keeps its latency.
         assert_eq!(
-            pauses.note(at(base, 5020), at(base, 6020), 1.0),
+            note(&mut pauses, at(base, 5020), at(base, 6020), 1.0),
             Noted::default()
         );
     }

@@ -1,22 +1,20 @@
 //! The least that an answer of late took: what no request can be expected to stay below.
 
-use std::time::Duration;
-
 /// Of the last so many answers, and of up to as many before them.
 const ANSWERS: u32 = 64;
 
 /// See the module's documentation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quickest {
-    /// Of the last few answers, and of those before them.
-    now: Option<Duration>,
-    before: Option<Duration>,
+    /// Of the last few answers, and of those before them, seconds.
+    now: Option<f64>,
+    before: Option<f64>,
     answers: u32,
 }
 
 impl Quickest {
-    /// An answer took so long.
-    pub(super) fn note(&mut self, took: Duration) {
+    /// An answer took so many seconds.
+    pub(super) fn note(&mut self, took: f64) {
         if self.answers == ANSWERS {
             (self.before, self.now, self.answers) = (self.now, None, 0);
         }
@@ -24,9 +22,9 @@ impl Quickest {
         self.now = Some(self.now.map_or(took, |least| least.min(took)));
     }
 
-    /// None before the first answer.
-    pub(super) fn get(&self) -> Option<Duration> {
-        self.now.into_iter().chain(self.before).min()
+    /// In seconds; none before the first answer.
+    pub(super) fn get(&self) -> Option<f64> {
+        self.now.into_iter().chain(self.before).reduce(f64::min)
     }
 }
 
@@ -36,19 +34,18 @@ mod tests {
 
     #[test]
     fn what_was_long_ago_is_forgotten() {
-        let ms = Duration::from_millis;
         let mut quickest = Quickest::default();
         assert_eq!(quickest.get(), None);
-        quickest.note(ms(10));
+        quickest.note(0.01);
         for _ in 0..100 {
-            quickest.note(ms(200));
+            quickest.note(0.2);
         }
-        assert_eq!(quickest.get(), Some(ms(10)));
+        assert_eq!(quickest.get(), Some(0.01));
         for _ in 0..64 {
-            quickest.note(ms(200));
+            quickest.note(0.2);
         }
-        assert_eq!(quickest.get(), Some(ms(200)));
-        quickest.note(ms(20));
-        assert_eq!(quickest.get(), Some(ms(20)), "at once");
+        assert_eq!(quickest.get(), Some(0.2));
+        quickest.note(0.02);
+        assert_eq!(quickest.get(), Some(0.02), "at once");
     }
 }

@@ -96,7 +96,7 @@ impl Controller {
 
     /// The least that an answer of late took.
     pub fn least_time(&self) -> Option<Duration> {
-        self.quickest.get()
+        Duration::try_from_secs_f64(self.quickest.get()?).ok()
     }
 
     /// The capacity curve as learned so far, by requests in flight.
