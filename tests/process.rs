@@ -56,9 +56,11 @@ fn a_log_that_nobody_reads_stops_nobody() {
     // Lines that a pipe takes in parts fill it, so that the last of them is cut.
     let mut client = Client::connect(address);
     let pid = Pid::from_child(&child.0);
+    // A short one first: states alone might fit exactly.
+    assert_eq!(client.get("/").status, 200);
     until("the pipe is full", || {
         kill_process(pid, Signal::USR2).expect("it runs");
-        ioctl_fionread(log.get_ref()).is_ok_and(|held| held > 50_000)
+        ioctl_fionread(log.get_ref()).is_ok_and(|held| held > 45_000)
     });
     // Far more than a pipe holds.
     let path = format!("/{}", "p".repeat(900));
