@@ -226,7 +226,7 @@ impl Aimd {
         }
         if dropping {
             self.cause = BoundBy::Errors;
-            self.decrease(m, settings.decrease.clamp(0.1, 0.99), 1.0, limited);
+            self.decrease(m, settings.decrease.clamp(0.05, 0.99), 1.0, limited);
             return reason::DROPS;
         }
         if stretched {

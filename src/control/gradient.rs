@@ -44,7 +44,7 @@ impl Gradient {
     pub(super) fn decide(&mut self, m: &Measured, settings: &Settings) -> &'static str {
         if overloaded(m) {
             self.cause = BoundBy::Errors;
-            self.limit *= settings.decrease.clamp(0.1, 0.99);
+            self.limit *= settings.decrease.clamp(0.05, 0.99);
             return reason::DROPS;
         }
         let Some(ratio) = m.ratio.filter(|ratio| *ratio > 0.0) else {

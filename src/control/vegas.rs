@@ -44,7 +44,7 @@ impl Vegas {
         let step = self.limit.log10().floor().max(1.0);
         if overloaded(m) {
             self.cause = BoundBy::Errors;
-            self.shrink(self.limit * settings.decrease.clamp(0.1, 0.99));
+            self.shrink(self.limit * settings.decrease.clamp(0.05, 0.99));
             return reason::DROPS;
         }
         let Some(ratio) = m.ratio.filter(|ratio| *ratio > 0.0) else {

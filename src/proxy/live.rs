@@ -349,6 +349,8 @@ impl Shared {
                 (true, false) => {
                     tracing::info!(endpoint = %address, "the backend accepts connections");
                 }
+                // It has nothing left to do, and may have been told to stop.
+                (false, true) if self.phase() == Phase::Closing => {}
                 (false, true) => {
                     tracing::warn!(endpoint = %address, "the backend does not accept connections");
                 }
