@@ -116,8 +116,9 @@ fn threads_are_slots_too_but_wait_where_the_kernel_does_not_see() {
         "{found}"
     );
     let advice = found["advice"].to_string();
+    // Where tidegate sees whose each connection is, it tells the workers apart itself.
     assert!(
-        advice.contains("One gunicorn with one worker for each socket")
+        !advice.contains("One gunicorn with one worker for each socket")
             || !cfg!(target_os = "linux"),
         "{advice}"
     );
@@ -587,8 +588,8 @@ fn uvicorn_leaves_it_to_the_app() {
             verdict: "the app decides (behind a2wsgi: 10 at a time in each worker)",
             quirks: &[
                 ("chunked", "hands the app an empty one"),
+                // Its limits are left out: whether it takes 70 kB depends on the pieces in which they come.
                 ("expect_100", "when the app reads the body"),
-                ("header_limits", "takes all that was tried"),
             ],
             ..GENERIC
         },
