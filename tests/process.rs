@@ -71,7 +71,8 @@ fn a_log_that_nobody_reads_stops_nobody() {
     let mut told = false;
     for _ in 0..400 {
         line.clear();
-        if log.buffer().is_empty() {
+        // Of a line that was cut it is only the next event that tells where it ends.
+        if !log.buffer().contains(&b'\n') {
             assert_eq!(client.get("/after").status, 200);
         }
         log.read_line(&mut line).expect("text");
