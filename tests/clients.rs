@@ -181,7 +181,7 @@ fn heads_that_do_not_end_stay_within_the_budget() {
             client
         })
         .collect();
-    let refused = [("reason", "headers_too_large")];
+    let refused = [("reason", "memory")];
     until("there is no room for all of them", || {
         gate.metric("tidegate_rejected_requests_total", &refused) >= 50.0
     });
