@@ -305,14 +305,18 @@ impl<'a, 'b> Fields<'a, 'b> {
 
 /// What the status line says: the version's minor number, the status, and why.
 fn status_line(line: &[u8]) -> Option<(u8, StatusCode, &[u8])> {
-    let (minor, rest) = line.strip_prefix(b"HTTP/1.")?.split_first()?;
+    let (minor, rest) = match line.strip_prefix(b"HTTP/1.")? {
+        [b'0', rest @ ..] => (0, rest),
+        [b'1', rest @ ..] => (1, rest),
+        _ => return None,
+    };
     let (status, reason) = rest.strip_prefix(b" ")?.split_first_chunk::<3>()?;
     let status = StatusCode::from_bytes(status).ok()?;
     let reason = match reason {
         [] => reason,
         reason => reason.strip_prefix(b" ")?,
     };
-    matches!(minor, b'0' | b'1').then_some((minor - b'0', status, reason))
+    Some((minor, status, reason))
 }
 
 /// Parses a whole head, whose lines end with CRLF.

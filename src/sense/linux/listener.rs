@@ -339,12 +339,10 @@ Num       RefCount Protocol Flags    Type St Inode Path
 
     #[test]
     fn both_ways_of_asking_find_the_same_listener() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
-        let address = Address::Tcp {
-            host: "localhost".into(),
-            port,
-        };
+        // An address of its own: else another test may take the port as soon as it is free.
+        let listener = TcpListener::bind("127.0.0.77:0").expect("a port");
+        let address = listener.local_addr().expect("its address").to_string();
+        let address = address.parse().expect("an address");
         let mut lookup = Lookup::new(&address).expect("this machine");
         let by_netlink = lookup.find(None).expect("it listens");
         lookup.kernel = None;
