@@ -236,16 +236,8 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        // Until an unloaded latency is known, the loaded one is better than none.
-        let service_time = law.controller.baseline().or(law.controller.service_time());
-        let least_time = law.controller.least_time().unwrap_or_default();
-        let worked_on = law.controller.worked_on();
         self.gate.change(|state, out| {
-            if let Some(service_time) = service_time {
-                state.set_service_time_of(lane.id, service_time);
-            }
-            state.set_least_time_of(lane.id, least_time);
-            state.set_slots(lane.id, worked_on);
+            state.note_law(lane.id, &law.controller);
             if limit != usage.limit {
                 state.set_limit(lane.id, limit, now, out);
             }

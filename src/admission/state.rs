@@ -30,7 +30,7 @@ pub use self::{
 use super::{Ask, Cap, Reason, Refusal};
 use crate::{
     config::{Class, Discipline},
-    control::Usage,
+    control::{Controller, Usage},
 };
 
 /// A lane is one endpoint of the backend: it has a limit of its own.
@@ -293,8 +293,7 @@ impl State {
 
     /// How many wait who cannot go, room or not.
     fn held_up(&self) -> usize {
-        let (caps, dry_run) = (&self.caps, self.settings.dry_run);
-        self.queue.held_up(|cap| !dry_run && caps.is_reached(cap))
+        self.queue.held_up(|cap| self.caps.is_reached(cap))
     }
 
     /// The time until so many of a route at its cap may go.
@@ -410,9 +409,15 @@ impl State {
         }
     }
 
-    /// The least that one lane's endpoint took of late for a request, zero if it is unknown.
-    pub fn set_least_time_of(&mut self, lane: LaneId, least: Duration) {
-        self.lanes.set_least_time(lane, least);
+    /// What the law of one lane has learned of its endpoint, but for the limit.
+    pub fn note_law(&mut self, lane: LaneId, law: &Controller) {
+        // Until an unloaded latency is known, the loaded one is better than none.
+        if let Some(service_time) = law.baseline().or(law.service_time()) {
+            self.set_service_time_of(lane, service_time);
+        }
+        self.lanes
+            .set_least_time(lane, law.least_time().unwrap_or_default());
+        self.set_slots(lane, law.worked_on());
     }
 
     /// How many requests a lane's endpoint works on at once, if it is known.

@@ -382,12 +382,7 @@ impl Engine<'_> {
         {
             *self.outcome.reasons.entry(decision.reason).or_default() += 1;
         }
-        if let Some(time) = law.baseline().or(law.service_time()) {
-            self.state.set_service_time_of(at as LaneId, time);
-        }
-        let least_time = law.least_time().unwrap_or_default();
-        self.state.set_least_time_of(at as LaneId, least_time);
-        self.state.set_slots(at as LaneId, law.worked_on());
+        self.state.note_law(at as LaneId, law);
         let limit = law.limit();
         if limit != usage.limit {
             self.state
