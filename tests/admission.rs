@@ -413,15 +413,19 @@ fn a_retry_waits_behind_those_who_ask_for_the_first_time() {
     assert_eq!(order, ["/held", "/first", "/plain", "/retry", "/attempt"]);
 }
 
+/// A gate of so many places in front of a backend whose `/health` is protected.
+fn checked(backend: &Held, limit: u32, max_wait: &str) -> Tidegate {
+    Tidegate::to(backend.address())
+        .limit(limit)
+        .set(format!("queue.max_wait={max_wait}"))
+        .toml("[[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"")
+        .start()
+}
+
 #[test]
 fn a_health_check_of_a_busy_backend_gets_the_last_real_answer_but_not_for_ever() {
     let backend = Held::start();
-    let tidegate = Tidegate::to(backend.address())
-        .toml(
-            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"20s\"\n\
-             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
-        )
-        .start();
+    let tidegate = checked(&backend, 1, "20s");
     let mut prober = tidegate.client();
     prober.ask("/health");
     backend.release(1);
@@ -496,12 +500,7 @@ fn a_protected_answer_reaches_nobody_else() {
 #[test]
 fn a_check_at_another_host_is_another_check() {
     let backend = Held::start();
-    let tidegate = Tidegate::to(backend.address())
-        .toml(
-            "[limit]\nalgorithm = \"fixed\"\ninitial = 1\n[queue]\nmax_wait = \"20s\"\n\
-             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
-        )
-        .start();
+    let tidegate = checked(&backend, 1, "20s");
     let ask = |host: &str| {
         let mut prober = tidegate.client();
         prober.send(format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n"));
@@ -525,12 +524,7 @@ fn a_check_at_another_host_is_another_check() {
 #[test]
 fn a_check_that_is_refused_behind_its_answer_has_waited() {
     let backend = Held::start();
-    let tidegate = Tidegate::to(backend.address())
-        .toml(
-            "[limit]\nalgorithm = \"fixed\"\ninitial = 2\n[queue]\nmax_wait = \"3s\"\n\
-             [[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"",
-        )
-        .start();
+    let tidegate = checked(&backend, 2, "3s");
     let mut prober = tidegate.client();
     prober.ask("/health");
     backend.release(1);
