@@ -76,7 +76,6 @@ pub(super) struct Aimd {
     good: Option<f64>,
     refused: Option<(u32, Instant)>,
     growths: u32,
-    last_growth: Option<Instant>,
     decreases: Decreases,
     last: Option<Point>,
     /// The windows at the limit in force.
@@ -101,7 +100,6 @@ impl Aimd {
             good: None,
             refused: None,
             growths: 0,
-            last_growth: None,
             decreases: Decreases::default(),
             last: None,
             steady: None,
@@ -236,6 +234,7 @@ impl Aimd {
                 // The backend has changed within this window: the next one tells by how much.
                 self.decreases.surprised(m.point);
                 self.surprised = true;
+                self.steady = None;
                 return reason::HOLD;
             }
             // After a surprise, one deep cut tells a slow backend from a full one at once.
@@ -263,8 +262,12 @@ impl Aimd {
         if !stretched {
             self.decreases.calm(m.point.limit);
         }
-        let roomy =
-            m.point.stretch <= flat + 0.5 * m.sigma || has_room(&m.point) || below(m.point.limit);
+        // Where the CPU is short and few wait for it, it is the baseline that is too short.
+        let fed = m.veto == Some(BoundBy::Cpu) && self.cpu_room(m) == Some(true);
+        let roomy = m.point.stretch <= flat + 0.5 * m.sigma
+            || has_room(&m.point)
+            || fed
+            || below(m.point.limit);
         if negligible || (roomy && !stretched) {
             return self.grow(m, settings.increase.max(0.0));
         }
@@ -278,6 +281,12 @@ impl Aimd {
         }
         self.growths = 0;
         reason::HOLD
+    }
+
+    /// Whether a CPU that is short has room for more, if that is known. It is a mean over a time in which the limit
+    /// doubles in slow start: no leave to go on with that.
+    fn cpu_room(&self, m: &Measured) -> Option<bool> {
+        m.cpu_room.filter(|room| !(*room && self.slow_start))
     }
 
     /// Whether drops exceed what no limit prevents.
@@ -302,13 +311,7 @@ impl Aimd {
     ) -> Option<&'static str> {
         // Alone at the backend, a request waits for nobody.
         let alone = m.point.limit == 1;
-        // All windows at this limit together: one may be chance.
-        let mut now = m.point;
-        if let Some(steady) = self.steady {
-            (now.in_flight, now.work) = (steady.in_flight, steady.work);
-            (now.stretch, now.noise) = (steady.stretch, steady.noise());
-        }
-        let verdict = self.decreases.judge(&now);
+        let verdict = self.decreases.judge(&self.together(m.point));
         if dropping && (alone || verdict == Verdict::Failing) {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
@@ -338,6 +341,17 @@ impl Aimd {
         Some(reason::REBASE)
     }
 
+    /// All windows at the limit in force together: one may be chance.
+    fn together(&self, last: Point) -> Point {
+        self.steady.map_or(last, |steady| Point {
+            in_flight: steady.in_flight,
+            work: steady.work,
+            stretch: steady.stretch,
+            noise: steady.noise(),
+            ..last
+        })
+    }
+
     /// By how much the backend itself became slower, if the verdict says so.
     fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
         let proven = match verdict {
@@ -351,9 +365,7 @@ impl Aimd {
     }
 
     fn look_around(&mut self, m: &Measured, curve: &Curve) -> Option<&'static str> {
-        let (limit, reason) =
-            self.trials
-                .look_around(m, self.limit, self.steady, self.last_growth, curve)?;
+        let (limit, reason) = self.trials.look_around(m, self.limit, self.steady, curve)?;
         self.limit = limit;
         Some(reason)
     }
@@ -374,7 +386,7 @@ impl Aimd {
             self.good = Some(GOOD * self.limit);
         }
         let clean = !m.in_vain && self.last.is_some_and(|last| !m.point.surprises(&last));
-        self.decreases.push(m.point, clean);
+        self.decreases.push(self.together(m.point), clean);
         let from = self.limit.min(f64::from(m.point.limit) + 0.99);
         self.limit = self.limit.min((from * factor).max(least));
         if self.limit() < m.point.limit {
@@ -384,12 +396,12 @@ impl Aimd {
 
     fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
         if let Some(by) = m.veto {
-            // A busy CPU is no shortage while latency is that of an idle backend or nothing to speak of, or so few wait
-            // for it, and going back to where it worked is no growth.
-            let short = m.point.stretch <= IDLE_STRETCH || has_room(&m.point);
-            let idle = m.known && short || m.is_negligible();
+            // A busy CPU is no shortage while few wait for it, by its own count or by latency, or latency is nothing to
+            // speak of. Going back to where it worked is no growth, unless too many wait there.
+            let by_latency = m.known && (m.point.stretch <= IDLE_STRETCH || has_room(&m.point));
             let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
-            if by != BoundBy::Cpu || !(idle || worked) {
+            let room = self.cpu_room(m).unwrap_or(by_latency || worked);
+            if by != BoundBy::Cpu || !(room || m.is_negligible()) {
                 self.cause = by;
                 return reason::vetoed(by);
             }
@@ -438,7 +450,6 @@ impl Aimd {
         }
         self.growths += 1;
         if target > self.limit {
-            self.last_growth = Some(m.point.at);
             self.limit = target;
         }
         reason

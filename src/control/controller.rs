@@ -465,6 +465,7 @@ impl Controller {
             ceiling: self.ceiling(),
             floor: self.ceilings.floor(),
             veto: self.ceilings.veto(),
+            cpu_room: self.ceilings.cpu_has_room(),
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Measured {
     pub(super) floor: Option<u32>,
     /// The resource that forbids growth.
     pub(super) veto: Option<BoundBy>,
+    /// Whether a CPU that is short has room for more nevertheless, if that is known.
+    pub(super) cpu_room: Option<bool>,
 }
 
 impl Measured {

@@ -120,6 +120,8 @@ pub struct CpuReading {
     pub throttled: f64,
     /// Time spent runnable without a core over time spent running; 0 when unknown.
     pub run_delay: f64,
+    /// Threads that were runnable without a core, a mean; 0 when unknown.
+    pub waiting: f64,
     /// Share of the time in which some task waited for CPU (PSI `some`), 0 to 1; 0 when unknown.
     pub pressure: f64,
     /// Processes that keep one core busy all by themselves: with Python, those held by the GIL.

@@ -201,6 +201,26 @@ fn a_short_cpu_holds_nobody_up_for_a_millisecond() {
 }
 
 #[test]
+fn what_waits_for_a_core_says_more_than_a_baseline() {
+    // Threads that wait, and latency; an idle backend's is 50 ms.
+    let grows = |waiting, latency| {
+        let mut bench = Bench::new(settings());
+        bench.idle();
+        bench.latency = 0.065;
+        bench.run(2.0);
+        let before = bench.controller.limit();
+        bench.latency = latency;
+        bench.readings.cpu = cpu(0.95, 0.0).map(|reading| CpuReading { waiting, ..reading });
+        bench.run(4.0);
+        bench.controller.limit() > before
+    };
+    assert!(!grows(0.0, 0.065), "unknown: latency says that they wait");
+    assert!(grows(1.0, 0.065), "few do");
+    assert!(grows(0.0, 0.05), "unknown: latency says that nobody does");
+    assert!(!grows(6.0, 0.05), "many do");
+}
+
+#[test]
 fn the_operator_can_tell_it_to_ignore_them() {
     let resources = Resources {
         cpu: false,

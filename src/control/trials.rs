@@ -88,6 +88,7 @@ pub(super) struct Trials {
     dips_alike: u32,
     /// A busy backend was faster than the baseline: there may be a lower one yet.
     suspect: bool,
+    /// The last up-probe, or where there has been none, when one was first thought of.
     last_probe: Option<Instant>,
     /// Up-probes in a row that found nothing.
     probes_lost: u32,
@@ -239,7 +240,6 @@ impl Trials {
         m: &Measured,
         limit: f64,
         steady: Option<Steady>,
-        last_growth: Option<Instant>,
         curve: &Curve,
     ) -> Option<Move> {
         let now = m.point.at;
@@ -272,11 +272,12 @@ impl Trials {
         } else {
             PROBE_SELDOM.mul_f64(jitter) * (1 << self.probes_lost.min(PROBE_PATIENCE))
         };
+        let last_probe = *self.last_probe.get_or_insert(now);
         if let Some(before) = steady
             && before.windows >= PROBE_WINDOWS_LEAST
             && m.point.limit < m.ceiling
             && m.veto.is_none()
-            && since(self.last_probe.or(last_growth)).is_none_or(|passed| passed > every)
+            && now.saturating_duration_since(last_probe) > every
         {
             self.trial = Some(Trial::Probe {
                 before,

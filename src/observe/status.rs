@@ -253,6 +253,7 @@ fn decision_document(endpoint: &str, decision: &Decision, now: Instant) -> Value
             "cpu_ratio": evidence.readings.cpu.map(|cpu| cpu.utilisation),
             "cpu_throttled": evidence.readings.cpu.map(|cpu| cpu.throttled),
             "cpu_run_delay": evidence.readings.cpu.map(|cpu| cpu.run_delay),
+            "cpu_waiting": evidence.readings.cpu.map(|cpu| cpu.waiting),
             "memory_ratio": evidence
                 .readings
                 .memory

@@ -534,6 +534,7 @@ impl Watch {
                 "cores": self.gauges.cpu.map(|cpu| cpu.cores),
                 "throttled": self.gauges.cpu.map(|cpu| cpu.throttled),
                 "run_delay": self.gauges.cpu.map(|cpu| cpu.run_delay),
+                "waiting": self.gauges.cpu.map(|cpu| cpu.waiting),
                 "pressure": self.gauges.cpu.map(|cpu| cpu.pressure),
                 "pinned": self.gauges.cpu.map(|cpu| cpu.pinned),
             },

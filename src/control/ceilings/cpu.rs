@@ -1,5 +1,6 @@
 //! The backend's CPU: it forbids growth and deepens a cut, but never starts one. A backend that waits
-//! for a database is slow with idle cores, and one with busy cores may have room for requests that wait.
+//! for a database is slow with idle cores, and one with busy cores may have room for requests that wait. How
+//! many of them wait for a core is known where the kernel counts it, and needs no baseline.
 
 use std::time::{Duration, Instant};
 
@@ -30,13 +31,21 @@ const CUT: f64 = 0.9;
 pub(super) struct Cpu {
     at: Option<Instant>,
     mean: CpuReading,
+    /// Mean requests in flight, over the same time.
+    in_flight: f64,
     short: bool,
     /// Some process has a core of its own and needs it (the GIL).
     pinned: bool,
 }
 
 impl Cpu {
-    pub(super) fn note(&mut self, now: Instant, reading: Option<&CpuReading>, high: f64) {
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        reading: Option<&CpuReading>,
+        in_flight: f64,
+        high: f64,
+    ) {
         let Some(reading) = reading else {
             *self = Cpu::default();
             return;
@@ -52,6 +61,7 @@ impl Cpu {
         self.pinned = reading.pinned > 0;
         let mean = &mut self.mean;
         for (mean, now) in [
+            (&mut self.in_flight, in_flight),
             (&mut mean.utilisation, reading.utilisation),
             (&mut mean.throttled, reading.throttled),
             (&mut mean.run_delay, reading.run_delay),
@@ -61,6 +71,8 @@ impl Cpu {
                 *mean += gain * (now - *mean);
             }
         }
+        // A mean already, of about this time.
+        mean.waiting = reading.waiting;
         let high = if self.short { high - HYSTERESIS } else { high };
         self.short = mean.utilisation > high
             || mean.throttled > THROTTLED
@@ -70,6 +82,18 @@ impl Cpu {
     /// Whether it forbids growth.
     pub(super) fn veto(&self) -> bool {
         self.short
+    }
+
+    /// Whether it has room for more requests although it is short: so it has while no more wait for a core than the
+    /// square root of those in flight, as a core may soon find nobody waiting. `None` where that is not known,
+    /// and where few waiting prove nothing: what waits for the GIL or for more of a quota need not wait for a core.
+    pub(super) fn has_room(&self) -> Option<bool> {
+        if !self.short || self.mean.waiting <= 0.0 {
+            return None;
+        }
+        let room = self.mean.waiting <= self.in_flight.sqrt();
+        let proves = !room || !(self.pinned || self.mean.throttled > THROTTLED);
+        proves.then_some(room)
     }
 
     /// Whether its quota is used up time and again.
@@ -98,7 +122,7 @@ mod tests {
         let (mut cpu, now) = (Cpu::default(), crate::clock::now());
         for i in 0..40 {
             let at = now + Duration::from_millis(i * 50);
-            cpu.note(at, Some(&reading), 0.9);
+            cpu.note(at, Some(&reading), 9.0, 0.9);
         }
         cpu
     }
@@ -130,6 +154,25 @@ mod tests {
     }
 
     #[test]
+    fn has_room_while_few_wait_for_a_core() {
+        // Nine requests in flight.
+        let waiting = |waiting, utilisation, pinned| {
+            seen(CpuReading {
+                waiting,
+                utilisation,
+                pinned,
+                ..CpuReading::default()
+            })
+        };
+        assert_eq!(waiting(2.9, 0.95, 0).has_room(), Some(true));
+        assert_eq!(waiting(3.1, 0.95, 0).has_room(), Some(false));
+        assert_eq!(waiting(3.1, 0.5, 0).has_room(), None, "it is not short");
+        assert_eq!(waiting(0.0, 0.95, 0).has_room(), None, "nobody counts");
+        assert_eq!(waiting(2.9, 0.95, 1).has_room(), None, "the GIL");
+        assert_eq!(waiting(3.1, 0.95, 1).has_room(), Some(false));
+    }
+
+    #[test]
     fn a_burst_is_averaged_out_and_the_edge_is_wide() {
         let mut cpu = seen(CpuReading {
             utilisation: 0.86,
@@ -141,17 +184,17 @@ mod tests {
             utilisation,
             ..CpuReading::default()
         };
-        cpu.note(at(50), Some(&used(1.0)), 0.9);
+        cpu.note(at(50), Some(&used(1.0)), 9.0, 0.9);
         assert!(!cpu.veto(), "one reading");
         for i in 2..60 {
-            cpu.note(at(i * 50), Some(&used(0.95)), 0.9);
+            cpu.note(at(i * 50), Some(&used(0.95)), 9.0, 0.9);
         }
         assert!(cpu.veto());
         for i in 60..160 {
-            cpu.note(at(i * 50), Some(&used(0.87)), 0.9);
+            cpu.note(at(i * 50), Some(&used(0.87)), 9.0, 0.9);
         }
         assert!(cpu.veto(), "not clearly below");
-        cpu.note(at(8050), None, 0.9);
+        cpu.note(at(8050), None, 9.0, 0.9);
         assert!(!cpu.veto(), "unknown");
     }
 }

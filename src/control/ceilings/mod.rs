@@ -57,7 +57,8 @@ impl Ceilings {
         self.accept
             .note(now, readings.accept_queue, usage.in_flight);
         let cpu = readings.cpu.filter(|_| resources.cpu);
-        self.cpu.note(now, cpu.as_ref(), resources.cpu_high);
+        self.cpu
+            .note(now, cpu.as_ref(), mean_in_flight, resources.cpu_high);
         let memory = readings.memory.filter(|_| resources.memory);
         let (memory, limit) = (memory.as_ref(), usage.limit);
         self.memory
@@ -103,6 +104,11 @@ impl Ceilings {
             (_, true) => Some(BoundBy::Cpu),
             _ => None,
         }
+    }
+
+    /// Whether a CPU that is short has room for more requests nevertheless, if that is known.
+    pub(super) fn cpu_has_room(&self) -> Option<bool> {
+        self.cpu.has_room()
     }
 
     /// Whether the backend's CPU quota is used up time and again.

@@ -239,6 +239,7 @@ impl Meter {
             utilisation: used.unwrap_or(sum.cpu).max(0.0) / seconds / cores,
             cores,
             throttled,
+            waiting: sum.wait / seconds,
             run_delay: if (sum.run + sum.wait) / seconds < RUN_MIN {
                 0.0
             } else {
@@ -405,6 +406,7 @@ mod tests {
         let cpu = meter(None).cpu(&first, &last, 1.0);
         assert!((cpu.utilisation - 1.5 / 4.0).abs() < 1e-9, "{cpu:?}");
         assert!((cpu.run_delay - 0.5 / 1.5).abs() < 1e-9, "{cpu:?}");
+        assert!((cpu.waiting - 0.5).abs() < 1e-9, "{cpu:?}");
         assert_eq!((cpu.pinned, cpu.cores, cpu.throttled), (1, 4.0, 0.0));
         let cpu = meter(Some(0.5)).cpu(&first, &last, 1.0);
         assert!((cpu.utilisation - 3.0).abs() < 1e-9, "{cpu:?}");

@@ -59,6 +59,7 @@ impl Engine<'_> {
         CpuReading {
             utilisation: busy / (window * cores),
             cores,
+            waiting: (now.delay - before.delay) / window,
             run_delay: (now.delay - before.delay) / busy.max(1e-9),
             pressure: (now.pressed - before.pressed) / window,
             ..CpuReading::default()
