@@ -85,13 +85,15 @@ impl Cpu {
     }
 
     /// Whether it has room for more requests although it is short: so it has while no more wait for a core than the
-    /// square root of those in flight, as a core may soon find nobody waiting. `None` where that is not known,
-    /// and where few waiting prove nothing: what waits for the GIL or for more of a quota need not wait for a core.
+    /// square root of those in flight, as a core may soon find nobody waiting. `None` where that is not known, as
+    /// where other threads than theirs wait too, and where few waiting prove nothing: what waits for the GIL or
+    /// for more of a quota need not wait for a core.
     pub(super) fn has_room(&self) -> Option<bool> {
-        if !self.short || self.mean.waiting <= 0.0 {
+        let waiting = self.mean.waiting;
+        if !self.short || waiting <= 0.0 || waiting >= self.in_flight {
             return None;
         }
-        let room = self.mean.waiting <= self.in_flight.sqrt();
+        let room = waiting <= self.in_flight.sqrt();
         let proves = !room || !(self.pinned || self.mean.throttled > THROTTLED);
         proves.then_some(room)
     }
@@ -168,6 +170,7 @@ mod tests {
         assert_eq!(waiting(3.1, 0.95, 0).has_room(), Some(false));
         assert_eq!(waiting(3.1, 0.5, 0).has_room(), None, "it is not short");
         assert_eq!(waiting(0.0, 0.95, 0).has_room(), None, "nobody counts");
+        assert_eq!(waiting(9.0, 0.95, 0).has_room(), None, "not only they");
         assert_eq!(waiting(2.9, 0.95, 1).has_room(), None, "the GIL");
         assert_eq!(waiting(3.1, 0.95, 1).has_room(), Some(false));
     }
