@@ -369,7 +369,7 @@ scenarios! {
         Most(0, "refused", 0.01, 0.01),
     ],
     t18_heavy_tail_threads: "t18-heavy-tail-threads" => [
-        Goodput(0, 0.95, 0.67), // one seed in fifteen; the mean of thirty is 0.96
+        Goodput(0, 0.95, 0.67), // one seed in twenty; the mean of thirty is 0.96
     ],
     t18_heavy_tail: "t18-heavy-tail" => [
         Goodput(0, 0.93, 0.9),
