@@ -243,7 +243,7 @@ impl Trials {
         curve: &Curve,
     ) -> Option<Move> {
         let now = m.point.at;
-        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let since = |at: Instant| now.saturating_duration_since(at);
         let patience = DIP_EVERY * (1 << self.dips_alike.min(DIP_PATIENCE));
         let suspect = self.suspect || curve.unmeasured(m.point.limit);
         let jitter = jitter(&m.point);
@@ -255,7 +255,9 @@ impl Trials {
         if m.point.limit > 1
             && m.limited >= DIP_LIMITED
             && (suspect || curve.stale(m.point.limit, now))
-            && since(self.last_dip).is_none_or(|passed| passed.as_secs_f64() > pause)
+            && self
+                .last_dip
+                .is_none_or(|at| since(at).as_secs_f64() > pause)
         {
             self.trial = Some(Trial::Dip {
                 before: m.known.then_some(m.point),
@@ -277,7 +279,7 @@ impl Trials {
             && before.windows >= PROBE_WINDOWS_LEAST
             && m.point.limit < m.ceiling
             && m.veto.is_none()
-            && now.saturating_duration_since(last_probe) > every
+            && since(last_probe) > every
         {
             self.trial = Some(Trial::Probe {
                 before,

@@ -33,6 +33,8 @@ pub(super) struct Cpu {
     mean: CpuReading,
     /// Mean requests in flight, over the same time.
     in_flight: f64,
+    /// Threads that wait for a core, as they were last read: that is a mean already.
+    waiting: f64,
     short: bool,
     /// Some process has a core of its own and needs it (the GIL).
     pinned: bool,
@@ -59,6 +61,7 @@ impl Cpu {
         };
         self.at = Some(now);
         self.pinned = reading.pinned > 0;
+        self.waiting = reading.waiting;
         let mean = &mut self.mean;
         for (mean, now) in [
             (&mut self.in_flight, in_flight),
@@ -71,8 +74,6 @@ impl Cpu {
                 *mean += gain * (now - *mean);
             }
         }
-        // A mean already, of about this time.
-        mean.waiting = reading.waiting;
         let high = if self.short { high - HYSTERESIS } else { high };
         self.short = mean.utilisation > high
             || mean.throttled > THROTTLED
@@ -89,11 +90,10 @@ impl Cpu {
     /// where other threads than theirs wait too, and where few waiting prove nothing: what waits for the GIL or
     /// for more of a quota need not wait for a core.
     pub(super) fn has_room(&self) -> Option<bool> {
-        let waiting = self.mean.waiting;
-        if !self.short || waiting <= 0.0 || waiting >= self.in_flight {
+        if !self.short || self.waiting <= 0.0 || self.waiting >= self.in_flight {
             return None;
         }
-        let room = waiting <= self.in_flight.sqrt();
+        let room = self.waiting <= self.in_flight.sqrt();
         let proves = !room || !(self.pinned || self.mean.throttled > THROTTLED);
         proves.then_some(room)
     }

@@ -55,12 +55,12 @@ impl Engine<'_> {
     fn cpu(&self, at: f64) -> CpuReading {
         let (since, before) = self.seen.cpu;
         let (now, cores, window) = (self.backend.cpu, self.backend.cores(), at - since);
-        let busy = now.busy - before.busy;
+        let (busy, delay) = (now.busy - before.busy, now.delay - before.delay);
         CpuReading {
             utilisation: busy / (window * cores),
             cores,
-            waiting: (now.delay - before.delay) / window,
-            run_delay: (now.delay - before.delay) / busy.max(1e-9),
+            waiting: delay / window,
+            run_delay: delay / busy.max(1e-9),
             pressure: (now.pressed - before.pressed) / window,
             ..CpuReading::default()
         }
