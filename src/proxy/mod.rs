@@ -30,6 +30,7 @@ mod live;
 mod preamble;
 mod probes;
 mod received;
+mod record;
 mod reject;
 mod request_id;
 mod spool;
@@ -46,13 +47,13 @@ use self::{
     received::Arrived,
 };
 pub use self::{
-    answer::ClientBody,
     connection::serve,
     connections::Connections,
     context::Peer,
     error::Error,
     listener::{Acceptor, Listener, Worker, descriptors, room_for_clients, serve_accepted},
     live::{Live, Phase, Shared, control_settings, queue_settings},
+    record::ClientBody,
 };
 use crate::admission::AdmissionLayer;
 

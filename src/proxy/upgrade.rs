@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    answer::Record,
     io::{ClientIo, take_ahead},
+    record::Record,
 };
 use crate::{
     backend::{Upgraded, members},
