@@ -1,19 +1,24 @@
 //! Standard error for those who must not wait: whoever reads it may have stopped.
 
 use std::{
-    io::{self, StderrLock, Write},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    io::{self, Write},
+    sync::Mutex,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing_subscriber::fmt::{
+    format::Writer,
+    time::{FormatTime, SystemTime},
+};
 
 /// As much as a pipe takes without waiting once it says that it takes something: POSIX's `PIPE_BUF`.
 const AT_ONCE: usize = 4096;
 
-/// Writes that did not happen since the last that did.
-static LOST: AtomicU64 = AtomicU64::new(0);
-/// Whether the last line was cut short: the next one begins by ending it.
-static CUT: AtomicBool = AtomicBool::new(false);
+/// Held until a line's last part is written, so that lines of several threads do not mix.
+static MISSED: Mutex<Missed> = Mutex::new(Missed {
+    lines: 0,
+    cut: false,
+});
 
 /// Writes to standard error, or nowhere while that takes nothing. A line that was lost is counted, and
 /// the next one that is not is preceded by their number.
@@ -23,67 +28,166 @@ pub struct Stderr {
     pub json: bool,
 }
 
-impl Stderr {
-    fn tell(self, lost: u64) -> String {
-        if self.json {
-            format!(
-                "{{\"level\":\"WARN\",\"message\":\"nobody read the log, lines were lost\",\"lines\":{lost}}}\n"
-            )
-        } else {
-            format!("WARN nobody read the log, {lost} lines were lost\n")
-        }
-    }
-}
-
-/// Whether a write of up to [`AT_ONCE`] bytes returns at once: also with an error, as one to a pipe
-/// that is closed.
-fn is_ready() -> bool {
-    let stderr = io::stderr();
-    let mut one = [PollFd::new(&stderr, PollFlags::OUT)];
-    poll(&mut one, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-}
-
-fn write_at_once(stderr: &mut StderrLock<'_>, line: &[u8]) -> io::Result<()> {
-    let mut rest = line;
-    while !rest.is_empty() {
-        let part = &rest[..rest.len().min(AT_ONCE)];
-        let written = if is_ready() {
-            stderr.write(part)
-        } else {
-            LOST.fetch_add(1, Relaxed);
-            Err(io::ErrorKind::WouldBlock.into())
-        };
-        match written {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => rest = &rest[count..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                CUT.fetch_or(rest.len() < line.len(), Relaxed);
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // Held until the last part is written, so that lines of several threads do not mix.
-        let stderr = &mut io::stderr().lock();
-        if CUT.load(Relaxed) && is_ready() && write_at_once(stderr, b"\n").is_ok() {
-            CUT.store(false, Relaxed);
-        }
-        if LOST.load(Relaxed) > 0 && is_ready() {
-            let lost = LOST.swap(0, Relaxed);
-            if write_at_once(stderr, self.tell(lost).as_bytes()).is_err() {
-                LOST.fetch_add(lost, Relaxed);
-            }
-        }
-        write_at_once(stderr, line)?;
+        let mut missed = MISSED.lock().unwrap_or_else(|error| error.into_inner());
+        missed.write_line(&mut io::stderr().lock(), line, self.json)?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// What a line is written to.
+trait Output: Write {
+    /// Whether a write of up to [`AT_ONCE`] bytes returns at once: also with an error, as one to a pipe
+    /// that is closed.
+    fn is_ready(&self) -> bool;
+}
+
+impl Output for io::StderrLock<'_> {
+    fn is_ready(&self) -> bool {
+        let mut one = [PollFd::new(self, PollFlags::OUT)];
+        poll(&mut one, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// What did not get through, and was not told of yet.
+struct Missed {
+    lines: u64,
+    /// Whether the last line was cut short.
+    cut: bool,
+}
+
+impl Missed {
+    fn write_line(&mut self, to: &mut impl Output, line: &[u8], json: bool) -> io::Result<()> {
+        self.catch_up(to, json)
+            .and_then(|()| self.write_at_once(to, line))
+            .inspect_err(|_| self.lines += 1)
+    }
+
+    /// Ends a line that was cut and tells how many are missing. Where that fails nothing else may be
+    /// written: it would go on in the line that was cut.
+    fn catch_up(&mut self, to: &mut impl Output, json: bool) -> io::Result<()> {
+        if self.cut {
+            self.write_at_once(to, b"\n")?;
+            self.cut = false;
+        }
+        if self.lines > 0 {
+            self.write_at_once(to, tell(self.lines, json).as_bytes())?;
+            self.lines = 0;
+        }
+        Ok(())
+    }
+
+    fn write_at_once(&mut self, to: &mut impl Output, line: &[u8]) -> io::Result<()> {
+        let mut rest = line;
+        while !rest.is_empty() {
+            let part = &rest[..rest.len().min(AT_ONCE)];
+            let written = match to.is_ready() {
+                true => to.write(part),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.cut |= rest.len() < line.len();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tell(lost: u64, json: bool) -> String {
+    let mut now = String::new();
+    // Writing to a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+    match json {
+        true => format!(
+            "{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"nobody read the log, lines were lost\",\"lines\":{lost}}}\n"
+        ),
+        false => format!("{now}  WARN nobody read the log, {lost} lines were lost\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, iter};
+
+    use super::*;
+
+    /// A pipe that says in this order whether it takes something; afterwards it does.
+    struct Pipe<I> {
+        ready: RefCell<I>,
+        taken: Vec<u8>,
+    }
+
+    impl<I: Iterator<Item = bool>> Output for Pipe<I> {
+        fn is_ready(&self) -> bool {
+            self.ready.borrow_mut().next().unwrap_or(true)
+        }
+    }
+
+    impl<I> Write for Pipe<I> {
+        fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+            self.taken.extend_from_slice(part);
+            Ok(part.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that such a pipe gets of a long one and three short ones.
+    fn lines(ready: impl Iterator<Item = bool>) -> Vec<String> {
+        let mut pipe = Pipe {
+            ready: RefCell::new(ready),
+            taken: Vec::new(),
+        };
+        let mut missed = Missed {
+            lines: 0,
+            cut: false,
+        };
+        let long = format!("{}\n", "l".repeat(3 * AT_ONCE));
+        for line in [&long, "one\n", "two\n", "three\n"] {
+            let _ = missed.write_line(&mut pipe, line.as_bytes(), false);
+        }
+        let text = String::from_utf8(pipe.taken).expect("text");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn whoever_reads_everything_gets_everything() {
+        let got = lines(iter::empty());
+        assert_eq!(got[0].len(), 3 * AT_ONCE);
+        assert_eq!(got[1..], ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn whoever_reads_again_is_told_what_is_missing() {
+        let got = lines([true, false, false, true].into_iter());
+        assert_eq!(got[0].len(), AT_ONCE, "what was cut is ended");
+        assert!(got[1].ends_with("WARN nobody read the log, 2 lines were lost"));
+        assert_eq!(got[2..], ["two", "three"]);
+    }
+
+    /// A reader may make room at any time.
+    #[test]
+    fn nothing_is_written_into_a_line_that_was_cut() {
+        for pattern in 0..1_u32 << 10 {
+            for line in lines((0..10).map(|bit| pattern >> bit & 1 == 0)) {
+                let is_whole = ["one", "two", "three"].contains(&&*line)
+                    || line.ends_with(" lines were lost")
+                    || line.bytes().all(|byte| byte == b'l');
+                assert!(is_whole, "{pattern:b}: {line}");
+            }
+        }
     }
 }
