@@ -489,7 +489,10 @@ impl Controller {
         let recently =
             |(_, at): &(BoundBy, Instant)| now.saturating_duration_since(*at) < CUT_REMEMBERED;
         let cause = self.law.cause();
-        if self.limit < max && self.ceilings.fills_workers(self.limit) {
+        if self.limit > ceiling {
+            // It would be there, but for limit.min.
+            BoundBy::Configured
+        } else if self.limit < max && self.ceilings.fills_workers(self.limit) {
             // Without CPU for those that there are, more workers would not help.
             if self.ceilings.cpu_is_used_up() {
                 BoundBy::Cpu

@@ -315,6 +315,33 @@ fn the_lowest_ceiling_is_named() {
     assert_eq!(bench.controller.limit(), 4);
 }
 
+/// Not the workers hold a limit that `limit.min` keeps above them.
+#[test]
+fn a_least_limit_above_the_ceilings_is_named() {
+    for max in [20, 100] {
+        let mut bench = Bench::new(Settings {
+            min: 20,
+            max,
+            ..settings()
+        });
+        let holds = |bench: &Bench| {
+            (
+                bench.controller.bound_by(),
+                bench.controller.configured_by(),
+            )
+        };
+        bench.readings.slots = Some(2);
+        bench.run(2.0);
+        assert_eq!(bench.controller.limit(), 20);
+        let least = (BoundBy::Configured, Some(Setting::Min));
+        assert_eq!(holds(&bench), least, "max {max}");
+        bench.readings.slots = Some(19);
+        bench.run(2.0);
+        assert_eq!(bench.controller.limit(), 20);
+        assert_ne!(holds(&bench), least, "max {max}");
+    }
+}
+
 /// With its quota used up, more workers would not help, though all of them are busy.
 #[test]
 fn a_quota_that_is_used_up_is_named_before_the_workers() {

@@ -41,6 +41,7 @@ impl Controller {
         (self.bound_by == BoundBy::Configured).then_some(match self.law {
             _ if self.pinned.is_some() => Setting::Hand,
             Law::Fixed => Setting::Fixed,
+            _ if self.limit > self.ceilings.lowest(max).0 => Setting::Min,
             _ if self.limit >= max => Setting::Max,
             _ => Setting::Min,
         })
