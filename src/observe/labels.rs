@@ -202,6 +202,8 @@ pub struct Bound<'a> {
     pub slots: Option<u32>,
     /// Of how many endpoints it is the sum.
     pub endpoints: usize,
+    /// Whether one of them accepts connections.
+    pub up: bool,
     /// The address of the admin server.
     pub admin: &'a Address,
 }
@@ -240,6 +242,9 @@ impl Bound<'_> {
                 Some(Setting::Min) => "The configuration allows no fewer: limit.min.",
                 None => "The configuration sets this limit.",
             },
+            BoundBy::Idle if !self.up => {
+                "The backend accepts no connections: the limit stays where it is until it does."
+            }
             BoundBy::Idle => {
                 "There is not enough traffic to learn more: the limit stays where it is."
             }
@@ -281,8 +286,18 @@ mod tests {
             in_flight: 0,
             slots: Some(8),
             endpoints: 1,
+            up: true,
             admin,
         }
+    }
+
+    #[test]
+    fn a_backend_that_is_down_is_not_said_to_lack_traffic() {
+        let admin = Address::Unix("/run/admin".into());
+        let idle = bound(BoundBy::Idle, None, &admin);
+        assert!(idle.sentence().contains("not enough traffic"));
+        let down = Bound { up: false, ..idle };
+        assert!(down.sentence().contains("accepts no connections"));
     }
 
     #[test]

@@ -56,7 +56,10 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
         in_flight,
         slots,
         endpoints: endpoints.len(),
-        ..bound(endpoint, context)
+        up: endpoints
+            .iter()
+            .any(|other| metrics.endpoint(&other.label).is_up()),
+        ..bound(metrics, endpoint, context)
     };
     let counts = metrics.counts();
     let totals = counts.totals;
@@ -141,13 +144,14 @@ fn load(endpoint: &EndpointSnapshot) -> f64 {
     f64::from(endpoint.in_flight) / f64::from(endpoint.limit.max(1))
 }
 
-fn bound<'a>(endpoint: &EndpointSnapshot, context: &Context<'a>) -> Bound<'a> {
+fn bound<'a>(metrics: &Metrics, endpoint: &EndpointSnapshot, context: &Context<'a>) -> Bound<'a> {
     Bound {
         by: endpoint.bound_by,
         configured_by: endpoint.configured_by,
         in_flight: endpoint.in_flight,
         slots: endpoint.slots.map(|(slots, _)| slots),
         endpoints: 1,
+        up: metrics.endpoint(&endpoint.label).is_up(),
         admin: context.admin,
     }
 }
@@ -167,7 +171,7 @@ fn endpoint_document(
         "limit": endpoint.limit,
         "in_flight": endpoint.in_flight,
         "bound_by": bound_by(endpoint.bound_by),
-        "bound_by_sentence": bound(endpoint, context).sentence(),
+        "bound_by_sentence": bound(metrics, endpoint, context).sentence(),
         "configured_by": endpoint.configured_by.map(setting),
         "slots": endpoint.slots.map(|(slots, _)| slots),
         "slots_source": endpoint.slots.map(|(_, source)| source),
@@ -336,6 +340,8 @@ mod tests {
         assert!(sentence.contains("8 requests at once"), "{sentence}");
         let of_one = &status["backend"]["endpoints"][1]["bound_by_sentence"];
         assert!(of_one.as_str().unwrap().starts_with("Every worker is busy"));
+        let down = &status["backend"]["endpoints"][0]["bound_by_sentence"];
+        assert!(down.as_str().unwrap().contains("accepts no connections"));
         assert_eq!(status["configured_by"], Value::Null);
         assert_eq!(status["totals"]["requests"], 1);
         assert_eq!(status["decisions"][0]["age_seconds"], 2.0);
