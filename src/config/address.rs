@@ -177,6 +177,12 @@ fn unix(given: &str, path: &str) -> Result<Address, AddressError> {
     if path.is_empty() || path == "/" || path.chars().any(char::is_control) {
         return err(format!("{given:?} names no socket file; write unix:/path"));
     }
+    // What others write for a name without a file would be a file of that name, wherever tidegate was started.
+    if path.starts_with('@') {
+        return err(format!(
+            "{given:?} is an abstract socket, which tidegate does not know; write unix:/path"
+        ));
+    }
     if path.len() > UNIX_PATH_MAX {
         return err(format!(
             "{given:?} is too long for a socket file: {} bytes, at most {UNIX_PATH_MAX}",
@@ -203,6 +209,11 @@ fn tcp(given: &str, text: &str, from_url: bool, no_host: &str) -> Result<Address
         (ip.to_string(), port)
     } else {
         let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        if text.contains(',') {
+            return err(format!(
+                "{given:?} is more than one address; write each by itself"
+            ));
+        }
         if host.contains(':') {
             return err(format!(
                 "{given:?}: write an IPv6 address in brackets, as [::1]:8000"
@@ -280,6 +291,7 @@ mod tests {
                 Address::Unix("/run/app.sock".into()),
             ),
             ("unix:app.sock", Address::Unix("app.sock".into())),
+            ("unix:./@app", Address::Unix("./@app".into())),
         ];
         for (text, address) in cases {
             assert_eq!(Address::listen(text).as_ref(), Ok(&address), "{text}");
@@ -332,6 +344,14 @@ mod tests {
                 "\"/run/a.sock\" is not an address; write host:port, or unix:/path for a socket file",
             ),
             ("unix:", "\"unix:\" names no socket file; write unix:/path"),
+            (
+                "unix:@app",
+                "\"unix:@app\" is an abstract socket, which tidegate does not know; write unix:/path",
+            ),
+            (
+                "a:1,b:2",
+                "\"a:1,b:2\" is more than one address; write each by itself",
+            ),
             (
                 "fd:web",
                 "\"fd:web\" can only be listened on; write host:port or unix:/path",
