@@ -2,7 +2,7 @@
 //! once or twice, as any health check does; the rest are `OPTIONS /`, which Flask answers by itself.
 //! In HTTP or in uWSGI's protocol: where the one is not understood, the other is tried.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use super::wire::{Connection, field};
 use crate::{
@@ -42,6 +42,30 @@ impl std::fmt::Display for Answer {
     }
 }
 
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing listens there.
+    Absent,
+    /// It is not for this user.
+    Denied,
+    /// It took too long: it may be busy.
+    Slow,
+    /// Something else, in words.
+    Other(String),
+}
+
+impl Refusal {
+    fn new(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Self::Absent,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Slow,
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
 /// One request that was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
@@ -67,6 +91,8 @@ pub enum Keep {
 pub struct Manners {
     /// Every request, in order.
     pub asked: Vec<Asked>,
+    /// Why there was no connection, if there was none.
+    pub refusal: Option<Refusal>,
     /// Whether it was asked in uWSGI's protocol, configured or understood in place of HTTP.
     pub uwsgi: bool,
     /// The head of the first answer.
@@ -276,7 +302,10 @@ impl Manners {
         question: &Question,
     ) -> (Option<Connection>, Option<String>) {
         let (connection, answer, head) = match Connection::open(address) {
-            Err(_) => (None, Answer::Unreachable, None),
+            Err(error) => {
+                self.refusal = Some(Refusal::new(&error));
+                (None, Answer::Unreachable, None)
+            }
             Ok(mut connection) => {
                 // A server that refuses a head may close before it has read all of it.
                 let _ = connection.write(&question.bytes(self.protocol()));

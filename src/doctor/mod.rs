@@ -15,7 +15,7 @@ mod wire;
 use std::time::Duration;
 
 pub use self::{
-    ask::{Answer, Asked, Keep, Manners},
+    ask::{Answer, Asked, Keep, Manners, Refusal},
     report::{json, text},
 };
 use crate::{
@@ -109,7 +109,11 @@ impl Diagnosis {
     /// Whether nothing was found at the address, by asking or by looking.
     pub fn is_absent(&self) -> bool {
         let last = self.manners.asked.last();
-        self.findings.listener.is_err()
+        let refused = matches!(
+            self.manners.refusal,
+            Some(Refusal::Denied | Refusal::Other(_))
+        );
+        (self.findings.listener.is_err() || refused && !self.answered())
             && last.is_some_and(|asked| asked.answer == Answer::Unreachable)
     }
 

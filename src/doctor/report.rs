@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json as object};
 
-use super::{Diagnosis, Keep};
+use super::{Diagnosis, Keep, Refusal};
 use crate::{config::format_size, sense::facts::in_one_line};
 
 /// For people.
@@ -16,10 +16,12 @@ pub fn text(diagnosis: &Diagnosis) -> String {
     );
     if diagnosis.is_absent() {
         // Of what is not there, there is nothing to tell.
-        let _ = writeln!(
-            out,
-            "Start it, or say where it is: tidegate doctor --backend HOST:PORT, or unix:/PATH"
-        );
+        if diagnosis.manners.refusal != Some(Refusal::Denied) {
+            let _ = writeln!(
+                out,
+                "Start it, or say where it is: tidegate doctor --backend HOST:PORT, or unix:/PATH"
+            );
+        }
         return out;
     }
     let mut row = |name: &str, value: &str| {

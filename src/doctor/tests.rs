@@ -209,6 +209,28 @@ fn nobody_and_somebody_who_does_not_answer_are_told_apart() {
     let nobody = diagnose(unseen(), silent(Answer::Unreachable));
     assert_eq!(nobody.verdict, "Nothing listens at 127.0.0.1:8000.");
     assert!(!nobody.answered() && nobody.quirks.is_empty());
+    let refused = |refusal| {
+        let manners = Manners {
+            refusal: Some(refusal),
+            ..silent(Answer::Unreachable)
+        };
+        // That something listens can be seen nevertheless.
+        let findings = Findings {
+            listener: Ok(ListenerFacts {
+                queued: Some(0),
+                backlog: None,
+                via: "netlink",
+            }),
+            ..unseen()
+        };
+        let diagnosis = diagnose(findings, manners);
+        assert!(diagnosis.is_absent(), "{}", diagnosis.verdict);
+        diagnosis.verdict
+    };
+    let denied = refused(Refusal::Denied);
+    assert!(denied.contains("permission denied"), "{denied}");
+    let unknown = refused(Refusal::Other("no such name".to_owned()));
+    assert_eq!(unknown, "Cannot connect to 127.0.0.1:8000: no such name.");
     let busy = diagnose(unseen(), silent(Answer::Silence));
     assert!(
         busy.verdict.contains("all of its workers may be busy"),

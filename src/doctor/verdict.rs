@@ -1,6 +1,6 @@
 //! Conclusions: one sentence, what can be read, what could be better. Pure.
 
-use super::{Manners, Recognised, Signal};
+use super::{Manners, Recognised, Refusal, Signal};
 use crate::{
     config::{Address, Profile, format_size},
     sense::{Accepts, Crew, Findings, Gauges, Server, Slots, Source},
@@ -51,6 +51,18 @@ impl Evidence<'_> {
 /// The verdict.
 pub(super) fn sentence(evidence: &Evidence<'_>) -> String {
     if evidence.manners.head.is_none() {
+        match &evidence.manners.refusal {
+            Some(Refusal::Denied) => {
+                return format!(
+                    "This user may not connect to {}: permission denied. It has to be allowed to write to the socket file, and to enter the directories above it.",
+                    evidence.endpoint
+                );
+            }
+            Some(Refusal::Other(why)) => {
+                return format!("Cannot connect to {}: {why}.", evidence.endpoint);
+            }
+            Some(Refusal::Absent | Refusal::Slow) | None => {}
+        }
         let there = evidence.findings.listener.is_ok()
             || evidence
                 .manners

@@ -3,9 +3,11 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::ask::{Answer, PATIENCE};
 use crate::{clock, config::Address};
@@ -43,13 +45,24 @@ impl Connection {
                 let mut found: Vec<SocketAddr> =
                     (host.as_str(), *port).to_socket_addrs()?.collect();
                 found.sort_by_key(SocketAddr::is_ipv6);
-                let none = io::Error::from(io::ErrorKind::NotFound);
-                let first = found.first().ok_or(none)?;
-                let stream = TcpStream::connect_timeout(first, PATIENCE)?;
+                let mut stream = Err(io::ErrorKind::NotFound.into());
+                for address in &found {
+                    stream = TcpStream::connect_timeout(address, PATIENCE);
+                    if stream.is_ok() {
+                        break;
+                    }
+                }
+                let stream = stream?;
                 stream.set_nodelay(true)?;
                 Stream::Tcp(stream)
             }
-            Address::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+            Address::Unix(path) => {
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                // So long a full backlog is waited for.
+                socket.set_write_timeout(Some(PATIENCE))?;
+                socket.connect(&SockAddr::unix(path)?)?;
+                Stream::Unix(UnixStream::from(OwnedFd::from(socket)))
+            }
             Address::Fd(_) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Self {
