@@ -1,7 +1,7 @@
 //! One address of the backend.
 
 use std::{
-    io::ErrorKind,
+    io::{self, ErrorKind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -43,9 +43,20 @@ pub struct Endpoint {
     steers: AtomicBool,
     knowledge: Knowledge,
     up: AtomicBool,
+    /// Why it does not accept, where it said so when it was last tried.
+    refusal: Mutex<Option<Refusal>>,
     /// When it was last seen to accept, milliseconds after `born`.
     seen_up: AtomicU64,
     born: Instant,
+}
+
+/// Why a connection was refused.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    kind: ErrorKind,
+    /// `None` where a name could not be resolved.
+    code: Option<i32>,
+    text: String,
 }
 
 impl Endpoint {
@@ -68,6 +79,7 @@ impl Endpoint {
             steers: AtomicBool::new(false),
             knowledge: Knowledge::default(),
             up: AtomicBool::new(true),
+            refusal: Mutex::new(None),
             seen_up: AtomicU64::new(0),
             born: now,
         };
@@ -191,8 +203,30 @@ impl Endpoint {
         let news = self.up.load(Relaxed) != up && self.up.swap(up, Relaxed) != up;
         if news {
             self.metrics.set_up(up);
+            if up {
+                *lock(&self.refusal) = None;
+            }
         }
         news
+    }
+
+    /// Notes why it does not accept connections. True if there was another reason before.
+    pub fn note_refusal(&self, error: &io::Error) -> bool {
+        let mut refusal = lock(&self.refusal);
+        let (kind, code) = (error.kind(), error.raw_os_error());
+        if refusal
+            .as_ref()
+            .is_some_and(|it| (it.kind, it.code) == (kind, code))
+        {
+            return false;
+        }
+        let text = error.to_string();
+        refusal.replace(Refusal { kind, code, text }).is_some()
+    }
+
+    /// Why it does not accept connections, where that is known.
+    pub fn refusal(&self) -> Option<String> {
+        lock(&self.refusal).as_ref().map(|it| it.text.clone())
     }
 
     /// Whether it accepted a connection within the last `age`, and has refused none since.
@@ -206,12 +240,12 @@ impl Endpoint {
         now.saturating_duration_since(seen) <= age
     }
 
-    /// Connects and hangs up: does it accept? `None` if that cannot be told: where the backlog is full, workers are
-    /// busy, not gone.
-    pub async fn probe(&self, timeout: Duration) -> Option<bool> {
+    /// Connects and hangs up: does it accept, or why not? `None` if that cannot be told: where the backlog is full,
+    /// workers are busy, not gone.
+    pub async fn probe(&self, timeout: Duration) -> Option<io::Result<()>> {
         match connect(&self.address, timeout).await {
-            Ok(_) => Some(true),
-            Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => Some(false),
+            Ok(_) => Some(Ok(())),
+            Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => Some(Err(error)),
             Err(_) => None,
         }
     }
@@ -287,7 +321,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         rustix::net::listen(&listener, 0).expect("it listens");
         let endpoint = endpoint(&listener);
-        assert_eq!(endpoint.probe(PATIENCE).await, Some(true));
+        assert!(matches!(endpoint.probe(PATIENCE).await, Some(Ok(()))));
         let mut held = Vec::new();
         while endpoint.probe(PATIENCE).await.is_some() {
             let address = listener.local_addr().expect("it is bound");
@@ -296,7 +330,29 @@ mod tests {
         }
         drop(held);
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("it listened");
-        assert_eq!(endpoint.probe(PATIENCE).await, Some(false));
+        let refused = endpoint.probe(PATIENCE).await;
+        assert!(
+            matches!(refused, Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+        );
+    }
+
+    #[test]
+    fn only_another_reason_is_news() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = endpoint(&listener);
+        let now = clock::now();
+        let (missing, denied) = (
+            ErrorKind::NotFound.into(),
+            ErrorKind::PermissionDenied.into(),
+        );
+        assert_eq!(endpoint.refusal(), None);
+        assert!(!endpoint.note_refusal(&missing), "it is the first");
+        assert!(endpoint.set_up(false, now));
+        assert!(!endpoint.note_refusal(&missing));
+        assert!(endpoint.note_refusal(&denied));
+        assert_eq!(endpoint.refusal(), Some(denied.to_string()));
+        assert!(endpoint.set_up(true, now));
+        assert_eq!(endpoint.refusal(), None);
     }
 
     #[test]

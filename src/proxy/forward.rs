@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
@@ -134,8 +135,8 @@ fn forward(
             };
             let mut lease = unsent.lease;
             (head, body) = (unsent.head, unsent.body);
-            if matches!(error, backend::Error::Connect(_))
-                && let Some(pause) = restart_pause(&shared, &context, &endpoint)
+            if let backend::Error::Connect(why) = &error
+                && let Some(pause) = restart_pause(&shared, &context, &endpoint, why)
             {
                 // Its permit it keeps: those behind it would fare no better.
                 let kept = lease.permit.take();
@@ -168,9 +169,14 @@ fn forward(
 /// A backend that listened a moment ago and does not any more is being restarted, and a new one is being started: how
 /// long to wait before it is tried again. `None` if it is neither, if there is another that may be up, or if the time
 /// that one may wait is over.
-fn restart_pause(shared: &Shared, context: &Context, endpoint: &Endpoint) -> Option<Duration> {
+fn restart_pause(
+    shared: &Shared,
+    context: &Context,
+    endpoint: &Endpoint,
+    why: &io::Error,
+) -> Option<Duration> {
     let now = clock::now();
-    shared.note_endpoint(endpoint, false, now);
+    shared.note_down(endpoint, Some(why), now);
     if shared.endpoints().iter().any(|e| e.is_up())
         || !endpoint.is_awaited(RESTART, now)
         || context.live.config.limit.dry_run
@@ -234,10 +240,10 @@ impl Serving {
         let took = permit.complete_at(outcome, now);
         trace::served(&self.shared, &self.context, begun, outcome, took);
         match completion {
-            Completion::Unreachable => self.shared.note_endpoint(&self.endpoint, false, now),
+            Completion::Unreachable => self.shared.note_down(&self.endpoint, None, now),
             Completion::Overloaded => {}
             _ => {
-                self.shared.note_endpoint(&self.endpoint, true, now);
+                self.shared.note_up(&self.endpoint, now);
                 self.context.served(took, now);
                 self.context.route().metrics.backend_seconds(took);
             }

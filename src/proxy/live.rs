@@ -1,6 +1,7 @@
 //! What all connections share: the parts that a reload replaces, and those that stay.
 
 use std::{
+    io,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
@@ -315,8 +316,10 @@ impl Shared {
 
     /// Connects to an endpoint and hangs up, notes what that says, and tells whether it is up as far as is known.
     pub async fn look_at(&self, endpoint: &Endpoint, patience: Duration) -> bool {
-        if let Some(up) = endpoint.probe(patience).await {
-            self.note_endpoint(endpoint, up, clock::now());
+        match endpoint.probe(patience).await {
+            Some(Ok(())) => self.note_up(endpoint, clock::now()),
+            Some(Err(error)) => self.note_down(endpoint, Some(&error), clock::now()),
+            None => {}
         }
         endpoint.is_seen_up()
     }
@@ -337,34 +340,54 @@ impl Shared {
         endpoints.iter().any(|endpoint| endpoint.is_seen_up())
     }
 
-    /// Notes whether an endpoint accepts connections, where that is news.
-    pub fn note_endpoint(&self, endpoint: &Endpoint, up: bool, now: Instant) {
+    /// Notes that an endpoint accepts connections, where that is news.
+    pub fn note_up(&self, endpoint: &Endpoint, now: Instant) {
         let seen = endpoint.was_seen();
-        if endpoint.set_up(up, now) {
-            let address = &endpoint.address;
-            match (up, seen) {
-                (true, true) => {
-                    tracing::info!(endpoint = %address, "the backend accepts connections again");
-                }
-                (true, false) => {
-                    tracing::info!(endpoint = %address, "the backend accepts connections");
-                }
-                // It has nothing left to do, and may have been told to stop.
-                (false, true) if self.phase() == Phase::Closing => {}
-                (false, true) => {
-                    tracing::warn!(endpoint = %address, "the backend does not accept connections");
-                }
-                (false, false) => {
-                    tracing::warn!(
-                        endpoint = %address,
-                        "the backend does not accept connections yet: requests get 502 until it does"
-                    );
-                }
-            }
-            self.limiter
-                .gate()
-                .change(|state, out| state.set_healthy(endpoint.id, up, now, out));
+        if !endpoint.set_up(true, now) {
+            return;
         }
+        let address = &endpoint.address;
+        if seen {
+            tracing::info!(endpoint = %address, "the backend accepts connections again");
+        } else {
+            tracing::info!(endpoint = %address, "the backend accepts connections");
+        }
+        self.set_healthy(endpoint, true, now);
+    }
+
+    /// Notes that an endpoint does not accept connections, and why if that is known, where it is news.
+    pub fn note_down(&self, endpoint: &Endpoint, why: Option<&io::Error>, now: Instant) {
+        let is_other = why.is_some_and(|why| endpoint.note_refusal(why));
+        let news = endpoint.set_up(false, now);
+        let address = &endpoint.address;
+        let error = why.map(tracing::field::display);
+        match (news, endpoint.was_seen()) {
+            (false, _) if !is_other => {}
+            // It has nothing left to do, and may have been told to stop.
+            (_, true) if self.phase() == Phase::Closing => {}
+            (false, _) => {
+                tracing::warn!(endpoint = %address, error, "the backend does not accept connections, for another reason than before");
+            }
+            (true, true) => {
+                tracing::warn!(endpoint = %address, error, "the backend does not accept connections");
+            }
+            (true, false) => {
+                tracing::warn!(
+                    endpoint = %address,
+                    error,
+                    "the backend does not accept connections yet: requests get 502 until it does"
+                );
+            }
+        }
+        if news {
+            self.set_healthy(endpoint, false, now);
+        }
+    }
+
+    fn set_healthy(&self, endpoint: &Endpoint, up: bool, now: Instant) {
+        self.limiter
+            .gate()
+            .change(|state, out| state.set_healthy(endpoint.id, up, now, out));
     }
 
     /// How far a shutdown has come.

@@ -150,7 +150,7 @@ impl Backend {
                     let exit = child.wait().await;
                     tracing::error!(pid = child.pid(), "the backend {exit}");
                     if let Some(endpoint) = shared.endpoints().first() {
-                        shared.note_endpoint(endpoint, false, clock::now());
+                        shared.note_down(endpoint, None, clock::now());
                     }
                     let now = clock::now();
                     let uptime = now.saturating_duration_since(supervised.started);
@@ -267,7 +267,7 @@ impl Readiness {
             tokio::time::sleep(LOOK).await;
         }
         if let Some(endpoint) = shared.endpoints().first() {
-            shared.note_endpoint(endpoint, true, clock::now());
+            shared.note_up(endpoint, clock::now());
         }
     }
 }

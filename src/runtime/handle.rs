@@ -189,7 +189,10 @@ impl Handle for Running {
                 let verdict = match (endpoint.is_up(), endpoint.was_seen()) {
                     (true, true) => Ok(()),
                     (true, false) => Err("has not accepted a connection yet".to_owned()),
-                    (false, _) => Err("does not accept connections".to_owned()),
+                    (false, _) => Err(match endpoint.refusal() {
+                        Some(why) => format!("does not accept connections: {why}"),
+                        None => "does not accept connections".to_owned(),
+                    }),
                 };
                 checks.push((format!("backend {}", endpoint.address), verdict));
             }

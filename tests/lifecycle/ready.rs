@@ -85,3 +85,33 @@ fn one_backend_that_accepts_is_enough() {
         .start();
     assert_eq!(tidegate.admin_get("/readyz").status, 200);
 }
+
+/// A socket file that is missing, and one that lets nobody in, are mended in different ways.
+#[test]
+fn why_a_backend_is_not_reached_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("app.sock");
+    let address = format!("unix:{}", path.display());
+    let tidegate = Tidegate::to(&address).start();
+    let told = tidegate.events("requests get 502 until it does");
+    assert!(told[0].to_string().contains("No such file"), "{told:?}");
+    let says = |why: &str| tidegate.admin_get("/readyz?verbose").text().contains(why);
+    until("the reason is in the checks", || says("No such file"));
+
+    // It is there, but nobody listens.
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+    let file = socket2::SockAddr::unix(&path).expect("an address");
+    socket.bind(&file).expect("a socket file");
+    until("the other reason is in the checks", || {
+        says("Connection refused")
+    });
+    until("the other reason is in the log", || {
+        let told = tidegate.events("for another reason than before");
+        told.len() == 1 && told[0].to_string().contains("Connection refused")
+    });
+    socket.listen(16).expect("it is ours");
+    until("it is ready", || {
+        tidegate.admin_get("/readyz").status == 200
+    });
+    assert!(!says("refused"));
+}
