@@ -260,17 +260,25 @@ impl Cgroup {
             .all(Self::is_top)
     }
 
-    /// Where the figures are from, for people.
-    pub fn describe(&self) -> String {
-        let group = self.cpu.as_ref().or(self.memory.as_ref());
-        group.map_or_else(String::new, |group| {
-            let version = match group.version {
-                Version::One => 1,
-                Version::Two => 2,
-            };
-            format!("cgroup v{version} {}", group.dir.display())
-        })
+    /// Where the figures of CPU are from, for people.
+    pub fn cpu_source(&self) -> String {
+        describe(self.cpu.as_ref())
     }
+
+    /// Where the figures of memory are from, for people: in version 1 that is another hierarchy.
+    pub fn memory_source(&self) -> String {
+        describe(self.memory.as_ref())
+    }
+}
+
+fn describe(group: Option<&Group>) -> String {
+    group.map_or_else(String::new, |group| {
+        let version = match group.version {
+            Version::One => 1,
+            Version::Two => 2,
+        };
+        format!("cgroup v{version} {}", group.dir.display())
+    })
 }
 
 /// Stall times of the whole machine.

@@ -124,10 +124,10 @@ impl Meter {
                 )),
                 _,
             ) => {
-                format!("{}, a quota of {} cores", group.describe(), cores(quota))
+                format!("{}, a quota of {} cores", group.cpu_source(), cores(quota))
             }
             (Some((group, Some(_))), None) => {
-                format!("{}, on {} cores", group.describe(), cores(self.cores))
+                format!("{}, on {} cores", group.cpu_source(), cores(self.cores))
             }
             _ => format!("{}, on {} cores", self.processes(), cores(self.cores)),
         }
@@ -137,7 +137,7 @@ impl Meter {
     pub fn memory_source(&self) -> String {
         match (self.group().map(|group| (group, group.memory())), self.root) {
             (Some((group, Some(counts))), root) if self.is_of_group(counts.limit, root) => {
-                group.describe()
+                group.memory_source()
             }
             _ => self.processes(),
         }

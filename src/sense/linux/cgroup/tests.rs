@@ -106,9 +106,12 @@ fn version_two_is_read() {
         }
     );
     assert!(!group.is_whole_machine());
-    assert!(
-        group.describe().starts_with("cgroup v2 ") && group.describe().ends_with("app.service")
-    );
+    for source in [group.cpu_source(), group.memory_source()] {
+        assert!(
+            source.starts_with("cgroup v2 ") && source.ends_with("app.service"),
+            "{source}"
+        );
+    }
 }
 
 #[test]
@@ -183,6 +186,10 @@ fn version_one_is_read() {
         })
     );
     assert_eq!(group.stalls(), Stalls::default());
+    // Each is named by the hierarchy that it is read from.
+    assert!(group.cpu_source().ends_with(cpu), "{}", group.cpu_source());
+    let source = group.memory_source();
+    assert!(source.ends_with(memory), "{source}");
     tree.write(&format!("{cpu}/cpu.cfs_quota_us"), "-1\n");
     tree.write(
         &format!("{memory}/memory.limit_in_bytes"),
