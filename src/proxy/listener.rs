@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -52,16 +52,18 @@ pub enum Listener {
 
 impl Listener {
     /// Binds an address. A name with several addresses is bound once, to the first that works; of passed sockets
-    /// several may have one name.
+    /// several may have one name. `all` are those that are listened on: beside an IPv4 address of the same port,
+    /// `[::]` is for IPv6 alone.
     ///
     /// # Errors
     /// If the address is taken, not ours, or not permitted.
-    pub fn bind(address: &Address) -> io::Result<Vec<Self>> {
+    pub fn bind(address: &Address, all: &[Address]) -> io::Result<Vec<Self>> {
         match address {
             Address::Tcp { host, port } => {
                 let mut last = None;
                 for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match bind_tcp(address) {
+                    let only_v6 = address.is_ipv6() && has_v4(all, *port);
+                    match bind_tcp(address, only_v6) {
                         Ok(listener) => return Ok(vec![Self::Tcp(listener)]),
                         Err(error) => last = Some(error),
                     }
@@ -94,7 +96,17 @@ impl Listener {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// Whether one of these is an IPv4 address with this port.
+fn has_v4(all: &[Address], wanted: u16) -> bool {
+    all.iter().any(|address| match address {
+        Address::Tcp { host, port } => {
+            *port == wanted && wanted != 0 && host.parse::<Ipv4Addr>().is_ok()
+        }
+        Address::Unix(_) | Address::Fd(_) => false,
+    })
+}
+
+fn bind_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -102,6 +114,9 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     // A restart must not wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     // Linux hands it on to what is accepted: a call less for each of them.
     socket.set_tcp_nodelay(true)?;
@@ -403,6 +418,37 @@ mod tests {
         assert_eq!(room_for_clients(20_000, &config), (20_000 - 1024) / 4);
     }
 
+    /// Binds all hosts to one port: another one, if somebody takes it in between.
+    fn bind_all(hosts: &[&str]) -> Option<(u16, Vec<Vec<Listener>>)> {
+        let attempt = || {
+            let free = TcpListener::bind("[::]:0").ok()?.local_addr().ok()?.port();
+            let parse = |host| format!("{host}:{free}").parse().expect("an address");
+            let all: Vec<Address> = hosts.iter().map(parse).collect();
+            let bound = all.iter().map(|address| Listener::bind(address, &all));
+            Some((free, bound.collect::<io::Result<_>>().ok()?))
+        };
+        std::iter::repeat_with(attempt).take(20).flatten().next()
+    }
+
+    #[test]
+    fn both_families_are_listened_on_with_one_port() {
+        if TcpListener::bind("[::1]:0").is_err() {
+            return;
+        }
+        for hosts in [
+            &["0.0.0.0", "[::]"][..],
+            &["[::]", "0.0.0.0"],
+            &["[::]", "127.0.0.1"],
+            // Alone it is for both.
+            &["[::]"],
+        ] {
+            let (port, _bound) = bind_all(hosts).unwrap_or_else(|| panic!("{hosts:?}"));
+            for peer in ["127.0.0.1", "::1"] {
+                std::net::TcpStream::connect((peer, port)).expect("it is listened on");
+            }
+        }
+    }
+
     fn shared() -> Arc<Shared> {
         let config = Config::default();
         let limiter = Limiter::new(queue_settings(&config), None, clock::now());
@@ -430,7 +476,7 @@ mod tests {
             }
             let open = workers.iter().map(|w| w.connections.clone()).collect();
             let address = "127.0.0.1:0".parse().expect("an address");
-            let mut bound = Listener::bind(&address).expect("a port");
+            let mut bound = Listener::bind(&address, &[]).expect("a port");
             let listener = bound.remove(0);
             let address = listener.local_address();
             let acceptor = Acceptor::new(shared(), workers);

@@ -301,8 +301,9 @@ fn tell_no_file() {
 
 fn bind(loaded: &Loaded) -> Result<Vec<Listener>, Failure> {
     let mut listeners = Vec::new();
-    for address in &loaded.config.server.listen {
-        let bound = Listener::bind(address)
+    let all = &loaded.config.server.listen;
+    for address in all {
+        let bound = Listener::bind(address, all)
             .map_err(|error| cannot_listen(address, &error, "--listen or server.listen"))?;
         listeners.extend(bound);
     }
