@@ -122,6 +122,13 @@ impl Backend {
             return Ok(());
         };
         tokio::spawn(child::reap_orphans());
+        let address = &supervised.address;
+        if connect(address, LOOK_MAX).await.is_ok() {
+            tracing::warn!(
+                %address,
+                "something listens at {address} before the command is started: requests may go to that instead"
+            );
+        }
         supervised.start(senses).await
     }
 

@@ -60,6 +60,18 @@ fn exec_uses_the_address_that_backend_names() {
     assert_eq!(tidegate.stop(), 0);
 }
 
+/// A server that was forgotten there would be taken for the command.
+#[test]
+fn exec_says_that_somebody_else_listens_where_its_command_should() {
+    let stranger = Held::start();
+    let tidegate = Tidegate::exec(["sleep", "600"])
+        .backend(stranger.address())
+        .start();
+    let told = tidegate.events("before the command is started");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].to_string().contains(stranger.address()), "{told:?}");
+}
+
 #[test]
 fn exec_ends_with_its_commands_exit_code() {
     let mut quick = Tidegate::exec(["sh", "-c", "exit 7"]).launch();
