@@ -508,6 +508,28 @@ mod tests {
     }
 
     #[test]
+    fn a_full_backlog_is_waited_for_but_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.sock");
+        let address = socket2::SockAddr::unix(&path).unwrap();
+        let socket = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
+        let listener = socket().unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        let mut held = Vec::new();
+        loop {
+            let client = socket().unwrap();
+            client.set_nonblocking(true).unwrap();
+            if client.connect(&address).is_err() {
+                break;
+            }
+            held.push(client);
+        }
+        let manners = ask(&Address::Unix(path), Protocol::Http);
+        assert_eq!(manners.refusal, Some(Refusal::Slow));
+    }
+
+    #[test]
     fn nobody_there_is_one_request_and_no_more() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
