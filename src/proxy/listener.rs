@@ -228,16 +228,17 @@ impl Acceptor {
     ///
     /// # Errors
     /// If the socket cannot be used with the runtime.
-    pub async fn run(&self, listener: &Listener) -> io::Result<()> {
+    pub async fn run(&self, listener: Listener) -> io::Result<()> {
+        let is_inherited = listener.is_inherited();
         match listener {
             Listener::Tcp(bound) | Listener::InheritedTcp(bound) => {
                 // A socket that we were given may take in what was sent to other ports, IP_TRANSPARENT, and
                 // who came before us has its options.
-                let own = match listener.is_inherited() {
+                let own = match is_inherited {
                     true => None,
                     false => bound.local_addr().ok(),
                 };
-                let listener = tokio::net::TcpListener::from_std(bound.try_clone()?)?;
+                let listener = tokio::net::TcpListener::from_std(bound)?;
                 let mut pauses = Pauses::default();
                 loop {
                     match listener.accept().await {
@@ -254,19 +255,23 @@ impl Acceptor {
                     }
                 }
             }
-            Listener::Unix(listener, _) | Listener::InheritedUnix(listener) => {
-                let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
-                let mut pauses = Pauses::default();
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            pauses.reset();
-                            self.make_room().await;
-                            self.hand_over_unix(stream);
-                        }
-                        Err(error) => pauses.after(&error).await,
-                    }
+            Listener::Unix(bound, file) => self.run_unix(bound, Some(file)).await,
+            Listener::InheritedUnix(bound) => self.run_unix(bound, None).await,
+        }
+    }
+
+    /// The file goes when this is dropped.
+    async fn run_unix(&self, bound: UnixListener, _file: Option<SocketFile>) -> io::Result<()> {
+        let listener = tokio::net::UnixListener::from_std(bound)?;
+        let mut pauses = Pauses::default();
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    pauses.reset();
+                    self.make_room().await;
+                    self.hand_over_unix(stream);
                 }
+                Err(error) => pauses.after(&error).await,
             }
         }
     }
@@ -484,7 +489,7 @@ mod tests {
                 open,
                 accepted,
                 address,
-                acceptor: tokio::spawn(async move { acceptor.run(&listener).await }),
+                acceptor: tokio::spawn(async move { acceptor.run(listener).await }),
             }
         }
 

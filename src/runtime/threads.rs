@@ -158,10 +158,11 @@ async fn accept(
     for listener in listeners {
         let (acceptor, mut stages) = (acceptor.clone(), stages.clone());
         tasks.spawn(async move {
+            let is_inherited = listener.is_inherited();
             let accepted = tokio::select! {
                 biased;
-                _ = stages.wait_for(|stage| *stage == Stage::HandedOver), if listener.is_inherited() => Ok(()),
-                ended = acceptor.run(&listener) => ended,
+                _ = stages.wait_for(|stage| *stage == Stage::HandedOver), if is_inherited => Ok(()),
+                ended = acceptor.run(listener) => ended,
             };
             if let Err(error) = accepted {
                 tracing::error!(%error, "cannot accept connections");

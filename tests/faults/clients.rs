@@ -212,12 +212,12 @@ fn slow_heads_delay_nobody_and_are_cut_off() {
     before.holds_again(&gate);
 }
 
-/// A tidegate that may open no more than 64 files, and where it listens.
-fn with_64_descriptors(backend: &str) -> (Process, String, String) {
+/// A tidegate that may open no more than so many files.
+fn with_descriptors(most: u32, backend: &str) -> Process {
     let tidegate = tidegate_command();
     let mut command = Command::new("sh");
     command
-        .args(["-c", "ulimit -n 64; exec \"$@\"", "sh"])
+        .args(["-c", &format!("ulimit -n {most}; exec \"$@\""), "sh"])
         .arg(tidegate.get_program())
         .args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
         .args(["--log-format", "json", "--backend", backend]);
@@ -225,19 +225,20 @@ fn with_64_descriptors(backend: &str) -> (Process, String, String) {
         assert_eq!(value, None);
         command.env_remove(name);
     }
-    let mut process = Process::start("tidegate", &mut command);
-    let (listen, admin) = process.logged("its addresses", |log| {
-        let line = log
-            .lines()
-            .find(|line| line.contains("tidegate is ready"))?;
-        let ready: serde_json::Value = serde_json::from_str(line).ok()?;
-        let field = |key: &str| {
-            let value = ready.get(key).or_else(|| ready.get("fields")?.get(key));
-            value.and_then(|value| value.as_str()).map(str::to_owned)
-        };
-        Some((field("listen")?, field("admin")?))
-    });
-    (process, listen, admin)
+    Process::start("tidegate", &mut command)
+}
+
+/// Where it and its admin server listen, as its log says.
+fn addresses(log: &str) -> Option<(String, String)> {
+    let line = log
+        .lines()
+        .find(|line| line.contains("tidegate is ready"))?;
+    let ready: serde_json::Value = serde_json::from_str(line).ok()?;
+    let field = |key: &str| {
+        let value = ready.get(key).or_else(|| ready.get("fields")?.get(key));
+        value.and_then(|value| value.as_str()).map(str::to_owned)
+    };
+    Some((field("listen")?, field("admin")?))
 }
 
 /// The CPU time that a process has used.
@@ -254,11 +255,32 @@ fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// With hardly enough of them it does not start; where it does, it does not turn clients away for ever.
+#[test]
+fn whoever_is_ready_listens_even_without_descriptors() {
+    let peer = Peer::start(peers::closes::at_once);
+    for most in 13..=20 {
+        let mut process = with_descriptors(most, &peer.address());
+        until("it is ready, or gives up", || {
+            process.ended().is_some() || addresses(&process.log()).is_some()
+        });
+        let Some((listen, _)) = addresses(&process.log()) else {
+            continue;
+        };
+        for _ in 0..20 {
+            let client = TcpStream::connect(&listen);
+            assert!(client.is_ok(), "{most}: {client:?}\n{}", process.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 #[test]
 fn out_of_descriptors_it_waits_and_recovers() {
     let peer = Peer::start(peers::closes::at_once);
     peer.heal();
-    let (process, listen, admin) = with_64_descriptors(&peer.address());
+    let mut process = with_descriptors(64, &peer.address());
+    let (listen, admin) = process.logged("its addresses", addresses);
     let metric = |name: &str| {
         let answer = try_get(&admin, "/metrics").expect("the admin server answers");
         common::Metrics::parse(&answer.text()).sum(name, &[])
