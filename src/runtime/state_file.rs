@@ -172,9 +172,16 @@ pub fn try_write(config: &Config) {
     }
 }
 
+/// Where the file is, or will be: what a link leads to need not be there yet.
+fn kept_at(path: &Path) -> PathBuf {
+    fs::canonicalize(path)
+        .or_else(|_| fs::read_link(path).map(|to| folder(path).join(to)))
+        .unwrap_or_else(|_| path.to_owned())
+}
+
 fn write(path: &Path, state: &State) -> io::Result<()> {
     // The move would put a file in the place of a device, or of a link to where the file is kept.
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = &kept_at(path);
     if path.exists() && !path.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
@@ -187,7 +194,10 @@ fn write(path: &Path, state: &State) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, sync::mpsc};
+    use std::{
+        os::unix::{fs::symlink, net::UnixListener},
+        sync::mpsc,
+    };
 
     use super::*;
 
@@ -229,8 +239,16 @@ mod tests {
             "it still leads to where the file is kept"
         );
         assert!(read(&path).is_ok());
+        let early = folder.path().join("early");
+        symlink("later.json", &early).expect("a link");
+        write(&early, &state).expect("it is written");
+        assert!(early.is_symlink(), "also where there was no file yet");
+        assert!(read(&folder.path().join("later.json")).is_ok_and(|state| state.is_some()));
         let device = folder.path().join("device");
-        symlink("/dev/null", &device).expect("a link");
+        // Not /dev/null, of which a test that fails would make a file.
+        let special = folder.path().join("special");
+        let _socket = UnixListener::bind(&special).expect("a socket file");
+        symlink(&special, &device).expect("a link");
         assert!(write(&device, &state).is_err());
         assert!(device.is_symlink());
     }
