@@ -342,6 +342,29 @@ fn a_least_limit_above_the_ceilings_is_named() {
     }
 }
 
+/// It is not what was set by hand that holds the limit once the bounds have left it behind.
+#[test]
+fn a_bound_that_overrules_a_limit_set_by_hand_is_named() {
+    let mut bench = Bench::new(settings());
+    let now = bench.now;
+    bench.controller.pin(Some(8), now);
+    assert_eq!(bench.controller.configured_by(), Some(Setting::Hand));
+    for (min, max, limit, by) in [
+        (1, 5, 5, Setting::Max),
+        (10, 100, 10, Setting::Min),
+        (1, 100, 8, Setting::Hand),
+    ] {
+        let settings = Settings {
+            min,
+            max,
+            ..settings()
+        };
+        bench.controller.reconfigure(settings, now);
+        assert_eq!(bench.controller.limit(), limit);
+        assert_eq!(bench.controller.configured_by(), Some(by));
+    }
+}
+
 /// With its quota used up, more workers would not help, though all of them are busy.
 #[test]
 fn a_quota_that_is_used_up_is_named_before_the_workers() {

@@ -37,8 +37,11 @@ impl Controller {
 
     /// Who holds the limit, if it is the configuration or the operator.
     pub fn configured_by(&self) -> Option<Setting> {
-        let (_, max) = self.settings.bounds();
+        let (min, max) = self.settings.bounds();
         (self.bound_by == BoundBy::Configured).then_some(match self.law {
+            // The bounds may have changed since.
+            _ if self.pinned.is_some_and(|pinned| pinned > max) => Setting::Max,
+            _ if self.pinned.is_some_and(|pinned| pinned < min) => Setting::Min,
             _ if self.pinned.is_some() => Setting::Hand,
             Law::Fixed => Setting::Fixed,
             _ if self.limit > self.ceilings.lowest(max).0 => Setting::Min,
