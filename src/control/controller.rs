@@ -325,6 +325,9 @@ impl Controller {
         } else if !closed && changed || self.limit < from && self.limit >= self.ceiling() {
             // Not the law moved it, but what bounds the law.
             self.reason = reason::vetoed(self.bound_by);
+        } else if self.reason == reason::LATENCY && !self.limited && self.limit == from {
+            // To as much as there is in flight it would fall, and that is where it is.
+            self.reason = reason::IDLE;
         }
         if alarm {
             self.reason = reason::LEAK;

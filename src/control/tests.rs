@@ -48,6 +48,28 @@ impl Bench {
         }
     }
 
+    /// A twentieth of a second in which there are always so many in flight, and nobody waits.
+    fn below_the_limit(&mut self, in_flight: u32) {
+        let step = 0.05;
+        self.now += Duration::from_secs_f64(step);
+        self.usage.in_flight = in_flight;
+        self.usage.limit = self.controller.limit();
+        self.usage.queued = 0;
+        self.usage.busy_seconds += step * f64::from(in_flight);
+        self.usage.limit_seconds += step * f64::from(self.usage.limit);
+        for _ in 0..(step / self.latency * f64::from(in_flight)).ceil() as u32 {
+            self.controller.observe(&Sample {
+                started: self.now - Duration::from_secs_f64(self.latency),
+                finished: self.now,
+                in_flight,
+                route: 0,
+                outcome: self.outcome,
+            });
+        }
+        let decision = self.controller.tick(self.now, &self.usage, &self.readings);
+        self.decisions.extend(decision);
+    }
+
     /// Runs for so many seconds, with requests one after the other in every place.
     fn run(&mut self, seconds: f64) {
         let mut left = seconds;
@@ -363,6 +385,27 @@ fn a_bound_that_overrules_a_limit_set_by_hand_is_named() {
         assert_eq!(bench.controller.limit(), limit);
         assert_eq!(bench.controller.configured_by(), Some(by));
     }
+}
+
+/// Latency is stretched below the limit, which is lowered to what is in flight and one more, and no further.
+#[test]
+fn a_limit_that_stays_is_not_said_to_fall() {
+    let mut bench = Bench::new(Settings {
+        initial: 6,
+        ..settings()
+    });
+    bench.idle();
+    bench.run(2.0);
+    bench.latency = 0.1;
+    bench.decisions.clear();
+    for _ in 0..200 {
+        bench.below_the_limit(5);
+    }
+    let fell = |d: &&Decision| d.reason == reason::LATENCY;
+    let falls: Vec<_> = bench.decisions.iter().filter(fell).collect();
+    assert!(falls.iter().all(|d| d.limit < d.from), "{falls:#?}");
+    assert_eq!(bench.controller.limit(), 6);
+    assert!(bench.said(reason::IDLE));
 }
 
 /// With its quota used up, more workers would not help, though all of them are busy.
