@@ -344,4 +344,10 @@ fn strangers_and_the_absent_are_not_measured() {
     let (code, out, err) = tidegate(&["probe", "--url", &format!("http://{free}/")]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("nothing listens there"), "{err}");
+    // A path that leads through a file.
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let url = format!("unix:{}/app.sock:/", file.path().display());
+    let (code, _, err) = tidegate(&["probe", "--url", &url]);
+    assert_eq!(code, 1);
+    assert!(err.contains("Not a directory"), "{err}");
 }

@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io::ErrorKind,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -20,7 +21,10 @@ use super::{
     Target,
     tally::{Outcome, Record},
 };
-use crate::{backend::connect::connect, clock};
+use crate::{
+    backend::{Error, connect::connect},
+    clock,
+};
 
 /// After a request that failed, so that a server that refuses is not hammered.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -109,6 +113,22 @@ impl Load {
 /// What kept it from being answered.
 pub async fn once(plan: &Plan) -> (Outcome, Option<http::response::Parts>) {
     exchange(plan, &mut None).await
+}
+
+/// Why there is no connection, in words: it is tried once more for that.
+pub async fn refusal(plan: &Plan) -> String {
+    match connect(&plan.target.address, CONNECT_TIMEOUT).await {
+        Err(Error::Connect(error))
+            if !matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
+            format!("cannot connect: {error}")
+        }
+        Err(Error::ConnectTimeout) => "no connection was accepted in time".to_owned(),
+        _ => "nothing listens there".to_owned(),
+    }
 }
 
 async fn client(shared: Rc<Shared>, number: usize) {

@@ -73,7 +73,7 @@ pub struct Settings {
 pub enum ProbeError {
     /// The first request was not answered.
     #[error("the first request was not answered: {0}")]
-    Unanswered(&'static str),
+    Unanswered(String),
 }
 
 /// Measures. `progress` is told of each step that begins, and of each that has ended. When
@@ -88,9 +88,12 @@ pub async fn run(
 ) -> Result<Report, ProbeError> {
     let (outcome, head) = load::once(&settings.plan).await;
     match outcome {
-        Outcome::Unreachable => return Err(ProbeError::Unanswered("nothing listens there")),
-        Outcome::Broken => return Err(ProbeError::Unanswered("the connection broke")),
-        Outcome::Timeout => return Err(ProbeError::Unanswered("it took too long")),
+        Outcome::Unreachable => {
+            let why = load::refusal(&settings.plan).await;
+            return Err(ProbeError::Unanswered(why));
+        }
+        Outcome::Broken => return Err(ProbeError::Unanswered("the connection broke".to_owned())),
+        Outcome::Timeout => return Err(ProbeError::Unanswered("it took too long".to_owned())),
         _ => {}
     }
     let head = head.as_ref();
