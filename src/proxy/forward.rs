@@ -84,16 +84,15 @@ fn forward(
 ) -> impl Future<Output = Result<Answered, Error>> + Send {
     async move {
         note_admission(&shared, &context, &permit);
-        let mut tried = 0;
+        let mut tried = Vec::new();
         let mut reconnects = false;
         loop {
-            context.attempt();
-            tried += 1;
             let Some(endpoint) = shared.endpoint(permit.lane().id()) else {
                 // Its endpoint was taken out of the configuration just now.
                 permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
                 continue;
             };
+            context.attempt();
             context.goes_to(endpoint.id);
             let delivery = Delivery {
                 endpoint: &endpoint,
@@ -144,7 +143,8 @@ fn forward(
                 // In a box: it is rare, and would make every request larger.
                 Box::pin(tokio::time::sleep(pause)).await;
                 if let Some(kept) = kept {
-                    (permit, tried, reconnects) = (kept, 0, true);
+                    tried.clear();
+                    (permit, reconnects) = (kept, true);
                     continue;
                 }
                 return Err(error.into());
@@ -158,7 +158,10 @@ fn forward(
                 clock::now(),
             );
             let endpoints = shared.endpoints();
-            if tried >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
+            // One that was taken out of the configuration meanwhile is not one of those that there are to try.
+            tried.push(endpoint.id);
+            tried.retain(|id| endpoints.iter().any(|e| e.id == *id));
+            if tried.len() >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
                 return Err(error.into());
             }
             permit = Box::pin(shared.limiter.acquire(context.ask())).await?;

@@ -1,5 +1,7 @@
 //! Each key that takes effect without a restart.
 
+use std::net::{SocketAddr, TcpStream};
+
 use super::*;
 
 #[test]
@@ -400,4 +402,33 @@ fn endpoints_come_and_go_under_load() {
     assert_eq!(peers[0].accepted(), before[0]);
     assert_eq!(peers[1].accepted(), before[1]);
     assert!(peers[2].accepted() > before[2]);
+}
+
+/// It was not sent there, so it goes where the new configuration says.
+#[test]
+fn an_endpoint_that_is_taken_out_while_it_is_connected_to() {
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.bind(&any.into()).expect("a port");
+    socket.listen(1).expect("it listens");
+    let address = socket.local_addr().expect("an address");
+    let address = address.as_socket().expect("TCP");
+    // Connections that nobody accepts, until the kernel takes no more.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    let text = |address: &str| {
+        format!("[backend]\nendpoints = [\"{address}\"]\nconnect_timeout = \"2s\"\n")
+    };
+    let gate = Tidegate::run().toml(&text(&address.to_string())).start();
+    let mut client = gate.client();
+    client.ask("/");
+    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    let peer = good_peer();
+    change(&gate, &text(&peer.address()));
+    assert_eq!(client.response().status, 200);
+    assert_eq!(peer.asked(), 1);
+    gate.until_idle();
 }
