@@ -14,7 +14,13 @@ use std::{
     time::Duration,
 };
 
-use common::{Client, Held, Raw, Tidegate, memory, raw::Conn, since, until};
+use common::{
+    Client, Held, Raw, Tidegate,
+    frames::{self, frame},
+    memory,
+    raw::Conn,
+    since, until,
+};
 use tidegate::clock;
 
 /// A healthy request takes no longer, however many others do harm.
@@ -276,6 +282,56 @@ fn slow_readers(backend: &Raw, count: usize) {
     drop(clients);
     gate.until_idle();
     gate.until_metric("tidegate_buffered_bytes", &[], 0.0);
+}
+
+/// Of a full socket the kernel says that it takes something again when a third of its buffer is free, and a slow client
+/// takes longer for so much than it may take for nothing.
+#[test]
+fn a_client_that_reads_slowly_is_not_given_up() {
+    const LENGTH: usize = 24 << 20;
+    let backend = large(LENGTH);
+    let gate = Tidegate::to(backend.address())
+        .set("server.write_timeout=2s")
+        .start();
+    let open = (1_u32 << 30).to_be_bytes();
+    let window = [&frames::INITIAL_WINDOW_SIZE.to_be_bytes()[..], &open].concat();
+    let flags = frames::END_STREAM | frames::END_HEADERS;
+    let http2 = [
+        frames::PREFACE.to_vec(),
+        frame(frames::SETTINGS, 0, 0, &window),
+        frame(frames::WINDOW_UPDATE, 0, 0, &open),
+        frame(frames::HEADERS, flags, 1, &frames::get("/large")),
+    ];
+    let http1 = b"GET /large HTTP/1.1\r\nHost: app\r\n\r\n";
+    let clients = [http1.to_vec(), http2.concat()].map(|request| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.expect("a socket");
+        socket.set_recv_buffer_size(64 << 10).expect("an option");
+        let address: std::net::SocketAddr = gate.address().parse().expect("an address");
+        socket.connect(&address.into()).expect("it accepts");
+        std::thread::spawn(move || {
+            let mut stream = TcpStream::from(socket);
+            stream.write_all(&request).expect("it reads");
+            let (start, mut read, mut part) = (clock::now(), 0, vec![0; 64 << 10]);
+            while read < LENGTH {
+                let slowly = since(start) < Duration::from_secs(6);
+                let most = if slowly { 4 << 10 } else { part.len() };
+                match stream.read(&mut part[..most]) {
+                    Ok(0) | Err(_) => break,
+                    Ok(some) => read += some,
+                }
+                if slowly {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            read
+        })
+    });
+    for client in clients {
+        let read = client.join().expect("it reads");
+        assert!(read >= LENGTH, "{read} bytes");
+    }
+    gate.until_idle();
 }
 
 #[test]

@@ -132,8 +132,11 @@ impl Stream {
     }
 
     /// Sends what the socket takes, without waiting for the reactor to say that it takes something, which
-    /// it does not know of a new one.
-    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// it does not know of a new one, and says late of a full one.
+    ///
+    /// # Errors
+    /// If it takes nothing now, or never will.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let sent = match self {
             Self::Tcp(stream) => send(stream, bytes, flags),

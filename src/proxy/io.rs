@@ -247,7 +247,11 @@ impl ClientIo {
             [[], data, tail] => stream.poll_write_vectored(cx, &[data, tail].map(IoSlice::new)),
             parts => stream.poll_write_vectored(cx, &parts.map(IoSlice::new)),
         };
-        let result = self.stall.watch(cx, result);
+        let once_more = || {
+            let first = parts.into_iter().find(|part| !part.is_empty());
+            self.stream.send_now(first.unwrap_or_default())
+        };
+        let result = self.stall.watch_write(cx, result, once_more);
         if let Poll::Ready(Ok(0)) = result {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
@@ -379,6 +383,12 @@ impl ClientIo {
     }
 }
 
+/// What is to be written first.
+pub(super) fn first<'a>(bufs: &'a [IoSlice<'_>]) -> &'a [u8] {
+    let first = bufs.iter().find(|buf| !buf.is_empty());
+    first.map_or(&[], |first| first)
+}
+
 /// Reads from what was read ahead of a connection's next owner; false if nothing is left of it.
 pub(super) fn take_ahead(ahead: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
     if ahead.is_empty() {
@@ -439,7 +449,8 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.stall.watch(cx, result)
+        let once_more = || this.stream.send_now(buf);
+        this.stall.watch_write(cx, result, once_more)
     }
 
     fn poll_write_vectored(
@@ -449,7 +460,8 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.stall.watch(cx, result)
+        let once_more = || this.stream.send_now(first(bufs));
+        this.stall.watch_write(cx, result, once_more)
     }
 
     fn is_write_vectored(&self) -> bool {

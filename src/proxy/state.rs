@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -173,6 +173,8 @@ impl Drop for State {
 pub struct Stall {
     timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The socket has taken something of which the reactor has not heard.
+    unheard: bool,
 }
 
 impl Stall {
@@ -181,6 +183,7 @@ impl Stall {
         Self {
             timeout,
             timer: None,
+            unheard: false,
         }
     }
 
@@ -194,14 +197,103 @@ impl Stall {
             self.timer = None;
             return result;
         }
+        ready!(self.poll_late(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The same with a write's result. When the time is up, what is to be written is offered to the socket itself,
+    /// `once_more`: of one whose buffer was full the reactor hears when a third of it is free, and a slow client may take
+    /// longer for so much.
+    pub fn watch_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+        once_more: impl Fn() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.timer = None;
+            return result;
+        }
+        if !self.unheard {
+            ready!(self.poll_late(cx));
+        }
+        match once_more() {
+            Ok(written @ 1..) => {
+                // There may be room for more.
+                (self.timer, self.unheard) = (None, true);
+                Poll::Ready(Ok(written))
+            }
+            _ if self.unheard => {
+                self.unheard = false;
+                self.watch(cx, Poll::Pending)
+            }
+            _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Waits for as long again.
+    pub fn renew<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.timer = None;
+        self.watch(cx, Poll::Pending)
+    }
+
+    /// Ready when the time is up.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
         while timer.as_mut().poll(cx).is_ready() {
             if !clock::overslept(timer.as_mut()) {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                return Poll::Ready(());
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What the socket takes at the next attempts, by itself.
+    struct Socket<'a>(&'a Cell<&'a [usize]>);
+
+    impl Socket<'_> {
+        fn take(&self) -> io::Result<usize> {
+            let (&first, rest) = self.0.get().split_first().expect("it is asked no more");
+            self.0.set(rest);
+            match first {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                some => Ok(some),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_of_which_the_reactor_says_nothing_is_asked_when_the_time_is_up() {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        let mut stall = Stall::new(TIMEOUT);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let takes = Cell::new(&[][..]);
+        let mut write = |times: &'static [usize]| {
+            takes.set(times);
+            let socket = Socket(&takes);
+            let result = stall.watch_write(&mut cx, Poll::Pending, || socket.take());
+            assert!(takes.get().is_empty(), "it was not asked");
+            result.map_err(|error| error.kind())
+        };
+        assert!(write(&[]).is_pending());
+        tokio::time::advance(TIMEOUT + Duration::from_millis(1)).await;
+        // As much as there is room for, and then as much time again.
+        assert_eq!(write(&[5]), Poll::Ready(Ok(5)));
+        assert_eq!(write(&[7]), Poll::Ready(Ok(7)));
+        assert!(write(&[0]).is_pending());
+        assert!(write(&[]).is_pending());
+        tokio::time::advance(TIMEOUT - Duration::from_millis(1)).await;
+        assert!(write(&[]).is_pending());
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(write(&[0]), Poll::Ready(Err(io::ErrorKind::TimedOut)));
     }
 }

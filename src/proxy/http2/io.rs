@@ -25,7 +25,7 @@ use crate::{
     buffer::Reservation,
     proxy::{
         body::BUDGET_PAUSE,
-        io::take_ahead,
+        io::{first, take_ahead},
         state::{Stall, State},
     },
 };
@@ -75,9 +75,14 @@ impl Line {
         waiting < INTERIM_MAX
     }
 
+    /// Whether the client does not take what is written.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+
     /// The parser has written all that it could.
     pub fn wrote_all(&self) {
-        if !self.stalled.load(Relaxed) {
+        if !self.is_stalled() {
             self.interim.store(0, Relaxed);
         }
     }
@@ -153,14 +158,17 @@ impl Http2Io {
         }
     }
 
-    /// A write had this result.
+    /// A write of what begins with `first` had this result.
     fn wrote(
         &mut self,
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
+        first: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let once_more = || self.stream.send_now(first);
+        let result = self.stall.watch_write(cx, result, once_more);
         self.line.stalled.store(result.is_pending(), Relaxed);
-        self.stall.watch(cx, result)
+        result
     }
 }
 
@@ -196,7 +204,7 @@ impl AsyncWrite for Http2Io {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.wrote(cx, result)
+        this.wrote(cx, result, buf)
     }
 
     fn poll_write_vectored(
@@ -206,7 +214,7 @@ impl AsyncWrite for Http2Io {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.wrote(cx, result)
+        this.wrote(cx, result, first(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -136,7 +136,7 @@ where
             this.stage.set(Stage::Answering { writer });
         }
         if let StageProject::Answering { writer } = this.stage.project()
-            && let Err(error) = ready!(writer.poll(cx))
+            && let Err(error) = ready!(writer.poll(cx, this.line))
         {
             tracing::debug!(%error, "an answer over HTTP/2 was not written to its end");
         }

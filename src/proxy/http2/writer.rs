@@ -12,7 +12,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body as _;
 
-use super::response;
+use super::{io::Line, response};
 use crate::{
     clock,
     proxy::{ClientBody, state::Stall},
@@ -43,11 +43,17 @@ impl Writer {
     }
 
     /// Ready at the end; an error if there is nobody any more to whom it could be written, or nothing.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, line: &Line) -> Poll<io::Result<()>> {
         loop {
             if !self.piece.is_empty() {
                 let sent = self.poll_send(cx);
-                ready!(self.stall.watch(cx, sent))?;
+                let waits = sent.is_pending();
+                let mut watched = self.stall.watch(cx, sent);
+                if waits && watched.is_ready() && line.is_stalled() {
+                    // It waits for the socket, which has a time of its own.
+                    watched = self.stall.renew(cx);
+                }
+                ready!(watched)?;
                 if self.last {
                     break;
                 }
