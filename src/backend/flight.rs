@@ -69,7 +69,7 @@ impl<L: Lease> Flight<L> {
         }
     }
 
-    /// Waits for the head. While an upload moves, the time does not count; one that stops moving for as long is
+    /// Waits for the head. As long as an upload moves, the time begins anew; one that stops moving for as long is
     /// too late itself.
     pub(super) async fn head(
         &mut self,
@@ -78,7 +78,7 @@ impl<L: Lease> Flight<L> {
         timeout: Duration,
     ) -> Result<Begun, NoHead> {
         let mut patience = timers.until(since + timeout);
-        let mut seen = 0;
+        let (mut seen, mut seen_at) = (0, None);
         let mut looked = false;
         poll_fn(|cx| {
             let late = |error| {
@@ -97,24 +97,29 @@ impl<L: Lease> Flight<L> {
             if let Some(interim) = inner.link.told() {
                 inner.lease.told(interim);
             }
+            let moved = inner.link.moved();
+            if moved != seen {
+                (seen, seen_at, looked) = (moved, Some(clock::now()), false);
+            }
             while patience.poll(cx).is_ready() {
                 if patience.overslept() {
                     continue;
                 }
-                let moved = inner.link.moved();
-                let more = if moved != seen {
-                    timeout
-                } else if !looked {
-                    SECOND_LOOK
-                } else if inner.link.waits_for_body() {
-                    let late_body = io::Error::from(ErrorKind::TimedOut);
-                    return late(Error::RequestBody(late_body.into()));
-                } else {
-                    return late(Error::Timeout);
+                let now = clock::now();
+                let anew = seen_at.take().map(|at| at + timeout);
+                let due = match anew.filter(|due| *due > now) {
+                    Some(due) => due,
+                    None if !looked => {
+                        looked = true;
+                        now + SECOND_LOOK
+                    }
+                    None if inner.link.waits_for_body() => {
+                        let late_body = io::Error::from(ErrorKind::TimedOut);
+                        return late(Error::RequestBody(late_body.into()));
+                    }
+                    None => return late(Error::Timeout),
                 };
-                looked = moved == seen;
-                seen = moved;
-                patience.extend(clock::now() + more);
+                patience.extend(due);
             }
             Poll::Pending
         })

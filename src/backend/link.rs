@@ -210,7 +210,7 @@ impl Link {
         matches!(self.receiving, Receiving::Head(_))
     }
 
-    /// How many parts of a body that is still coming were passed on.
+    /// Changes when something of the request's body has moved on that did not go out at once.
     pub(super) fn moved(&self) -> u64 {
         self.sending.moved()
     }

@@ -35,8 +35,10 @@ pub(super) struct Sending {
     data: Bytes,
     tail: &'static [u8],
     upload: Option<Upload>,
-    /// Parts of this request's `upload` so far.
+    /// Parts of this request's `upload` so far, and what was written since the other side first took no more.
     moved: u64,
+    /// It has.
+    held_up: bool,
     /// Whether a byte of it was written.
     begun: bool,
     /// The other side takes no more: what is left is never written.
@@ -70,7 +72,7 @@ impl Sending {
         packet: Option<Bytes>,
     ) {
         self.begun = false;
-        self.moved = 0;
+        (self.moved, self.held_up) = (0, false);
         self.head.clear();
         self.head_at = 0;
         let chunked = packet.is_none()
@@ -121,7 +123,7 @@ impl Sending {
         self.begun
     }
 
-    /// How many parts of a body that is still coming were passed on.
+    /// Changes when something of a body has moved on that did not go out at once.
     pub(super) fn moved(&self) -> u64 {
         self.moved
     }
@@ -159,7 +161,9 @@ impl Sending {
     ) -> Poll<Result<(), Error>> {
         loop {
             while self.pieces_left() > 0 && !self.broken {
-                ready!(self.poll_write(stream, cx))?;
+                let written = self.poll_write(stream, cx);
+                self.held_up |= written.is_pending();
+                ready!(written)?;
             }
             if self.broken {
                 return Poll::Ready(Ok(()));
@@ -204,6 +208,7 @@ impl Sending {
         match written {
             Ok(written) => {
                 self.begun |= written > 0;
+                self.moved += u64::from(self.held_up);
                 self.advance(written);
                 Poll::Ready(Ok(()))
             }

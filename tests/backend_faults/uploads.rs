@@ -43,6 +43,50 @@ fn a_hundred_megabytes_for_a_backend_that_does_not_read() {
     assert_eq!(tidegate.get("/").status, 200);
 }
 
+/// All of it lies here, or it comes as the backend takes it: as long as the backend reads, it is not late.
+#[test]
+fn a_backend_that_reads_slowly_has_its_time_for_the_answer() {
+    const LENGTH: usize = 16 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut read, mut part) = (0, vec![0; 64 << 10]);
+                // The head is in it.
+                while read < LENGTH {
+                    match stream.read(&mut part) {
+                        Ok(0) | Err(_) => return,
+                        Ok(some) => read += some,
+                    }
+                    std::thread::sleep(Duration::from_millis(16));
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                let _ = io::copy(&mut stream, &mut io::sink());
+            });
+        }
+    });
+    for held in ["64KiB", "32MiB"] {
+        let tidegate = Tidegate::to(&address)
+            .set("backend.response_timeout=1500ms")
+            .set(format!("buffers.request={held}"))
+            .start();
+        let mut client = tidegate.client();
+        let mut writer = client.writer();
+        let upload = std::thread::spawn(move || {
+            let head = format!("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {LENGTH}\r\n\r\n");
+            writer
+                .try_send(head)
+                .and_then(|()| writer.try_send(vec![b'x'; LENGTH]))
+        });
+        let answer = client.response_to("POST");
+        assert_eq!((answer.status, &*answer.text()), (200, "ok"), "{held}");
+        upload.join().expect("it ends").expect("it is read");
+        tidegate.until_idle();
+    }
+}
+
 /// The backend may have the rest to read for long; its client has its answer.
 #[test]
 fn who_is_answered_amid_an_upload_is_not_kept() {
