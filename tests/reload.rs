@@ -343,6 +343,20 @@ fn a_bad_file_changes_nothing_and_says_where_it_is_bad() {
     assert_eq!(effective(&gate, "queue", "max_wait"), "4s");
 }
 
+/// What was read by then is not to be forgotten: the file is not tried again because of the same bytes.
+#[test]
+fn a_reload_that_was_asked_for_is_done_though_whoever_asked_has_left() {
+    let peer = good_peer();
+    let (gate, _) = gate(&peer);
+    let (before, _) = reloads(&gate);
+    for _ in 0..10 {
+        let mut client = Client::connect(gate.admin());
+        client.send("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+        client.leave();
+    }
+    until("all of them are done", || reloads(&gate).0 == before + 10.0);
+}
+
 #[test]
 fn a_file_that_is_deleted_changes_nothing() {
     let peer = good_peer();

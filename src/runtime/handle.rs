@@ -216,7 +216,11 @@ impl Handle for Running {
     }
 
     fn reload(&self) -> Answer<'_, Result<String, String>> {
-        Box::pin(self.settings.try_reload(Cause::Asked("asked for")))
+        // In a task of its own: who has asked may leave, and what has been read by then is not to be forgotten.
+        let settings = self.settings.clone();
+        let reload =
+            tokio::spawn(async move { settings.try_reload(Cause::Asked("asked for")).await });
+        Box::pin(async move { reload.await.unwrap_or_else(|error| Err(error.to_string())) })
     }
 
     fn drain(&self, passing: bool) {
