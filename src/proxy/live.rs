@@ -352,7 +352,7 @@ impl Shared {
         } else {
             tracing::info!(endpoint = %address, "the backend accepts connections");
         }
-        self.set_healthy(endpoint, true, now);
+        self.tell_gate(endpoint, now);
     }
 
     /// Notes that an endpoint does not accept connections, and why if that is known, where it is news.
@@ -380,14 +380,16 @@ impl Shared {
             }
         }
         if news {
-            self.set_healthy(endpoint, false, now);
+            self.tell_gate(endpoint, now);
         }
     }
 
-    fn set_healthy(&self, endpoint: &Endpoint, up: bool, now: Instant) {
+    /// What is known by then counts, and not what was news: of two threads with news, the one that has the later may be
+    /// the first at the gate.
+    fn tell_gate(&self, endpoint: &Endpoint, now: Instant) {
         self.limiter
             .gate()
-            .change(|state, out| state.set_healthy(endpoint.id, up, now, out));
+            .change(|state, out| state.set_healthy(endpoint.id, endpoint.is_up(), now, out));
     }
 
     /// How far a shutdown has come.
