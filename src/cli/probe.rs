@@ -198,7 +198,9 @@ fn write(file: &Path, content: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs::File, io::Read as _, os::unix::fs::symlink};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
 
@@ -217,7 +219,11 @@ mod tests {
         write(&file, "two").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
         assert!(write(&dir.path().join("none/a.svg"), "x").is_err());
-        for target in ["a.svg", "/dev/null"] {
+        // In the place of a device: what goes wrong here must not cost the machine its own.
+        let pipe = dir.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let mut taken = File::options().read(true).write(true).open(&pipe).unwrap();
+        for target in ["a.svg", "pipe"] {
             let link = dir.path().join("link");
             symlink(target, &link).unwrap();
             write(&link, "three").unwrap();
@@ -225,5 +231,8 @@ mod tests {
             std::fs::remove_file(&link).unwrap();
         }
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "three");
+        let mut three = [0; 5];
+        taken.read_exact(&mut three).unwrap();
+        assert_eq!(&three, b"three");
     }
 }
