@@ -1,6 +1,9 @@
 //! The asynchronous side of admission, on paused time: waiting, giving up, shrinking under load, and
 //! the tower layer.
 
+#[path = "gate/queue.rs"]
+mod queue;
+
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn, ready},
@@ -136,6 +139,39 @@ async fn giving_up_frees_the_place_at_every_stage() {
     assert_eq!((in_flight(&limiter), queued(&limiter)), (1, 0));
     drop(next);
     assert_eq!(in_flight(&limiter), 0);
+}
+
+/// A future may be polled by one task and then by another, as by a `select!` that is moved.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_now_is_woken_and_not_who_did_before() {
+    struct Woken(AtomicU32);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+    let limiter = limiter(fixed(1));
+    let held = admitted(&limiter).await;
+    let mut acquire = limiter.acquire(Ask::default());
+    let tasks = [0; 2].map(|_| Arc::new(Woken(AtomicU32::new(0))));
+    for task in &tasks {
+        let waker = Waker::from(task.clone());
+        let polled = Pin::new(&mut acquire).poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+    }
+    drop(held);
+    assert_eq!(tasks.map(|task| task.0.load(Relaxed)), [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_decisions_are_kept() {
+    let limiter = limiter(AdmissionLayer::builder());
+    for number in 0..150 {
+        limiter.pin(Some(3 + number % 2), clock::now());
+    }
+    let decisions = limiter.lanes()[0].decisions();
+    assert_eq!(decisions.len(), 100);
+    assert_eq!(decisions[99].limit, 4, "the latest");
 }
 
 #[tokio::test(start_paused = true)]

@@ -356,3 +356,22 @@ impl<B: Body> Body for PermitBody<B> {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_a_sign_of_overload_says_nothing_or_is_a_success() {
+        let outcome = |code| outcome_of(http::StatusCode::from_u16(code).expect("a status"));
+        for code in [429, 502, 503, 504] {
+            assert_eq!(outcome(code), Outcome::Overload, "{code}");
+        }
+        for code in [500, 501, 505, 599] {
+            assert_eq!(outcome(code), Outcome::Neutral, "{code}");
+        }
+        for code in [200, 204, 304, 400, 404, 428, 499, 600] {
+            assert_eq!(outcome(code), Outcome::Success, "{code}");
+        }
+    }
+}

@@ -294,4 +294,29 @@ mod tests {
         lanes.advance(1.0, false);
         assert_eq!(all(&lanes), (31.0, 91.0, 16.0));
     }
+
+    /// An endpoint by its share, not by its number: a small one is full sooner.
+    #[test]
+    fn the_endpoint_goes_first_that_has_the_most_room_for_its_size() {
+        let mut lanes = Lanes::default();
+        lanes.add(1, 2);
+        lanes.add(2, 10);
+        for expected in [1, 2, 2, 2, 2, 2, 1] {
+            let at = lanes.roomiest().expect("there is room");
+            assert_eq!(lanes.enter(at).0, expected);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_goes_says_nothing_of_the_others_any_more() {
+        let mut lanes = Lanes::default();
+        lanes.add(1, 1);
+        lanes.add(2, 1);
+        lanes.set_service_time(1, Duration::from_secs(2));
+        lanes.set_service_time(2, Duration::from_millis(20));
+        // It has something in flight, and stays until that is done.
+        lanes.enter(0);
+        lanes.retire(1);
+        assert_eq!(lanes.service_time(), Some(Duration::from_millis(20)));
+    }
 }
