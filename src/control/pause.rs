@@ -147,4 +147,39 @@ mod tests {
             Noted::default()
         );
     }
+
+    #[test]
+    fn a_request_that_began_after_the_last_answer_has_spanned_no_pause() {
+        let base = crate::clock::now();
+        let mut pauses = Pauses::default();
+        for i in 0..50 {
+            note(&mut pauses, at(base, i * 20), at(base, i * 20 + 20), 0.02);
+        }
+        // It came a moment later to a quiet backend, and took long by itself.
+        assert_eq!(
+            note(&mut pauses, at(base, 1001), at(base, 1401), 0.02),
+            Noted::default()
+        );
+    }
+
+    #[test]
+    fn the_last_pauses_are_taken_out_of_what_spans_several() {
+        let base = crate::clock::now();
+        let mut pauses = Pauses::default();
+        for i in 0..50 {
+            note(&mut pauses, at(base, i * 20), at(base, i * 20 + 20), 0.02);
+        }
+        for pause in 0..3 {
+            let end = 1315 + pause * 400;
+            let noted = note(&mut pauses, at(base, end - 330), at(base, end), 0.02);
+            assert!(noted.ended > 0.0, "{noted:?}");
+            for i in 1..=4 {
+                let end = end + i * 20;
+                note(&mut pauses, at(base, end - 20), at(base, end), 0.02);
+            }
+        }
+        // From before the first to after the last.
+        let long = note(&mut pauses, at(base, 990), at(base, 2200), 0.1);
+        assert!((long.overlap - 0.955).abs() < 1e-6, "{long:?}");
+    }
 }

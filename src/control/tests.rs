@@ -600,3 +600,139 @@ fn requests_of_half_a_minute_are_learned_from() {
     assert!(bench.controller.limit() > 4, "latency is flat");
     assert_eq!(bench.controller.bound_by(), BoundBy::Latency);
 }
+
+/// What began before the limit was changed, or ended before that could be felt, says nothing of the limit now.
+#[test]
+fn a_window_holds_what_began_after_the_last_change_and_has_settled() {
+    let mut bench = Bench::new(settings());
+    let start = bench.now;
+    let at = |ms| start + Duration::from_millis(ms);
+    bench.controller.pin(Some(4), at(1000));
+    let mut closes = |began: u64, ended: u64, looked: u64| {
+        for _ in 0..40 {
+            bench.controller.observe(&Sample {
+                started: at(began),
+                finished: at(ended),
+                in_flight: 4,
+                route: 0,
+                outcome: Outcome::Success,
+            });
+        }
+        let usage = Usage {
+            in_flight: 4,
+            ..Usage::default()
+        };
+        let tick = |controller: &mut Controller, ms| {
+            let before = controller.windows();
+            controller.tick(at(ms), &usage, &Readings::default());
+            controller.windows() > before
+        };
+        tick(&mut bench.controller, looked)
+    };
+    assert!(!closes(1001, 1002, 1003), "it has not settled");
+    // It has now.
+    assert!(!closes(1003, 1004, 1200));
+    assert!(!closes(900, 1300, 1400), "it began before");
+    assert!(closes(1250, 1300, 1500));
+}
+
+#[test]
+fn without_traffic_nothing_holds_the_limit() {
+    let at_min = Settings {
+        min: 8,
+        ..settings()
+    };
+    let fresh = Bench::new(at_min.clone());
+    assert_eq!(fresh.controller.bound_by(), BoundBy::Idle);
+    let mut bench = Bench::new(at_min);
+    bench.idle();
+    bench.latency = 0.2;
+    bench.run(10.0);
+    assert_ne!(bench.controller.bound_by(), BoundBy::Idle);
+    // Nothing comes any more.
+    bench.usage.in_flight = 0;
+    bench.usage.queued = 0;
+    for _ in 0..40 {
+        bench.now += Duration::from_millis(50);
+        bench
+            .controller
+            .tick(bench.now, &bench.usage, &bench.readings);
+    }
+    assert_eq!(bench.controller.bound_by(), BoundBy::Idle);
+}
+
+#[test]
+fn no_resource_cuts_what_the_operator_holds() {
+    let mut bench = Bench::new(settings());
+    bench.idle();
+    bench.readings.cpu = cpu(1.0, 1.0);
+    bench.latency = 0.2;
+    bench.controller.pin(Some(20), bench.now);
+    let law = bench.controller.law_limit();
+    bench.run(10.0);
+    assert!(!bench.said(reason::CPU));
+    assert_eq!(bench.controller.limit(), 20);
+    assert_eq!(bench.controller.law_limit(), law);
+}
+
+/// Between `memory_high` and `memory_max` there is no haste, unless the kernel says so: the limit of the cgroup is hit, or
+/// everything waits for memory. What was hit before anybody looked is no sign.
+#[test]
+fn memory_is_brought_down_sooner_when_the_kernel_is_short_of_it() {
+    let after = |change: fn(&mut MemoryReading)| {
+        let mut bench = Bench::new(settings());
+        let mut reading = memory(0.88).expect("a reading");
+        reading.hits = 7;
+        bench.readings.memory = Some(reading);
+        bench.run(2.0);
+        assert_eq!(bench.controller.limit(), 8, "it only does not grow");
+        change(&mut reading);
+        bench.readings.memory = Some(reading);
+        bench.run(0.9);
+        bench.controller.limit()
+    };
+    assert_eq!(after(|_| {}), 8);
+    assert!(after(|reading| reading.hits += 1) < 8);
+    assert!(after(|reading| reading.pressure = 0.06) < 8);
+}
+
+/// One answer of overload among many is no overload, and one alone is not either.
+#[test]
+fn a_few_drops_are_not_yet_an_overload() {
+    let with = |every: usize, answers: usize| {
+        let mut bench = Bench::new(settings());
+        bench.idle();
+        let look = |bench: &mut Bench| {
+            let Bench {
+                controller,
+                now,
+                usage,
+                readings,
+                ..
+            } = bench;
+            controller.tick(*now, usage, readings);
+            controller.law_limit()
+        };
+        look(&mut bench);
+        bench.now += Duration::from_secs(3);
+        let before = look(&mut bench);
+        for i in 0..answers {
+            let outcome = match i % every {
+                0 => Outcome::Overload,
+                _ => Outcome::Success,
+            };
+            bench.controller.observe(&Sample {
+                started: bench.now,
+                finished: bench.now + Duration::from_millis(50),
+                in_flight: 8,
+                route: 0,
+                outcome,
+            });
+        }
+        bench.now += Duration::from_secs(3);
+        look(&mut bench) < before
+    };
+    assert!(!with(20, 100), "a twentieth");
+    assert!(with(8, 100), "an eighth");
+    assert!(!with(9, 9), "one of nine");
+}
