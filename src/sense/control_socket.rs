@@ -134,6 +134,10 @@ mod tests {
         let threads = told("<class 'gunicorn.workers.gthread.ThreadWorker'>", 3);
         assert_eq!(threads.accepts, Accepts::Eagerly);
         assert_eq!(slots(threads), Some(6));
+        // So gunicorn itself reads it.
+        let threads = told("sync", 3);
+        assert_eq!(threads.accepts, Accepts::Eagerly);
+        assert_eq!(slots(threads), Some(6));
         assert_eq!(
             slots(told("<class 'gunicorn.workers.ggevent.GeventWorker'>", 1)),
             None

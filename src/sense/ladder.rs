@@ -179,3 +179,28 @@ impl Ladder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_profile_says_when_the_server_accepts_before_the_server_does() {
+        let server = Server {
+            profile: Profile::GunicornSync,
+            name: "gunicorn",
+            how: "command line",
+            accepts: Accepts::WhenIdle,
+            slots: Err(String::new()),
+        };
+        let ladder = Ladder {
+            rungs: Vec::new(),
+            server: Some(server),
+        };
+        assert_eq!(ladder.accepts(Profile::Auto), Accepts::WhenIdle);
+        assert_eq!(ladder.accepts(Profile::Generic), Accepts::WhenIdle);
+        assert_eq!(ladder.accepts(Profile::GunicornGthread), Accepts::Eagerly);
+        let unknown = Ladder::default();
+        assert_eq!(unknown.accepts(Profile::Auto), Accepts::Unknown);
+    }
+}

@@ -490,4 +490,30 @@ mod tests {
         assert!(busy >= 0.05, "{busy}");
         assert_eq!(meter.read(clock::now()).memory_used, None);
     }
+
+    #[test]
+    fn memory_is_the_groups_where_that_has_a_limit_and_nobody_has_named_another() {
+        let mut meter = meter(None);
+        assert!(meter.is_of_group(Some(1 << 30), Some(1)));
+        assert!(!meter.is_of_group(None, Some(1)));
+        meter.memory_limit = Some(1 << 29);
+        assert!(!meter.is_of_group(Some(1 << 30), Some(1)));
+        assert!(meter.is_of_group(None, None), "there is nothing else");
+    }
+
+    #[test]
+    fn what_was_seen_of_another_process_is_no_history() {
+        let now = clock::now();
+        let seen = |root| {
+            let mut seen = meter(None);
+            seen.root = Some(root);
+            seen.history.push_back(point(now, &[], None));
+            seen
+        };
+        let mut next = meter(None);
+        next.continue_from(seen(2));
+        assert!(next.history.is_empty());
+        next.continue_from(seen(1));
+        assert_eq!(next.history.len(), 1);
+    }
 }

@@ -424,4 +424,15 @@ mod tests {
         assert!(gather(&[1, 2, 3], 0, parse_unix, &mut found).is_ok_and(|more| more));
         assert_eq!(found, []);
     }
+
+    #[test]
+    fn an_answer_to_an_earlier_question_is_passed_over() {
+        let mut done = vec![0; HEADER];
+        done[0] = HEADER as u8;
+        done[4] = DONE as u8;
+        done[8] = 6;
+        let found = &mut Vec::new();
+        assert!(gather(&done, 7, parse_inet, found).is_ok_and(|more| more));
+        assert!(gather(&done, 6, parse_inet, found).is_ok_and(|more| !more));
+    }
 }

@@ -1,4 +1,9 @@
 use super::*;
+use crate::sense::{
+    Ladder, Rung,
+    facts::{ChildFacts, ProcessFacts},
+    server::Count,
+};
 
 fn slots(count: u32, source: Source) -> Option<Slots> {
     Some(Slots {
@@ -31,8 +36,10 @@ fn more_slots_are_believed_at_once_and_fewer_when_they_stay_fewer() {
     watch.settle_slots(slots(3, Source::Proc), now + 2 * CONFIRM);
     assert_eq!(watch.slots, slots(3, Source::Proc));
     // A server that is restarted keeps its slots for a while.
-    watch.settle_slots(None, now + 3 * CONFIRM);
-    assert_eq!(watch.slots, slots(3, Source::Proc));
+    for waited in [Duration::ZERO, CONFIRM, CONFIRM_NONE / 2] {
+        watch.settle_slots(None, now + 3 * CONFIRM + waited);
+        assert_eq!(watch.slots, slots(3, Source::Proc));
+    }
     watch.settle_slots(None, now + 3 * CONFIRM + CONFIRM_NONE);
     assert_eq!(watch.slots, None);
 }
@@ -84,4 +91,75 @@ fn a_reading_never_costs_more_than_its_share() {
     assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, true, ms(1)), ms(250));
     assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, true, ms(5)), ms(1000));
     assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, false, ms(1)), ms(2000));
+}
+
+/// A server with workers that accept when they are idle.
+fn findings(master: u32, workers: [u32; 2]) -> Findings {
+    let child = |pid| ChildFacts {
+        pid,
+        command: Vec::new(),
+        listens: true,
+    };
+    let not_here = || Err("not here".to_owned());
+    Findings {
+        listener: Err("not here".to_owned()),
+        process: Ok(ProcessFacts {
+            pid: master,
+            children: workers.map(child).into(),
+            ..ProcessFacts::default()
+        }),
+        ladder: Ladder {
+            rungs: vec![Rung {
+                source: Source::Proc,
+                outcome: Ok(Count {
+                    slots: 4,
+                    because: String::new(),
+                }),
+            }],
+            server: None,
+        },
+        profile: Profile::Generic,
+        accepts: Accepts::WhenIdle,
+        cpu: not_here(),
+        memory: not_here(),
+    }
+}
+
+#[test]
+fn workers_that_were_replaced_are_news_although_there_are_as_many() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    let mut workers = |workers| {
+        watch.found(findings(7, workers), Eyes::default(), now);
+        Some(watch.news()?.crew?.workers)
+    };
+    assert_eq!(workers([8, 9]), Some(vec![8, 9]));
+    assert_eq!(workers([8, 9]), None, "the same");
+    assert_eq!(workers([9, 10]), Some(vec![9, 10]));
+}
+
+#[test]
+fn what_was_learned_of_a_server_is_not_held_against_another() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    watch.found(findings(7, [8, 9]), Eyes::default(), now);
+    for _ in 0..40 {
+        watch.learned.note(5, 3);
+    }
+    watch.found(findings(7, [8, 10]), Eyes::default(), now);
+    assert_eq!(watch.learned.slots(), Some(2), "the same server");
+    watch.found(findings(11, [12, 13]), Eyes::default(), now);
+    assert_eq!(watch.learned.slots(), None);
+}
+
+#[test]
+fn the_accept_queue_is_told_of_where_somebody_waits_longer_because_of_it() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    watch.found(findings(7, [8, 9]), Eyes::default(), now);
+    watch.queued = Some(3);
+    let told = |watch: &mut Watch| watch.news().expect("news").readings.accept_queue;
+    assert_eq!(told(&mut watch), Some(3));
+    watch.is_quick = true;
+    assert_eq!(told(&mut watch), None);
 }
