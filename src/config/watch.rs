@@ -358,4 +358,15 @@ mod tests {
         fs::write(&file, "b").unwrap();
         expect_quiet(&changes);
     }
+
+    /// Or each look would be followed by another.
+    #[test]
+    fn to_read_the_file_is_no_change_of_it() {
+        let of = |kind| is_change(&Event::new(EventKind::Access(kind)));
+        assert!(!of(AccessKind::Read));
+        assert!(!of(AccessKind::Open(AccessMode::Any)));
+        assert!(!of(AccessKind::Close(AccessMode::Read)));
+        assert!(of(AccessKind::Close(AccessMode::Write)));
+        assert!(is_change(&Event::new(EventKind::Any)));
+    }
 }

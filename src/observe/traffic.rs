@@ -181,5 +181,9 @@ mod tests {
         let mut cumulative = [0; BOUNDS.len() + 1];
         cumulative[6..].fill(10);
         assert!((quantile(&cumulative, 0.5) - 0.075).abs() < 1e-12);
+        // And as many below.
+        cumulative[5] = 10;
+        cumulative[6..].fill(20);
+        assert!((quantile(&cumulative, 0.75) - 0.075).abs() < 1e-12);
     }
 }

@@ -390,4 +390,19 @@ mod tests {
         assert!((0..500).any(|n| written(&n)));
         assert_eq!(read(&path).unwrap().routes, ["api"]);
     }
+
+    #[test]
+    fn what_comes_faster_than_it_is_written_is_lost_and_counted() {
+        let recorder = Recorder {
+            shared: Arc::default(),
+            begun: clock::now(),
+            epoch: 0,
+        };
+        let route = Arc::from("api");
+        for _ in 0..WAITING + 5 {
+            recorder.note(&route, entry());
+        }
+        let waiting = lock(&recorder.shared.waiting);
+        assert_eq!((waiting.notes.len(), waiting.lost), (WAITING, 5));
+    }
 }
