@@ -37,6 +37,19 @@ fn every_connection_line_counts_and_order_is_kept() {
     );
 }
 
+/// Of HTTP/1 the guard lets none pass; of HTTP/2 the parser does.
+#[test]
+fn several_hosts_are_refused_though_they_agree() {
+    let host = |fields| {
+        Survey::of(&map(fields), true, None)
+            .host()
+            .map(|host| host.is_some())
+    };
+    assert_eq!(host(&[]), Ok(false));
+    assert_eq!(host(&[("host", "a")]), Ok(true));
+    assert_eq!(host(&[("host", "a"), ("host", "a")]), Err(BadHead::Host));
+}
+
 proptest::proptest! {
     /// Whatever `Connection` names, what is left is what a plain filter leaves, in its order.
     #[test]
