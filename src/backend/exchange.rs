@@ -574,4 +574,67 @@ mod tests {
         let waited = since.saturating_duration_since(delivery.now);
         assert!(waited >= USUAL, "{waited:?}");
     }
+
+    /// Tells how it was completed.
+    struct Told(tokio::sync::mpsc::UnboundedSender<(Completion, Option<StatusCode>)>);
+
+    impl Lease for Told {
+        fn told(&self, _: Box<Response<()>>) {}
+
+        fn complete(self, completion: Completion, status: Option<StatusCode>, _: Instant) {
+            let _ = self.0.send((completion, status));
+        }
+    }
+
+    /// How an exchange is completed that is given up when the backend has the request, and then answers this, without
+    /// hanging up.
+    async fn given_up(answer: &'static [u8]) -> (Completion, Option<StatusCode>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let (config, timers) = (Arc::new(Config::default()), Timers::default());
+        let metrics = Arc::new(Metrics::new());
+        let address = address.parse().expect("an address");
+        let of_it = metrics.endpoint("it");
+        let endpoint = Endpoint::new(0, address, &config.backend, of_it, clock::now());
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let delivery = Delivery {
+            endpoint: &Arc::new(endpoint),
+            config: &config,
+            budget: &Budget::new(1024 * 1024),
+            metrics: &metrics,
+            stream: false,
+            now: clock::now(),
+            timers: &timers,
+            added: &Lines::default(),
+        };
+        let request = Box::<RequestHead>::default();
+        let exchanged = exchange(delivery, request, RequestBody::Empty, Told(tell));
+        let received = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            assert!(stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0));
+            stream
+        };
+        let mut stream = tokio::select! {
+            _ = exchanged => panic!("there was no answer"),
+            stream = received => stream,
+        };
+        stream.write_all(answer).await.expect("somebody reads");
+        let completed = clock::within(Duration::from_secs(20), told.recv()).await;
+        completed.flatten().expect("the backend is done")
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_waits_for_any_more_was_in_vain() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let in_vain = (Completion::AnsweredInVain, Some(StatusCode::OK));
+        assert_eq!(given_up(whole).await, in_vain);
+    }
+
+    /// It may have no end, and its worker notices that nobody listens.
+    #[tokio::test]
+    async fn a_stream_that_nobody_waits_for_any_more_is_not_read() {
+        let stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
+        assert_eq!(given_up(stream).await.0, Completion::Abandoned);
+    }
 }

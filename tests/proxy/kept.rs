@@ -97,26 +97,34 @@ fn a_get_over_a_connection_that_closes_under_it_is_sent_again() {
     tidegate.until_idle();
 }
 
+/// With a body, which is gone once it is sent, or without one.
 #[test]
-fn a_post_is_never_sent_twice() {
+fn what_may_do_something_is_never_sent_twice() {
     let backend = closing_under_the_second();
     let tidegate = Tidegate::to(backend.address())
         .set("backend.keepalive=true")
         .start();
     let mut client = tidegate.client();
-    assert_eq!(client.get("/warm").status, 200);
-    client.send("POST /pay HTTP/1.1\r\nHost: app\r\nContent-Length: 3\r\n\r\none");
-    let answer = client.response();
-    assert_eq!(
-        (answer.status, answer.reason()),
-        (502, "backend_reset".into())
-    );
-    let posts = backend
-        .requests()
-        .iter()
-        .filter(|request| request.line().starts_with("POST"))
-        .count();
-    assert_eq!(posts, 1);
+    for (method, rest) in [
+        ("POST", "Content-Length: 3\r\n\r\none"),
+        ("POST", "Content-Length: 0\r\n\r\n"),
+        ("DELETE", "\r\n"),
+        ("PUT", "\r\n"),
+    ] {
+        let before = backend.requests().len();
+        assert_eq!(client.get("/warm").status, 200);
+        client.send(format!("{method} /pay HTTP/1.1\r\nHost: app\r\n{rest}"));
+        let answer = client.response();
+        assert_eq!(
+            (answer.status, answer.reason()),
+            (502, "backend_reset".into()),
+            "{method}"
+        );
+        let requests = backend.requests();
+        let lines = requests[before..].iter().map(|request| request.line());
+        let paid = lines.filter(|line| line.starts_with(method)).count();
+        assert_eq!(paid, 1, "{method}");
+    }
     tidegate.until_idle();
 }
 
