@@ -853,6 +853,26 @@ async fn an_empty_body_keeps_no_permit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_of_the_service_is_a_sign_of_overload() {
+    let limit_after = async |answer: Result<(), &'static str>| {
+        let layer = AdmissionLayer::builder().build();
+        let limiter = layer.limiter().clone();
+        let service = layer.layer(service_fn(move |()| async move {
+            sleep(10 * MS).await;
+            answer
+        }));
+        for _ in 0..1000 {
+            let calls: JoinSet<_> = (0..4).map(|_| service.clone().oneshot(())).collect();
+            calls.join_all().await;
+            limiter.tick(clock::now());
+        }
+        limiter.snapshot(clock::now()).limit()
+    };
+    let (good, bad) = (limit_after(Ok(())).await, limit_after(Err("full")).await);
+    assert!(bad < good, "{bad} after errors, {good} after answers");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_permit_can_be_handed_over() {
     let layer = full().build().hand_over();
     let limiter = layer.limiter().clone();

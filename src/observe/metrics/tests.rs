@@ -206,10 +206,14 @@ fn a_failed_reload_is_seen_and_forgotten() {
         let text = metrics.render(&Snapshot::default(), Format::Text);
         text.contains("\ntidegate_config_reload_success 1\n")
     };
+    let ok_at = || metrics.reloads.last_ok_at.load(Relaxed);
+    metrics.reloads.last_ok_at.store(0, Relaxed);
     metrics.config_reload(false);
     assert!(!success(&metrics));
+    assert_eq!(ok_at(), 0, "that was none");
     metrics.config_reload(true);
     assert!(success(&metrics));
+    assert_ne!(ok_at(), 0);
 }
 
 #[test]
