@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::curve::Curve;
-use super::elastic::{Decreases, Point, Steady, Verdict, busy};
+use super::elastic::{Decreases, Point, SPARE, Steady, Verdict, busy};
 use super::law::{LIMITED, Measured, overloaded};
 use super::trials::Trials;
 use super::window::Pace;
@@ -312,12 +312,16 @@ impl Aimd {
         // Alone at the backend, a request waits for nobody.
         let alone = m.point.limit == 1;
         let verdict = self.decreases.judge(&self.together(m.point));
+        let highest = self.decreases.highest().unwrap_or(1);
+        let back = match verdict {
+            Verdict::Knee { in_flight, .. } => highest.min((in_flight + SPARE).ceil() as u32),
+            _ => highest,
+        };
         if dropping && (alone || verdict == Verdict::Failing) {
             self.failing = m.point.drops.min(0.9);
             self.failing_most = self.failing;
         } else if stretched && let Some(rise) = self.slowdown(m, verdict, alone) {
             m.rebase(rise, curve);
-            let back = self.decreases.highest().unwrap_or(1);
             if curve.unmeasured(back) {
                 self.trials.doubt(m, curve);
             }
@@ -332,10 +336,7 @@ impl Aimd {
         } else {
             return None;
         }
-        self.limit = self
-            .limit
-            .max(self.decreases.highest().map_or(1.0, f64::from));
-        self.limit = self.limit.min(f64::from(m.ceiling));
+        self.limit = self.limit.max(f64::from(back)).min(f64::from(m.ceiling));
         self.decreases.clear();
         self.refused = None;
         Some(reason::REBASE)
@@ -356,7 +357,7 @@ impl Aimd {
     fn slowdown(&mut self, m: &Measured, verdict: Verdict, alone: bool) -> Option<f64> {
         let proven = match verdict {
             _ if alone => m.point.stretch,
-            Verdict::Slower(stretch) => stretch,
+            Verdict::Slower(stretch) | Verdict::Knee { stretch, .. } => stretch,
             Verdict::SeemsSlower => return self.trials.believed(m, m.point.stretch),
             _ => return None,
         };

@@ -21,8 +21,13 @@ const ERRORS_FAR: f64 = 2.5;
 const ERRORS_NEAR: f64 = 3.0;
 /// The stretch that is far.
 const FAR: f64 = 2.0;
-/// Latency may not have risen by more than this: then the backend has changed in between.
+/// Latency may not have risen by more than this, and so many standard errors: then the backend has changed in between.
 const RISEN: f64 = 0.20;
+/// See [`RISEN`].
+const RISEN_ERRORS: f64 = 2.0;
+/// By so many standard errors more than what would be left of it if all of it had been waiting, the latency that is left
+/// is the backend's own. A wrong guess either way costs about the same.
+const KNEE_ERRORS: f64 = 1.0;
 /// And throughput must have fallen by more than this part of it.
 const THROUGHPUT_PART: f64 = 0.40;
 /// Drops are inelastic when at least this share of them remains.
@@ -36,7 +41,7 @@ const OLD: Duration = Duration::from_secs(30);
 
 /// The law leaves this many in flight beyond those that the backend seems to work on, so that a worker
 /// finds its next request waiting: the hand-over costs as much as a short request.
-const SPARE: f64 = 1.0;
+pub(super) const SPARE: f64 = 1.0;
 
 /// How many of `limit` requests in flight the backend really works on, in whole requests. By Little's law it is only a
 /// part while latency is stretched; the others wait.
@@ -144,6 +149,13 @@ pub(super) enum Verdict {
     Slower(f64),
     /// The same near the baseline, where it also looks like that when others share a full backend.
     SeemsSlower,
+    /// Latency fell, but by less than the load did: the backend was too full, and is slower by itself as well.
+    Knee {
+        /// By this stretch.
+        stretch: f64,
+        /// It works on so many at once.
+        in_flight: f64,
+    },
     /// It looks so, but may be chance.
     Unsure,
     /// The drops stayed and throughput fell: the drops are not ours.
@@ -155,6 +167,8 @@ pub(super) enum Verdict {
 pub(super) struct Decreases {
     points: [Option<(Point, bool)>; KEPT],
     next: usize,
+    /// Whether the backend has changed suddenly in the run.
+    sudden: bool,
 }
 
 impl Decreases {
@@ -170,6 +184,7 @@ impl Decreases {
         for (_, clean) in self.points.iter_mut().flatten() {
             *clean = false;
         }
+        self.sudden = true;
         self.push(point, false);
     }
 
@@ -184,6 +199,7 @@ impl Decreases {
                 *clean = false;
             }
         }
+        self.sudden &= self.points.iter().any(Option::is_some);
     }
 
     /// The run of decreases is over.
@@ -216,39 +232,61 @@ impl Decreases {
                 *slot = None;
             }
         }
+        let mut verdict = Verdict::Elastic;
+        for (point, clean) in self.points.iter().flatten() {
+            match self.compare(point, *clean, now) {
+                Verdict::Elastic => {}
+                Verdict::Unsure => verdict = Verdict::Unsure,
+                knee @ Verdict::Knee { .. } if verdict == Verdict::Elastic => verdict = knee,
+                Verdict::Knee { .. } => {}
+                certain => return certain,
+            }
+        }
+        verdict
+    }
+
+    fn compare(&self, point: &Point, clean: bool, now: &Point) -> Verdict {
         let far = now.stretch > FAR;
         let (errors, part) = if far {
             (ERRORS_FAR, LATENCY_PART)
         } else {
             (ERRORS_NEAR, LATENCY_PART_NEAR)
         };
-        let mut verdict = Verdict::Elastic;
-        for (point, clean) in self.points.iter().flatten() {
-            let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
-            let work = (point.work - now.work) / point.work.max(1e-9);
-            if load <= FELL || work <= THROUGHPUT_PART * load {
-                continue;
-            }
-            if point.drops > 0.0 && now.drops >= DROPS_PART * point.drops {
-                return Verdict::Failing;
-            }
-            let latency = (point.stretch - now.stretch) / point.stretch.max(1e-9);
-            let same = (-RISEN..part * load).contains(&latency);
-            // By Little's law latency and throughput are one measurement: it has to be significant.
-            let error = point.noise.hypot(now.noise);
-            if *clean && point.stretch > 1.0 && same {
-                if work > errors * error {
-                    // Both saw the same backend, and each has its error.
-                    return if far {
-                        Verdict::Slower(now.stretch_with(point))
-                    } else {
-                        Verdict::SeemsSlower
-                    };
-                }
-                verdict = Verdict::Unsure;
-            }
+        let load = (point.in_flight - now.in_flight) / point.in_flight.max(1e-9);
+        let work = (point.work - now.work) / point.work.max(1e-9);
+        if load <= FELL || work <= THROUGHPUT_PART * load {
+            return Verdict::Elastic;
         }
-        verdict
+        if point.drops > 0.0 && now.drops >= DROPS_PART * point.drops {
+            return Verdict::Failing;
+        }
+        if !clean || point.stretch <= 1.0 {
+            return Verdict::Elastic;
+        }
+        let left = now.stretch / point.stretch;
+        // By Little's law latency and throughput are one measurement: it has to be significant.
+        let error = point.noise.hypot(now.noise);
+        if 1.0 - left < -RISEN - RISEN_ERRORS * error {
+            return Verdict::Elastic;
+        }
+        if 1.0 - left < part * load {
+            return match work > errors * error {
+                false => Verdict::Unsure,
+                true if !far => Verdict::SeemsSlower,
+                // What has risen since was only beginning to be slow.
+                true if left > 1.0 => Verdict::Slower(now.stretch),
+                // Both saw the same backend, and each has its error.
+                true => Verdict::Slower(now.stretch_with(point)),
+            };
+        }
+        // What comes slowly may be others who share a full backend, and chance if it is tried often enough.
+        if (far || self.sudden) && left - (1.0 - load) > KNEE_ERRORS * left * error {
+            return Verdict::Knee {
+                stretch: now.stretch,
+                in_flight: point.in_flight * left,
+            };
+        }
+        Verdict::Elastic
     }
 }
 
@@ -287,6 +325,17 @@ mod tests {
             near.judge(&point(at, 10.0, 1.5, 6.6, 0.0)),
             Verdict::SeemsSlower
         );
+        let mut both = Decreases::default();
+        both.push(point(at, 16.0, 1.8, 8.9, 0.0), true);
+        let now = point(at, 8.0, 1.35, 5.9, 0.0);
+        assert_eq!(both.judge(&now), Verdict::Elastic, "it came slowly");
+        both.surprised(point(at, 16.0, 1.2, 13.3, 0.0));
+        both.push(point(at, 16.0, 1.8, 8.9, 0.0), true);
+        let knee = Verdict::Knee {
+            stretch: 1.35,
+            in_flight: 12.0,
+        };
+        assert_eq!(both.judge(&now), knee);
         assert_eq!(
             slow.judge(&point(at, 14.0, 3.0, 4.7, 0.0)),
             Verdict::Elastic,
