@@ -118,6 +118,28 @@ fn a_half_closed_client_gets_a_large_answer_whole() {
     assert!(client.is_closed());
 }
 
+/// To HTTP/1.0 the end of the connection is the end of the body.
+#[test]
+fn an_answer_that_is_given_up_does_not_look_whole() {
+    let backend = large_in_chunks(50_000_000);
+    let gate = Tidegate::to(backend.address())
+        .set("server.write_timeout=200ms")
+        .start();
+    let mut client = gate.client();
+    client.send("GET /large HTTP/1.0\r\nHost: app\r\n\r\n");
+    // It reads nothing.
+    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    gate.until_metric("tidegate_client_connections", &[("state", "active")], 0.0);
+    let error = loop {
+        match client.read_some() {
+            Ok(0) => panic!("it looks whole"),
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 #[test]
 fn the_oldest_idle_connection_makes_room() {
     let backend = Held::start();

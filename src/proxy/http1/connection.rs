@@ -181,7 +181,7 @@ where
                 }
                 Stage::Answering => {
                     if ready!(self.poll_answering(cx)).is_err() {
-                        return Poll::Ready(End::Done);
+                        return Poll::Ready(self.broken_off());
                     }
                     let now = clock::now();
                     if let Some(mut answer) = self.answer.take()
@@ -402,6 +402,14 @@ where
         }
     }
 
+    /// What the connection comes to when the answer is not written to its end.
+    fn broken_off(&self) -> End {
+        match self.framing {
+            Framing::UntilClose => End::Torn,
+            _ => End::Done,
+        }
+    }
+
     /// Takes of the answer's body what is there, if it is time for more.
     fn gather(&mut self, cx: &mut Context<'_>) {
         while self.more && self.out.has_room() {
@@ -423,12 +431,7 @@ where
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
                 // Its backend broke off; so does this.
-                Some(Err(_)) => {
-                    self.end = Some(match self.framing {
-                        Framing::UntilClose => End::Torn,
-                        _ => End::Done,
-                    });
-                }
+                Some(Err(_)) => self.end = Some(self.broken_off()),
                 None => {}
             }
             self.more = false;
