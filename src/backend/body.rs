@@ -15,6 +15,7 @@ use tower::BoxError;
 
 use super::{
     codec::{RequestHead, Usual},
+    parts::{Parts, next},
     pump::Pipe,
 };
 use crate::buffer::Reservation;
@@ -117,47 +118,6 @@ fn next_of_one(one: &mut Option<Bytes>, most: usize) -> Option<Bytes> {
     match one {
         Some(bytes) if bytes.len() > most => Some(bytes.split_to(most)),
         one => one.take(),
-    }
-}
-
-/// The first of the parts, or as much of it as may be delivered at once; what is left stays there.
-pub(super) fn next(parts: &mut VecDeque<Bytes>, most: usize) -> Option<Bytes> {
-    let first = parts.front_mut()?;
-    if first.len() > most {
-        return Some(first.split_to(most));
-    }
-    parts.pop_front()
-}
-
-/// What has come of a response's body. It is mostly one part, which needs no list.
-#[derive(Debug, Default)]
-pub(super) struct Parts {
-    first: Option<Bytes>,
-    rest: VecDeque<Bytes>,
-}
-
-impl Parts {
-    /// The next part.
-    pub(super) fn push(&mut self, part: Bytes) {
-        match self.first {
-            None => self.first = Some(part),
-            Some(_) => self.rest.push_back(part),
-        }
-    }
-
-    /// Bytes of all of them.
-    pub(super) fn len(&self) -> u64 {
-        let all = self.first.iter().chain(&self.rest);
-        all.map(|part| part.len() as u64).sum()
-    }
-}
-
-impl From<Parts> for VecDeque<Bytes> {
-    fn from(Parts { first, mut rest }: Parts) -> Self {
-        if let Some(first) = first {
-            rest.push_front(first);
-        }
-        rest
     }
 }
 

@@ -9,11 +9,11 @@ use std::{
 
 use super::{
     Answered, Endpoint, Error, RequestBody,
-    body::Parts,
     codec::{Added, RequestHead},
     connect::dial,
     flight::Flight,
     link::{Begun, Link, NoHead},
+    parts::Parts,
     profile,
     pump::{Hope, LEAST_ROOM, Pipe, len, piece, pump},
     steering::{SEARCH, Steering},

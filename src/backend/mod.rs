@@ -14,6 +14,7 @@ mod flight;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod link;
+mod parts;
 mod pool;
 pub mod profile;
 mod pump;

@@ -16,9 +16,9 @@ use tower::BoxError;
 
 use super::{
     Error,
-    body::next,
     exchange::{Completion, Lease},
     flight::Flight,
+    parts::{append, next},
     raised::Raised,
 };
 use crate::{
@@ -206,7 +206,7 @@ impl Pipe {
         state.bytes += size;
         // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read.
         state.held.grow(size);
-        state.parts.push_back(part);
+        append(&mut state.parts, part);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
