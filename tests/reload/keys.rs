@@ -347,9 +347,13 @@ fn the_access_log() {
     let (mut gate, base) = gate(&peer);
     gate.get("/unseen");
     change(&gate, &format!("{base}[log]\naccess = \"all\"\n"));
-    gate.get("/seen");
+    let length = gate.get("/seen").body.len();
     gate.process
         .logged("an access line", |log| log.contains("/seen").then_some(()));
+    let lines = gate.events("tidegate::access");
+    let seen = lines.iter().find(|line| line["path"] == "/seen");
+    let bytes = seen.expect("it is there")["bytes"].as_u64();
+    assert_eq!(bytes, Some(length as u64));
     assert!(!gate.log().contains("/unseen"));
     change(&gate, &format!("{base}[log]\naccess = \"off\"\n"));
     gate.get("/unseen");
@@ -358,6 +362,30 @@ fn the_access_log() {
         &format!("{base}[log]\nlevel = \"debug\"\naccess = \"off\"\n"),
     );
     assert!(!gate.log().contains("/unseen"));
+}
+
+#[test]
+fn the_memory_for_bodies() {
+    let peer = good_peer();
+    let base = format!("[backend]\nendpoints = [\"{}\"]\n", peer.address());
+    let total = |size: &str| {
+        format!("{base}[buffers]\nrequest = \"64KiB\"\nresponse = \"64KiB\"\ntotal = \"{size}\"\n")
+    };
+    let gate = Tidegate::run().toml(&total("64KiB")).start();
+    let held = || gate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
+    let post = || {
+        let mut client = gate.client();
+        client.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 65536\r\n\r\n");
+        client
+    };
+    let mut first = post();
+    until("the memory is full", || held() == 65_536.0);
+    let mut second = post();
+    second.send("x".repeat(65_536));
+    change(&gate, &total("1MiB"));
+    assert_eq!(second.response().status, 200);
+    first.send("x".repeat(65_536));
+    assert_eq!(first.response().status, 200);
 }
 
 #[test]
