@@ -173,7 +173,13 @@ impl Backend {
             tokio::time::sleep_until(at.into()).await;
             if let Err(error) = supervised.start(senses).await {
                 tracing::error!(%error, "cannot start the backend");
-                return 1;
+                // As a shell would tell it.
+                let exit = Exit::Code(127);
+                let Some(pause) = supervised.restarts.after(exit, Duration::ZERO) else {
+                    return 1;
+                };
+                tracing::info!(?pause, "starting the backend again");
+                supervised.again = Some(clock::now() + pause);
             }
         }
     }

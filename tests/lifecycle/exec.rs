@@ -72,6 +72,26 @@ fn exec_says_that_somebody_else_listens_where_its_command_should() {
     assert!(told[0].to_string().contains(stranger.address()), "{told:?}");
 }
 
+/// As while a new version of it is put in its place.
+#[test]
+fn exec_goes_on_trying_where_its_command_is_away_for_a_while() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let shell = dir.path().join("shell");
+    let script = "test -e been && echo 'here again' && exec sleep 600; touch been; rm shell";
+    let script = format!("cd {}; {script}; exit 3", dir.path().display());
+    let put = || std::os::unix::fs::symlink("/bin/sh", &shell).expect("a link");
+    put();
+    let mut tidegate = Tidegate::exec([shell.to_str().expect("text"), "-c", &script])
+        .set("process.restart=on-failure")
+        .launch();
+    let said = |log: &str, what: &str| log.contains(what).then_some(());
+    let process = &mut tidegate.process;
+    process.logged("a start in vain", |log| said(log, "there is no such file"));
+    put();
+    process.logged("a start", |log| said(log, "here again"));
+    tidegate.stop();
+}
+
 #[test]
 fn exec_ends_with_its_commands_exit_code() {
     let mut quick = Tidegate::exec(["sh", "-c", "exit 7"]).launch();
