@@ -63,15 +63,6 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// An address as it is typed.
-pub(super) fn display(address: &Address) -> String {
-    match address {
-        Address::Tcp { host, port } => format!("{host}:{port}"),
-        Address::Unix(path) => format!("unix:{}", path.display()),
-        Address::Fd(name) => format!("fd:{name}"),
-    }
-}
-
 /// One line on standard error; a closed one is no reason to panic.
 pub(super) fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "tidegate: {line}");
@@ -307,12 +298,22 @@ pub(super) mod tests {
 
     use super::*;
 
+    type Served = (Address, std::thread::JoinHandle<Vec<String>>);
+
     /// A server that gives each connection the next of these answers; the requests come back.
-    pub(in crate::cli) fn serve(
-        answers: Vec<&'static str>,
-    ) -> (Address, std::thread::JoinHandle<Vec<String>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+    pub(in crate::cli) fn serve(answers: Vec<&'static str>) -> Served {
+        let (mut address, thread) = serve_at("127.0.0.1:0", answers).unwrap();
+        // As in a configuration that listens on every address.
+        if let Address::Tcp { host, .. } = &mut address {
+            *host = "0.0.0.0".into();
+        }
+        (address, thread)
+    }
+
+    /// The same, there; None where this machine has no such address.
+    pub(in crate::cli) fn serve_at(at: &str, answers: Vec<&'static str>) -> Option<Served> {
+        let listener = TcpListener::bind(at).ok()?;
+        let own = listener.local_addr().unwrap();
         let thread = std::thread::spawn(move || {
             let mut requests = Vec::new();
             for answer in answers {
@@ -325,14 +326,8 @@ pub(super) mod tests {
             }
             requests
         });
-        // As in a configuration that listens on every address.
-        (
-            Address::Tcp {
-                host: "0.0.0.0".into(),
-                port,
-            },
-            thread,
-        )
+        let (host, port) = (own.ip().to_string(), own.port());
+        Some((Address::Tcp { host, port }, thread))
     }
 
     fn parsed(text: &str, at_end: bool) -> io::Result<Option<(u16, String)>> {

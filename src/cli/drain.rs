@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::admin_client::{FAILURE, PATIENCE, complain, display, request};
+use super::admin_client::{FAILURE, PATIENCE, complain, request};
 use crate::config::Address;
 
 /// Starts a drain; with `wait`, returns when it is over. How long that may take is the server's
@@ -17,7 +17,7 @@ pub fn run(address: &Address, wait: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(why) => {
-            complain(&format!("cannot drain {}: {why}", display(address)));
+            complain(&format!("cannot drain {address}: {why}"));
             FAILURE
         }
     }
@@ -33,7 +33,7 @@ fn drain(address: &Address, wait: bool) -> Result<String, String> {
     if !wait {
         let admin = match address {
             Address::Unix(path) => format!("--unix-socket {} http://localhost", path.display()),
-            other => format!("http://{}", display(other)),
+            other => format!("http://{other}"),
         };
         return Ok(format!(
             "draining; `curl -X POST {admin}/undrain` serves again"
@@ -45,7 +45,10 @@ fn drain(address: &Address, wait: bool) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::admin_client::tests::serve, *};
+    use super::{
+        super::admin_client::tests::{serve, serve_at},
+        *,
+    };
 
     #[test]
     fn starts_and_waits() {
@@ -61,11 +64,23 @@ mod tests {
     #[test]
     fn says_how_to_undo_it() {
         let (address, server) = serve(vec!["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]);
-        let expected = format!(
-            "draining; `curl -X POST http://{}/undrain` serves again",
-            display(&address)
-        );
+        let expected = format!("draining; `curl -X POST http://{address}/undrain` serves again");
         assert_eq!(drain(&address, false), Ok(expected));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_named_as_a_url_has_it() {
+        let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let Some((address, server)) = serve_at("[::1]:0", vec![ok]) else {
+            return;
+        };
+        let Address::Tcp { port, .. } = &address else {
+            unreachable!("{address}");
+        };
+        let expected = format!("http://[::1]:{port}/undrain");
+        let said = drain(&address, false).unwrap();
+        assert!(said.contains(&expected), "{said}");
         server.join().unwrap();
     }
 

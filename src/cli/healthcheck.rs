@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::admin_client::{FAILURE, PATIENCE, complain, display, request};
+use super::admin_client::{FAILURE, PATIENCE, complain, request};
 use crate::config::Address;
 
 /// Asks `/livez`, or `/readyz` when `ready`: exit code 0 when the answer is yes. Anything else is
@@ -12,15 +12,11 @@ pub fn run(address: &Address, ready: bool) -> ExitCode {
     match request(address, "GET", path, Some(PATIENCE)) {
         Ok(answer) if answer.status == 200 => ExitCode::SUCCESS,
         Ok(answer) => {
-            complain(&format!(
-                "{path} at {}: {}",
-                display(address),
-                answer.complaint()
-            ));
+            complain(&format!("{path} at {address}: {}", answer.complaint()));
             FAILURE
         }
         Err(error) => {
-            complain(&format!("{path} at {}: {error}", display(address)));
+            complain(&format!("{path} at {address}: {error}"));
             FAILURE
         }
     }

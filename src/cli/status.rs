@@ -4,7 +4,7 @@ use std::{fmt::Write as _, process::ExitCode, thread, time::Duration};
 
 use serde_json::Value;
 
-use super::admin_client::{FAILURE, PATIENCE, complain, display, printable, put, request};
+use super::admin_client::{FAILURE, PATIENCE, complain, printable, put, request};
 use crate::config::Address;
 
 /// Decisions on the screen at most.
@@ -22,8 +22,7 @@ pub fn run(address: &Address, json: bool, watch: bool) -> ExitCode {
             Ok(screen) => screen,
             Err(why) => {
                 complain(&format!(
-                    "no status from {}: {why}; is tidegate running, with that as its --admin address?",
-                    display(address)
+                    "no status from {address}: {why}; is tidegate running, with that as its --admin address?"
                 ));
                 return FAILURE;
             }
