@@ -1,10 +1,16 @@
-//! The file of a Unix socket that we listen on.
+//! The file of a Unix socket: one that we listen on, and how to connect to one without waiting for ever.
 
 use std::{
     io::{self, ErrorKind},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{FileTypeExt, MetadataExt},
+            net::UnixStream,
+        },
+    },
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -101,11 +107,56 @@ pub fn make_room(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Connects; so long a full backlog is waited for, and so long each write to it may take.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] where the backlog stayed full; any that the system has.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // What bounds a write bounds the wait for a place in the backlog, too.
+    socket.set_write_timeout(Some(patience))?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(UnixStream::from(OwnedFd::from(socket))),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(io::Error::new(
+            ErrorKind::TimedOut,
+            "its backlog is full: no connection in time",
+        )),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    /// A socket whose backlog is full, for as long as what is returned is held.
+    pub(crate) fn full_backlog(path: &Path) -> Vec<Socket> {
+        let address = SockAddr::unix(path).expect("an address");
+        let socket = || Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+        let listener = socket();
+        listener.bind(&address).expect("bound");
+        listener.listen(0).expect("it listens");
+        let mut held = vec![listener];
+        loop {
+            let client = socket();
+            client.set_nonblocking(true).expect("set");
+            if client.connect(&address).is_err() {
+                return held;
+            }
+            held.push(client);
+        }
+    }
+
+    #[test]
+    fn a_full_backlog_is_waited_for_but_not_for_ever() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let _held = full_backlog(&path);
+        let error = connect(&path, Duration::from_millis(50)).expect_err("it is full");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
 
     #[test]
     fn only_a_socket_that_nobody_listens_on_makes_room() {

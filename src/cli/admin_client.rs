@@ -5,12 +5,11 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use crate::{clock, config::Address};
+use crate::{clock, config::Address, socket_file};
 
 /// The exit code for a command that could not do its work.
 pub(super) const FAILURE: ExitCode = ExitCode::FAILURE;
@@ -103,10 +102,11 @@ pub(super) fn request(
     patience: Option<Duration>,
 ) -> io::Result<Answer> {
     let deadline = patience.map(|patience| clock::now() + patience);
+    let connecting = patience.unwrap_or(PATIENCE).min(PATIENCE);
     match address {
         Address::Tcp { host, port } => {
             let host = reachable(host);
-            let stream = connect(host, *port)?;
+            let stream = connect(host, *port, connecting)?;
             let name = if host.contains(':') {
                 format!("[{host}]")
             } else {
@@ -126,7 +126,7 @@ pub(super) fn request(
             )
         }
         Address::Unix(file) => {
-            let stream = UnixStream::connect(file)?;
+            let stream = socket_file::connect(file, connecting)?;
             let set = |left| {
                 stream.set_read_timeout(left)?;
                 stream.set_write_timeout(left)
@@ -149,11 +149,11 @@ fn reachable(host: &str) -> &str {
     }
 }
 
-fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+fn connect(host: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
     for address in addresses {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, patience) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -365,6 +365,16 @@ pub(super) mod tests {
         ] {
             assert!(parsed(text, at_end).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_full_backlog_costs_no_more_than_the_patience() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let _held = socket_file::tests::full_backlog(&path);
+        let patience = Some(Duration::from_millis(50));
+        let error = request(&Address::Unix(path), "GET", "/", patience).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

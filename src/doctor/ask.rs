@@ -511,20 +511,7 @@ mod tests {
     fn a_full_backlog_is_waited_for_but_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.sock");
-        let address = socket2::SockAddr::unix(&path).unwrap();
-        let socket = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
-        let listener = socket().unwrap();
-        listener.bind(&address).unwrap();
-        listener.listen(0).unwrap();
-        let mut held = Vec::new();
-        loop {
-            let client = socket().unwrap();
-            client.set_nonblocking(true).unwrap();
-            if client.connect(&address).is_err() {
-                break;
-            }
-            held.push(client);
-        }
+        let _held = crate::socket_file::tests::full_backlog(&path);
         let manners = ask(&Address::Unix(path), Protocol::Http);
         assert_eq!(manners.refusal, Some(Refusal::Slow));
     }

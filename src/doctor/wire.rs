@@ -3,14 +3,12 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, SockAddr, Socket, Type};
-
 use super::ask::{Answer, PATIENCE};
-use crate::{clock, config::Address};
+use crate::{clock, config::Address, socket_file};
 
 /// Of an answer, no more is read than this.
 const MAX_ANSWER: usize = 1 << 20;
@@ -56,13 +54,7 @@ impl Connection {
                 stream.set_nodelay(true)?;
                 Stream::Tcp(stream)
             }
-            Address::Unix(path) => {
-                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-                // So long a full backlog is waited for.
-                socket.set_write_timeout(Some(PATIENCE))?;
-                socket.connect(&SockAddr::unix(path)?)?;
-                Stream::Unix(UnixStream::from(OwnedFd::from(socket)))
-            }
+            Address::Unix(path) => Stream::Unix(socket_file::connect(path, PATIENCE)?),
             Address::Fd(_) => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Self {
