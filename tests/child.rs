@@ -255,6 +255,31 @@ async fn a_start_that_is_given_up_leaves_nothing_behind() {
     }
 }
 
+/// What keeps the helper from becoming the command is told by it, and is no child that runs.
+#[tokio::test]
+async fn a_helper_that_fails_before_the_command_says_why() {
+    let (_dir, helper) = scratch("helper");
+    for (how, errno) in [
+        (r#"ulimit -n 4; exec "$TIDEGATE" "$@""#, 24),
+        // Its parent is another by now.
+        (r#"shift 2; exec "$TIDEGATE" __child 2147483647 "$@""#, 3),
+    ] {
+        // Written by a process of its own: a file that is open for writing here cannot be run.
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod +x "$0""#;
+        let mut written = Command::new("/bin/sh");
+        written.args(["-c", write]).arg(&helper).arg(how);
+        assert!(written.status().expect("a shell").success());
+        let mut spec = spec(&["true"]);
+        let tidegate = env!("CARGO_BIN_EXE_tidegate").to_owned();
+        spec.env.push(("TIDEGATE".to_owned(), tidegate));
+        let error = Child::spawn_with(helper.clone(), spec)
+            .await
+            .expect_err("it was not started")
+            .to_string();
+        assert!(error.contains(&format!("(os error {errno})")), "{error}");
+    }
+}
+
 #[test]
 fn the_helper_is_not_a_command_for_users() {
     let output = Command::new(env!("CARGO_BIN_EXE_tidegate"))

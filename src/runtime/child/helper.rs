@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     io::{self, Write},
     os::{fd::AsFd, unix::process::CommandExt},
     process::{Command, ExitCode},
@@ -37,30 +37,37 @@ pub fn helper_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(2);
     };
 
+    // To a descriptor that closes itself when the command runs.
+    let stdin = io::stdin();
+    let moved = rustix::io::fcntl_dupfd_cloexec(stdin.as_fd(), 3);
+    let error = match &moved {
+        Ok(_) => run(parent, Command::new(program).args(args)),
+        Err(error) => (*error).into(),
+    };
+    let report = moved.as_ref().map_or(stdin.as_fd(), AsFd::as_fd);
+    let errno = error
+        .raw_os_error()
+        .unwrap_or_else(|| rustix::io::Errno::INVAL.raw_os_error());
+    let _ = rustix::io::write(report, errno.to_string().as_bytes());
+    ExitCode::from(127)
+}
+
+/// Becomes the command. Returns only if that failed, or if it should not be.
+fn run(parent: i32, command: &mut Command) -> io::Error {
     #[cfg(target_os = "linux")]
     let _ = process::set_parent_process_death_signal(Some(process::Signal::TERM));
     // A parent that died before the line above left nobody to die with.
     if process::getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent) {
-        return ExitCode::FAILURE;
+        return rustix::io::Errno::SRCH.into();
     }
-
-    let failed = match report_pipe() {
-        Ok(report) => (Some(report), Command::new(program).args(args).exec()),
-        Err(error) => (None, error),
-    };
-    if let (Some(mut report), error) = failed {
-        let errno = error
-            .raw_os_error()
-            .unwrap_or_else(|| rustix::io::Errno::INVAL.raw_os_error());
-        let _ = write!(report, "{errno}");
+    match read_nothing() {
+        Ok(()) => command.exec(),
+        Err(error) => error,
     }
-    ExitCode::from(127)
 }
 
-/// Moves the pipe away from standard input, to a descriptor that closes itself when the command
-/// runs; `/dev/null` takes its place.
-fn report_pipe() -> io::Result<File> {
-    let report = File::from(rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?);
-    rustix::stdio::dup2_stdin(fs::File::open("/dev/null")?)?;
-    Ok(report)
+/// `/dev/null` takes the place of the pipe on standard input.
+fn read_nothing() -> io::Result<()> {
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(())
 }
