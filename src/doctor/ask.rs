@@ -103,7 +103,7 @@ pub struct Manners {
     pub version: Option<u8>,
     /// What it says of the connection: the field `Connection`.
     pub announced: Option<String>,
-    /// What it does with the connection.
+    /// What it does with the connection. None where its answer was too long to tell.
     pub keep: Option<Keep>,
     /// Whether the socket is still the server's after its last byte, until the client closes too.
     /// None where that cannot be seen.
@@ -152,7 +152,7 @@ pub fn ask(address: &Address, protocol: Protocol) -> Manners {
     manners.announced = field(&head, "connection");
     manners.head = Some(head);
     if let Some(connection) = &mut first {
-        manners.keep = Some(manners.after_answer(connection));
+        manners.keep = manners.after_answer(connection);
     }
     drop(first);
 
@@ -343,12 +343,15 @@ impl Manners {
         });
     }
 
-    /// What the server does with the connection when its answer is complete.
-    fn after_answer(&mut self, connection: &mut Connection) -> Keep {
+    /// What the server does with the connection when its answer is complete; None where that was not to be waited for.
+    fn after_answer(&mut self, connection: &mut Connection) -> Option<Keep> {
+        if connection.is_cut() {
+            return None;
+        }
         if connection.ended_within(MOMENT) {
             // Its side is shut: is the socket still in somebody's hands?
             self.lingers = connection.held_by_peer();
-            return Keep::Closes;
+            return Some(Keep::Closes);
         }
         self.lingers = Some(false);
         let sent = connection.write(&Question::new("GET").bytes(self.protocol()));
@@ -358,11 +361,15 @@ impl Manners {
         };
         self.note("GET / again over the same connection", answer);
         if !matches!(answer, Answer::Status(_)) {
-            return Keep::Stale;
+            return Some(Keep::Stale);
+        }
+        if connection.is_cut() {
+            return None;
         }
         let start = clock::now();
         let ended = connection.ended_within(IDLE);
-        Keep::Keeps(ended.then(|| clock::now().saturating_duration_since(start)))
+        let idle = ended.then(|| clock::now().saturating_duration_since(start));
+        Some(Keep::Keeps(idle))
     }
 
     /// The first of these sizes that is not answered as a request of usual size is.
@@ -505,6 +512,16 @@ mod tests {
         let verbs = ["GET /", "OPTIONS "];
         let harmless = |asked: &Asked| verbs.iter().any(|verb| asked.request.starts_with(verb));
         assert!(manners.asked.iter().all(harmless), "{manners:?}");
+    }
+
+    #[test]
+    fn an_answer_without_an_end_tells_nothing_of_the_connection() {
+        let endless = "HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\nx";
+        let address = server(move |_| Some(endless));
+        let mut manners = Manners::default();
+        let (connection, head) = manners.one(&address, "GET /", &Question::new("GET"));
+        assert!(head.is_some(), "{manners:?}");
+        assert_eq!(manners.after_answer(&mut connection.unwrap()), None);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use std::{
 use super::ask::{Answer, PATIENCE};
 use crate::{clock, config::Address, socket_file};
 
-/// Of an answer, no more is read than this.
-const MAX_ANSWER: usize = 1 << 20;
+/// Of what has no end yet, a head or a line, no more is kept than this.
+const MAX_HELD: usize = 1 << 20;
+/// Of a body, no more is read than this.
+const MAX_BODY: u64 = 64 << 20;
 
 /// The value of a field of a head.
 pub(super) fn field(head: &str, wanted: &str) -> Option<String> {
@@ -34,6 +36,8 @@ pub(super) struct Connection {
     /// Received, but not of an answer that was given out already.
     rest: Vec<u8>,
     ended: bool,
+    /// The last answer was not read to its end.
+    cut: bool,
 }
 
 impl Connection {
@@ -61,6 +65,7 @@ impl Connection {
             stream,
             rest: Vec::new(),
             ended: false,
+            cut: false,
         })
     }
 
@@ -80,7 +85,7 @@ impl Connection {
     /// Reads what is there, waiting until `deadline` for it. False at the end, or when there is nothing.
     fn fill(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(clock::now());
-        if left.is_zero() || self.ended || self.rest.len() > MAX_ANSWER {
+        if left.is_zero() || self.ended || self.rest.len() > MAX_HELD {
             return false;
         }
         let mut chunk = [0; 16 * 1024];
@@ -125,7 +130,7 @@ impl Connection {
                     return (Answer::Closed, None);
                 };
                 if status >= 200 {
-                    self.skip_body(&head, status, deadline);
+                    self.cut = !self.skip_body(&head, status, deadline);
                 }
                 return (Answer::Status(status), Some(head));
             }
@@ -140,31 +145,73 @@ impl Connection {
         }
     }
 
-    /// Reads the body; up to the end of the connection where nothing else ends it.
-    fn skip_body(&mut self, head: &str, status: u16, deadline: Instant) {
+    /// Reads the body and keeps none of it; up to the end of the connection where nothing else ends it. False if there
+    /// may be more of it to come.
+    fn skip_body(&mut self, head: &str, status: u16, deadline: Instant) -> bool {
         if matches!(status, 204 | 304) {
-            return;
+            return true;
         }
+        let mut room = MAX_BODY;
         let chunked = field(head, "transfer-encoding").is_some_and(|c| c.ends_with("chunked"));
-        let length = field(head, "content-length").and_then(|length| length.parse::<usize>().ok());
+        let length = field(head, "content-length").and_then(|length| length.parse().ok());
+        let whole = match length {
+            _ if chunked => self.skip_chunks(&mut room, deadline).is_some(),
+            Some(length) => self.skip(length, &mut room, deadline).is_some(),
+            None => {
+                self.skip(MAX_BODY, &mut room, deadline);
+                false
+            }
+        };
+        whole || self.ended
+    }
+
+    /// Drops so many bytes as they come. None if they do not come in time, or are more than there is room for.
+    fn skip(&mut self, mut count: u64, room: &mut u64, deadline: Instant) -> Option<()> {
+        *room = room.checked_sub(count)?;
         loop {
-            let end = match length {
-                _ if chunked => self
-                    .rest
-                    .windows(5)
-                    .position(|five| five == b"0\r\n\r\n")
-                    .map(|at| at + 5),
-                Some(length) => (self.rest.len() >= length).then_some(length),
-                None => None,
-            };
-            if let Some(end) = end {
-                self.rest.drain(..end);
-                return;
+            let here = usize::try_from(count).map_or(self.rest.len(), |it| it.min(self.rest.len()));
+            self.rest.drain(..here);
+            count -= here as u64;
+            if count == 0 {
+                return Some(());
             }
             if !self.fill(deadline) {
-                return;
+                return None;
             }
         }
+    }
+
+    fn skip_chunks(&mut self, room: &mut u64, deadline: Instant) -> Option<()> {
+        loop {
+            let line = self.line(deadline)?;
+            let size = line.split(';').next()?.trim();
+            let size = u64::from_str_radix(size, 16).ok()?;
+            if size == 0 {
+                break;
+            }
+            // With the end of the line.
+            self.skip(size.checked_add(2)?, room, deadline)?;
+        }
+        while !self.line(deadline)?.is_empty() {}
+        Some(())
+    }
+
+    fn line(&mut self, deadline: Instant) -> Option<String> {
+        loop {
+            if let Some(end) = self.rest.windows(2).position(|two| two == b"\r\n") {
+                let line = String::from_utf8_lossy(&self.rest[..end]).into_owned();
+                self.rest.drain(..end + 2);
+                return Some(line);
+            }
+            if !self.fill(deadline) {
+                return None;
+            }
+        }
+    }
+
+    /// Whether the last answer was given up before its end: what comes next is of no answer that was asked for.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// Whether the server closes its side within this time.
@@ -204,7 +251,53 @@ fn held(line: &str, remote: u16, local: u16) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// The statuses of two answers over one connection, and whether the second was given up before its end.
+    fn asked_twice(answer: Vec<u8>) -> (Answer, Answer, bool) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            while stream.read(&mut [0]).unwrap_or(0) == 1 {
+                // A client that has had enough goes.
+                let _ = stream.write_all(&answer);
+            }
+        });
+        let host = "127.0.0.1".to_owned();
+        let mut connection = Connection::open(&Address::Tcp { host, port }).unwrap();
+        let mut ask = || {
+            connection.write(b"?").unwrap();
+            connection.answer(clock::now() + 12 * PATIENCE).0
+        };
+        let (first, second) = (ask(), ask());
+        let cut = connection.is_cut();
+        drop(connection);
+        server.join().unwrap();
+        (first, second, cut)
+    }
+
+    #[test]
+    fn a_large_answer_is_followed_by_the_next() {
+        let ok = Answer::Status(200);
+        let size = 3 * MAX_HELD;
+        let mut whole = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+        whole.resize(whole.len() + size, b'x');
+        assert_eq!(asked_twice(whole), (ok, ok, false));
+
+        let mut chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for _ in 0..40 {
+            chunked.extend(b"10000;x=y\r\n");
+            // Not the end, though it looks like it.
+            let data = b"\n0\r\n\r\n".iter().cycle().take(0x10000);
+            chunked.extend(data);
+            chunked.extend(b"\r\n");
+        }
+        chunked.extend(b"0\r\nEnd: yes\r\n\r\n");
+        assert_eq!(asked_twice(chunked), (ok, ok, false));
+    }
 
     #[test]
     fn a_socket_in_somebodys_hands_has_an_inode() {
