@@ -97,7 +97,7 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
     if overloads > 0 {
         notes.push(format!(
             "{overloads} requests timed out or were answered with an error of overload: they end the \
-             same way here, after the time that they took"
+             same way here, after the time that they took with as many beside them"
         ));
     }
     if config.queue.client_key != crate::config::ClientKeySource::Off {

@@ -18,12 +18,13 @@ const ENOUGH: usize = 5;
 pub(super) struct Model {
     /// `(in flight, stretch)`, both rising, from `(1, 1)` on.
     points: Vec<(f64, f64)>,
-    /// By route: what its served requests would have taken alone, seconds, in the trace's order.
+    /// By route: what its requests that tell of the backend would have taken alone, seconds, in the
+    /// trace's order.
     works: Vec<Vec<f64>>,
 }
 
 impl Model {
-    /// None when the trace has no served request.
+    /// None when no request of the trace tells of the backend.
     pub(super) fn of(trace: &Trace) -> Option<Self> {
         let served: Vec<(&Entry, f64)> = trace
             .entries
@@ -101,9 +102,10 @@ impl Model {
         self.points.last().map_or(1, |point| point.0 as u32)
     }
 
-    /// The work of a request: its own if it was served, else that of another of its route, in turn.
+    /// The work of a request: its own if the backend had it, however it ended, else that of another of
+    /// its route, in turn.
     pub(super) fn work(&self, entry: &Entry, turn: usize) -> f64 {
-        if let Some(took) = answered(entry) {
+        if let (Fate::Served(_), Some(took)) = (entry.fate, timed(entry)) {
             return took / self.stretch(entry.in_flight);
         }
         let route = self.works.get(usize::from(entry.route));
@@ -114,13 +116,19 @@ impl Model {
     }
 }
 
-/// The time of a request whose time says something, seconds.
+/// The time of a request whose time says something of the backend, seconds. One that ended in overload
+/// took as long as somebody's patience: it has its time, and no other is measured by it.
 fn answered(entry: &Entry) -> Option<f64> {
-    let timed = matches!(
+    let tells = matches!(
         entry.fate,
         Fate::Served(Outcome::Success | Outcome::InVain | Outcome::Excluded)
     );
-    (timed && entry.took > 0 && entry.in_flight > 0).then(|| f64::from(entry.took) / 1e6)
+    timed(entry).filter(|_| tells)
+}
+
+/// The time that a request was at the backend, seconds, where it is known.
+fn timed(entry: &Entry) -> Option<f64> {
+    (entry.took > 0 && entry.in_flight > 0).then(|| f64::from(entry.took) / 1e6)
 }
 
 /// The median time at the lowest concurrencies that together hold enough requests.
@@ -197,6 +205,22 @@ mod tests {
         assert_eq!(Model::of(&trace), None);
         trace.entries.clear();
         assert_eq!(Model::of(&trace), None);
+    }
+
+    #[test]
+    fn what_ended_in_overload_takes_its_own_time_and_moves_nothing_else() {
+        let mut trace = trace([(1, 0.05), (1, 0.07)].into_iter());
+        let known = Model::of(&trace);
+        for outcome in [Outcome::Overload, Outcome::Neutral] {
+            trace.entries.push(Entry {
+                fate: Fate::Served(outcome),
+                ..served(9000, 1, 60.0)
+            });
+        }
+        let model = Model::of(&trace).unwrap();
+        assert_eq!(model.work(&trace.entries[2], 0), 60.0);
+        assert_eq!(model.work(&trace.entries[3], 0), 60.0);
+        assert_eq!(Some(model), known);
     }
 
     #[test]
