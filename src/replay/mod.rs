@@ -1,9 +1,11 @@
 //! What would have happened: the requests of a trace, through another configuration. The gate, the queue
 //! and the law are the product's own; the backend is a model that the trace itself gives.
 //!
-//! `model` is that backend, `engine` the virtual time, `outcome` the figures, `report` shows them. Pure.
+//! `model` is that backend, `lanes` its endpoints, `engine` the virtual time, `outcome` the figures,
+//! `report` shows them. Pure.
 
 mod engine;
+mod lanes;
 mod model;
 mod outcome;
 mod report;
@@ -55,9 +57,7 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
             .iter()
             .filter(|entry| matches!(entry.fate, Fate::Served(_)))
     };
-    let mut lanes: Vec<u32> = served().map(|entry| entry.lane).collect();
-    lanes.sort_unstable();
-    lanes.dedup();
+    let lanes = lanes::side_by_side(&lanes::lanes(&trace.entries));
     let known = served()
         .map(|entry| entry.slots)
         .next_back()
@@ -77,7 +77,7 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
             .map(|name| route(config, name))
             .collect(),
     };
-    let would_be = engine::run(&trace.entries, lanes.len(), &model, &setup, clock::now());
+    let would_be = engine::run(&trace.entries, lanes, &model, &setup, clock::now());
     let mut notes = Vec::new();
     if trace.damaged > 0 {
         notes.push(format!(

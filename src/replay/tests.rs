@@ -137,6 +137,21 @@ fn the_law_finds_the_workers_and_a_replay_repeats() {
 }
 
 #[test]
+fn an_address_that_a_reload_changed_is_no_endpoint_more() {
+    let four = config(&[("limit.algorithm", "fixed"), ("limit.initial", "4")]);
+    let limits = |of: fn(usize) -> u32| {
+        let mut trace = overloaded();
+        for (at, entry) in trace.entries.iter_mut().enumerate() {
+            entry.lane = of(at);
+        }
+        compare(&trace, &four).unwrap().would_be.limits
+    };
+    let reloaded = limits(|at| u32::from(at > 1800));
+    assert_eq!(reloaded, Some((4, 4)), "one after the other");
+    assert_eq!(limits(|at| at as u32 % 2), Some((8, 8)), "side by side");
+}
+
+#[test]
 fn routes_take_their_class_and_cap_from_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("t.toml");
