@@ -213,16 +213,20 @@ impl Engine<'_> {
 
     fn pass(&mut self, until: f64) {
         let passed = (until - self.now).max(0.0);
-        let (mut limit, mut in_flight) = (0, 0);
+        let (mut limit, mut in_flight, mut most) = (0, 0, 0);
         for lane in &mut self.lanes {
             let count = lane.jobs.len() as u32;
             limit += lane.law.limit();
             in_flight += count;
+            most = most.max(count);
             if count > 0 {
                 lane.done += passed / self.model.stretch(count);
             }
         }
         self.outcome.pass(self.now, passed, limit, in_flight);
+        if passed > 0.0 && self.now <= self.outcome.seconds {
+            self.outcome.at_one(most);
+        }
         self.now = until;
     }
 

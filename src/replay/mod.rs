@@ -87,9 +87,9 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
     }
     if outcome::extrapolates(&would_be, &model) {
         notes.push(format!(
-            "up to {} requests were in flight, but the trace knows the backend with {} at most: beyond \
-             that its throughput is taken to stay the same",
-            would_be.most_in_flight,
+            "up to {} requests were in flight at an endpoint, but the trace knows it with {} at most: \
+             beyond that its throughput is taken to stay the same",
+            would_be.most_at_one,
             model.measured()
         ));
     }

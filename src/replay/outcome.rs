@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::model::Model;
+use super::{
+    lanes::{self, begun, lanes},
+    model::Model,
+};
 use crate::{
     admission::Reason,
     control::Outcome as End,
@@ -50,6 +53,8 @@ pub struct Outcome {
     pub limits: Option<(u32, u32)>,
     /// The most in flight.
     pub most_in_flight: u32,
+    /// The most in flight at one endpoint.
+    pub most_at_one: u32,
     /// Integral of in-flight, slot-seconds.
     pub busy: f64,
     /// How often the limit was moved, by reason; not known of what happened.
@@ -96,6 +101,8 @@ impl Outcome {
         let first = trace.entries.first().map_or(0.0, arrived);
         let last = trace.entries.last().map_or(0.0, arrived);
         let mut outcome = Self::new(last - first);
+        let mut limits = Limits::of(&trace.entries);
+        outcome.most_in_flight = most_at_once(&trace.entries);
         let mut before = 0.0;
         for entry in &trace.entries {
             let at = arrived(entry) - first;
@@ -112,8 +119,8 @@ impl Outcome {
                 }
                 Fate::Left => outcome.left += 1,
             }
-            outcome.pass(before, (at - before).max(1e-9), entry.limit, 0);
-            outcome.most_in_flight = outcome.most_in_flight.max(entry.in_flight);
+            outcome.pass(before, (at - before).max(1e-9), limits.at(entry), 0);
+            outcome.at_one(entry.in_flight);
             before = at;
         }
         outcome
@@ -138,6 +145,12 @@ impl Outcome {
         self.most_in_flight = self.most_in_flight.max(in_flight);
         let (low, high) = self.limits.unwrap_or((limit, limit));
         self.limits = Some((low.min(limit), high.max(limit)));
+    }
+
+    /// So many are in flight at an endpoint.
+    pub(super) fn at_one(&mut self, in_flight: u32) {
+        self.most_at_one = self.most_at_one.max(in_flight);
+        self.most_in_flight = self.most_in_flight.max(in_flight);
     }
 
     pub(super) fn answered(&mut self, latency: f64, service: f64) {
@@ -184,6 +197,64 @@ fn word(reason: Reason) -> &'static str {
     }
 }
 
+/// The limits of the endpoints, as the trace goes on.
+struct Limits(Vec<(lanes::Lane, u32)>);
+
+impl Limits {
+    /// Before its first request each has the limit that it had then.
+    fn of(entries: &[Entry]) -> Self {
+        let first = |lane: lanes::Lane| {
+            let own = |entry: &&Entry| is_of(entry, lane.id);
+            let limit = entries.iter().find(own).map_or(0, |entry| entry.limit);
+            (lane, limit)
+        };
+        Self(lanes(entries).into_iter().map(first).collect())
+    }
+
+    /// That of all of them, when this one came.
+    fn at(&mut self, entry: &Entry) -> u32 {
+        if !matches!(entry.fate, Fate::Served(_)) {
+            return entry.limit;
+        }
+        let own = |(lane, _): &&mut (lanes::Lane, u32)| lane.id == entry.lane;
+        if let Some((_, limit)) = self.0.iter_mut().find(own) {
+            *limit = entry.limit;
+        }
+        let there = |(lane, _): &&(lanes::Lane, u32)| lane.is_there(begun(entry));
+        let limits = self.0.iter().filter(there);
+        limits.map(|(_, limit)| limit).sum()
+    }
+}
+
+fn is_of(entry: &Entry, lane: u32) -> bool {
+    entry.lane == lane && matches!(entry.fate, Fate::Served(_))
+}
+
+/// The most requests that were at the endpoints at once; where one ends as another begins, not both.
+fn most_at_once(entries: &[Entry]) -> u32 {
+    let served = entries.iter();
+    let served = served.filter(|entry| matches!(entry.fate, Fate::Served(_)));
+    let mut moves: Vec<(u64, i32)> = served
+        .flat_map(|entry| {
+            let from = begun(entry);
+            [(from, 1), (from + u64::from(entry.took), -1)]
+        })
+        .collect();
+    moves.sort_unstable();
+    // The gate's own count is the better one: the times are rounded.
+    let at_each = lanes(entries).into_iter().map(|lane| {
+        let own = entries.iter().filter(|entry| is_of(entry, lane.id));
+        own.map(|entry| entry.in_flight).max().unwrap_or(0)
+    });
+    let at_each: u32 = at_each.sum();
+    let (mut now, mut most) = (0, 0);
+    for (_, by) in moves {
+        now += by;
+        most = most.max(now);
+    }
+    most.unsigned_abs().min(at_each)
+}
+
 /// How many requests of the trace ended in a way that another limit might have prevented.
 pub(super) fn overloads(trace: &Trace) -> usize {
     let overload = |entry: &&Entry| entry.fate == Fate::Served(End::Overload);
@@ -192,7 +263,7 @@ pub(super) fn overloads(trace: &Trace) -> usize {
 
 /// Whether the run went beyond what the trace says something about.
 pub(super) fn extrapolates(outcome: &Outcome, model: &Model) -> bool {
-    outcome.most_in_flight > model.measured()
+    outcome.most_at_one > model.measured()
 }
 
 #[cfg(test)]

@@ -151,6 +151,26 @@ fn an_address_that_a_reload_changed_is_no_endpoint_more() {
     assert_eq!(limits(|at| at as u32 % 2), Some((8, 8)), "side by side");
 }
 
+/// Two endpoints with a limit of 4 each, which the trace knows with 4 in flight each.
+#[test]
+fn both_sides_tell_of_all_endpoints_together() {
+    let mut trace = overloaded();
+    for (at, entry) in trace.entries.iter_mut().enumerate() {
+        if let Fate::Served(_) = entry.fate {
+            entry.lane = at as u32 % 2;
+            (entry.limit, entry.in_flight, entry.took) = (4, 4, 50_000);
+        }
+    }
+    let four = config(&[("limit.algorithm", "fixed"), ("limit.initial", "4")]);
+    let comparison = compare(&trace, &four).unwrap();
+    for outcome in [&comparison.was, &comparison.would_be] {
+        assert_eq!(outcome.limits, Some((8, 8)));
+        assert!((outcome.mean_limit().unwrap() - 8.0).abs() < 1e-9);
+    }
+    assert!(comparison.would_be.most_in_flight > 4);
+    assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
+}
+
 #[test]
 fn routes_take_their_class_and_cap_from_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
