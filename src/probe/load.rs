@@ -168,12 +168,13 @@ async fn exchange(
     plan: &Plan,
     kept: &mut Option<Link>,
 ) -> (Outcome, Option<http::response::Parts>) {
-    // A kept connection may have been closed meanwhile: that is no failure of the server's.
+    // A kept connection may have been closed meanwhile: that is no failure of the server's. An answer
+    // that has begun and is torn is one.
     if let Some(mut link) = kept.take()
         && link.sender.ready().await.is_ok()
     {
         match timeout(plan.timeout, respond(plan, &mut link)).await {
-            Ok((Outcome::Broken, _)) => {}
+            Ok((Outcome::Broken, None)) => {}
             Ok(done) => {
                 keep(plan, kept, link);
                 return done;
@@ -244,4 +245,58 @@ fn request(plan: &Plan) -> Option<Request<Empty<Bytes>>> {
         request = request.header(header::CONNECTION, HeaderValue::from_static("close"));
     }
     request.body(Empty::new()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        task::LocalSet,
+    };
+
+    use super::*;
+
+    const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+
+    async fn answer(stream: &mut TcpStream, with: &str) {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(with.as_bytes()).await.unwrap();
+    }
+
+    /// The second request of a kept connection ends with this; what the client sees of it.
+    async fn second(with: &'static str) -> Outcome {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream, WHOLE).await;
+            answer(&mut stream, with).await;
+            drop(stream);
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream, WHOLE).await;
+        });
+        let plan = Plan {
+            target: Target::resolve(&url, false).unwrap(),
+            keepalive: true,
+            timeout: Duration::from_secs(60),
+        };
+        let mut kept = None;
+        assert_eq!(exchange(&plan, &mut kept).await.0, Outcome::Success);
+        assert!(kept.is_some());
+        exchange(&plan, &mut kept).await.0
+    }
+
+    #[tokio::test]
+    async fn only_what_broke_before_its_head_is_sent_again() {
+        let seen = async {
+            let torn = second("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi").await;
+            (second("").await, torn)
+        };
+        let seen = LocalSet::new().run_until(seen).await;
+        assert_eq!(seen, (Outcome::Success, Outcome::Broken));
+    }
 }
