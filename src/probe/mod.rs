@@ -20,6 +20,7 @@ mod target;
 mod watch;
 
 use std::{
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -118,9 +119,10 @@ pub async fn run(
             sweep.steps.push(step);
         }
     };
-    let end = tokio::select! {
+    let mut interrupted = pin!(interrupted);
+    let mut end = tokio::select! {
         end = measured => end,
-        () = interrupted => End::Interrupted,
+        () = &mut interrupted => End::Interrupted,
     };
     let Sweep {
         load, mut steps, ..
@@ -129,7 +131,18 @@ pub async fn run(
     if end == End::Past {
         // On a machine that does other things too, a step may be worse than the backend is, but never better.
         for clients in sweep::doubtful(&steps) {
-            let step = alone(settings, &watch, clients, &mut progress).await;
+            let step = alone(
+                settings,
+                &watch,
+                clients,
+                &mut progress,
+                interrupted.as_mut(),
+            )
+            .await;
+            let Some(step) = step else {
+                end = End::Interrupted;
+                break;
+            };
             if let Some(known) = steps.iter_mut().find(|known| known.clients == clients)
                 && step.throughput() > known.throughput()
             {
@@ -138,9 +151,13 @@ pub async fn run(
         }
     }
     if let Some(clients) = sweep::refine(&steps).filter(|_| end != End::Interrupted) {
-        let step = alone(settings, &watch, clients, &mut progress).await;
-        let at = steps.partition_point(|known| known.clients < clients);
-        steps.insert(at, step);
+        match alone(settings, &watch, clients, &mut progress, interrupted).await {
+            Some(step) => {
+                let at = steps.partition_point(|known| known.clients < clients);
+                steps.insert(at, step);
+            }
+            None => end = End::Interrupted,
+        }
     }
     let (cores, memory_limit) = watch.limits().await;
     Ok(report::conclude(report::Measured {
@@ -161,13 +178,14 @@ pub async fn run(
     }))
 }
 
-/// A step by itself, after the sweep.
+/// A step by itself, after the sweep. None when it was interrupted.
 async fn alone(
     settings: &Settings,
     watch: &Watch,
     clients: u32,
     progress: &mut impl FnMut(u32, Option<&Step>),
-) -> Step {
+    interrupted: Pin<&mut impl Future<Output = ()>>,
+) -> Option<Step> {
     let mut sweep = Sweep {
         settings,
         watch: watch.clone(),
@@ -175,8 +193,13 @@ async fn alone(
         steps: Vec::new(),
     };
     progress(clients, None);
-    let step = sweep.measure(clients).await;
-    progress(clients, Some(&step));
+    let step = tokio::select! {
+        step = sweep.measure(clients) => Some(step),
+        () = interrupted => None,
+    };
+    if let Some(step) = &step {
+        progress(clients, Some(step));
+    }
     sweep.load.stop(FAREWELL).await;
     step
 }
@@ -251,4 +274,72 @@ fn since(start: Instant) -> Duration {
 fn own_cpu() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::Notify,
+        task::{LocalSet, spawn_local},
+    };
+
+    use super::*;
+    use crate::config::{self, Sources};
+
+    /// One after the other, 5 ms each.
+    async fn serve(listener: TcpListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(byte) => request.push(byte),
+                    Err(_) => break,
+                }
+            }
+            sleep(Duration::from_millis(5)).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_also_ends_the_steps_after_the_sweep() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let target = Target::resolve(&url, false).unwrap();
+        let settings = Settings {
+            watch: target.address.clone(),
+            plan: Plan {
+                target,
+                keepalive: false,
+                timeout: Duration::from_secs(60),
+            },
+            max_clients: 256,
+            step: Duration::from_millis(100),
+            config: config::load(&Sources::default()).unwrap().config,
+        };
+        let interrupt = Notify::new();
+        let (mut most, mut begun) = (0, 0);
+        // The first step that goes back is one after the sweep.
+        let progress = |clients, step: Option<&Step>| {
+            if step.is_none() && clients <= most {
+                begun += 1;
+                interrupt.notify_one();
+            }
+            most = most.max(clients);
+        };
+        let report = LocalSet::new()
+            .run_until(async {
+                spawn_local(serve(listener));
+                run(&settings, progress, interrupt.notified()).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(json(&report)["end"], "interrupted");
+        assert_eq!(begun, 1);
+    }
 }
