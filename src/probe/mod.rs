@@ -134,6 +134,7 @@ pub async fn run(
             let step = alone(
                 settings,
                 &watch,
+                &steps,
                 clients,
                 &mut progress,
                 interrupted.as_mut(),
@@ -151,7 +152,18 @@ pub async fn run(
         }
     }
     if let Some(clients) = sweep::refine(&steps).filter(|_| end != End::Interrupted) {
-        match alone(settings, &watch, clients, &mut progress, interrupted).await {
+        match alone(
+            settings,
+            &watch,
+            &steps,
+            clients,
+            &mut progress,
+            interrupted,
+        )
+        .await
+        {
+            // Where nothing was answered there is nothing to show.
+            Some(step) if step.tally.answered == 0 => {}
             Some(step) => {
                 let at = steps.partition_point(|known| known.clients < clients);
                 steps.insert(at, step);
@@ -178,10 +190,11 @@ pub async fn run(
     }))
 }
 
-/// A step by itself, after the sweep. None when it was interrupted.
+/// A step by itself, after the sweep, which tells how long requests take. None when it was interrupted.
 async fn alone(
     settings: &Settings,
     watch: &Watch,
+    known: &[Step],
     clients: u32,
     progress: &mut impl FnMut(u32, Option<&Step>),
     interrupted: Pin<&mut impl Future<Output = ()>>,
@@ -190,7 +203,7 @@ async fn alone(
         settings,
         watch: watch.clone(),
         load: load::Load::new(settings.plan.clone()),
-        steps: Vec::new(),
+        steps: known.to_vec(),
     };
     progress(clients, None);
     let step = tokio::select! {
@@ -220,11 +233,8 @@ impl Sweep<'_> {
 
     /// How long requests will take with so many clients, by what is known so far.
     fn expected_latency(&self, clients: u32) -> Duration {
-        let seconds = self.steps.last().map_or(0.0, |last| {
-            let mean = last.tally.latency.map_or(0.0, |latency| latency.mean);
-            mean * f64::from(clients) / f64::from(last.clients.max(1))
-        });
-        Duration::from_secs_f64(seconds).min(self.settings.step.mul_f64(STRETCHED / 2.0))
+        Duration::from_secs_f64(expected_latency(&self.steps, clients))
+            .min(self.settings.step.mul_f64(STRETCHED / 2.0))
     }
 
     async fn measure(&mut self, clients: u32) -> Step {
@@ -266,6 +276,18 @@ impl Sweep<'_> {
     }
 }
 
+/// By the step with as many clients, or else the next one with fewer: in proportion, at most. Seconds.
+fn expected_latency(steps: &[Step], clients: u32) -> f64 {
+    let fewer = steps.iter().rev().filter(|step| step.clients <= clients);
+    let known = fewer.chain(steps).find_map(|step| {
+        let latency = step.tally.latency?;
+        Some((step.clients.max(1), latency.mean))
+    });
+    known.map_or(0.0, |(known, mean)| {
+        mean * f64::from(clients.max(known)) / f64::from(known)
+    })
+}
+
 fn since(start: Instant) -> Duration {
     clock::now().saturating_duration_since(start)
 }
@@ -304,6 +326,25 @@ mod tests {
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
                 .await;
         }
+    }
+
+    #[test]
+    fn how_long_requests_take_is_known_also_for_a_step_that_goes_back() {
+        let step = |clients, mean: Option<f64>| Step {
+            clients,
+            tally: Tally {
+                latency: mean.map(|mean| Latency {
+                    mean,
+                    ..Latency::default()
+                }),
+                ..Tally::default()
+            },
+            ..Step::default()
+        };
+        let steps = [step(2, Some(3.0)), step(4, Some(5.0)), step(6, None)];
+        let expected = [1, 2, 3, 4, 8].map(|clients| expected_latency(&steps, clients));
+        assert_eq!(expected, [3.0, 3.0, 4.5, 5.0, 10.0]);
+        assert_eq!(expected_latency(&[], 3), 0.0);
     }
 
     #[tokio::test]
