@@ -317,8 +317,10 @@ mod tests {
         );
         let mut slow = Decreases::default();
         slow.push(point(at, 16.0, 3.0, 5.3, 0.0), true);
-        let verdict = slow.judge(&point(at, 9.0, 3.2, 2.8, 0.0));
-        assert!(matches!(verdict, Verdict::Slower(by) if (by - 3.1).abs() < 1e-9));
+        for (stretch, slower) in [(2.8, 2.9), (3.2, 3.2)] {
+            let verdict = slow.judge(&point(at, 9.0, stretch, 9.0 / stretch, 0.0));
+            assert!(matches!(verdict, Verdict::Slower(by) if (by - slower).abs() < 1e-9));
+        }
         let mut near = Decreases::default();
         near.push(point(at, 16.0, 1.5, 10.6, 0.0), true);
         assert_eq!(
