@@ -170,7 +170,7 @@ fn gunicorn_is_told_to_reload_under_load() {
         }
         load.stop();
         until("idle connections are closed", || {
-            descriptors(gate.pid()).len() <= before.descriptors.len()
+            !before.has_more_open(&gate)
         });
         before.holds_again(&gate);
     }
