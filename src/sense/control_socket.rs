@@ -15,7 +15,7 @@ use super::{
     ladder::Told,
     server::{Accepts, Count, Server, unbounded},
 };
-use crate::config::Profile;
+use crate::{config::Profile, socket_file};
 
 /// What an answer may take. gunicorn's master answers within milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -28,13 +28,9 @@ const ANSWER_MAX: u32 = 4 << 20;
 /// One sentence, if nobody answers there, or not as gunicorn does.
 pub fn ask(path: &Path) -> Result<Told, String> {
     let talk = || -> Result<(Value, Value), String> {
-        let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
-        let patience = Some(PATIENCE);
+        let mut stream = socket_file::connect(path, PATIENCE).map_err(|error| error.to_string())?;
         stream
-            .set_read_timeout(patience)
-            .map_err(|error| error.to_string())?;
-        stream
-            .set_write_timeout(patience)
+            .set_read_timeout(Some(PATIENCE))
             .map_err(|error| error.to_string())?;
         let config = show(&mut stream, "config")?;
         // How many there should be now: TTIN and TTOU change it. An old version may not know.
@@ -118,6 +114,15 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn a_full_backlog_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("gunicorn.ctl");
+        let _held = socket_file::tests::full_backlog(&path);
+        let why = ask(&path).expect_err("nobody answers");
+        assert!(why.contains("backlog"), "{why}");
+    }
 
     #[test]
     fn workers_and_threads_are_multiplied_by_class() {

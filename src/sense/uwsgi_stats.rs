@@ -3,7 +3,6 @@
 use std::{
     io::Read,
     net::{TcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream,
     time::Duration,
 };
 
@@ -13,7 +12,10 @@ use super::{
     ladder::Told,
     server::{Accepts, Count, Server},
 };
-use crate::config::{Address, Profile};
+use crate::{
+    config::{Address, Profile},
+    socket_file,
+};
 
 /// What an answer may take.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -33,7 +35,7 @@ fn read(address: &Address) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     match address {
         Address::Unix(path) => {
-            let stream = UnixStream::connect(path)?;
+            let stream = socket_file::connect(path, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.take(ANSWER_MAX).read_to_end(&mut text)?;
         }
