@@ -81,12 +81,13 @@ fn an_upgrade_counts_the_workers_of_both_masters() {
     let tidegate = Tidegate::to(app.address()).start();
     until_slots(&tidegate, 3, "proc");
     let old = app.process.pid();
+    until("all workers are there", || children(old).len() == 3);
     let of_old = children(old);
     app.process.signal(Signal::USR2);
     until_slots(&tidegate, 6, "proc");
     let master = |pid: &u32| !of_old.contains(pid);
     let new = children(old).into_iter().find(master).expect("a new one");
-    assert_eq!(children(new).len(), 3);
+    until("it has its workers", || children(new).len() == 3);
     // The old ones go. Their master stays, for a way back.
     app.process.signal(Signal::TTOU);
     until_slots(&tidegate, 5, "proc");

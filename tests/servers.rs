@@ -158,8 +158,8 @@ fn cases(server: Server, expected: &Expected) {
     a_worker_dies(&tidegate, expected);
 
     tidegate.until_idle();
-    let held = tidegate.metric("tidegate_buffered_bytes", &[]);
-    assert_eq!(held, 0.0, "nothing is buffered any more");
+    // The last answer may be on its way to its client still.
+    tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
 }
 
 fn plain(client: &mut Client) {
