@@ -230,7 +230,7 @@ fn twenty_megabytes_up_and_down_arrive_whole_in_bounded_memory() {
     let (_, most) = common::memory(tidegate.pid());
     assert!(most < (64 + 16) << 20, "{} MB at its peak", most >> 20);
     tidegate.until_idle();
-    assert_eq!(tidegate.metric("tidegate_buffered_bytes", &[]), 0.0);
+    tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
 }
 
 #[test]
