@@ -16,6 +16,11 @@ impl Lane {
     }
 }
 
+/// Whether the backend had it.
+pub(super) fn is_served(entry: &Entry) -> bool {
+    matches!(entry.fate, Fate::Served(_))
+}
+
 /// When the backend got it.
 pub(super) fn begun(entry: &Entry) -> u64 {
     entry.arrived + u64::from(entry.waited)
@@ -26,7 +31,7 @@ pub(super) fn begun(entry: &Entry) -> u64 {
 pub(super) fn lanes(entries: &[Entry]) -> Vec<Lane> {
     let mut used: Vec<Lane> = Vec::new();
     for entry in entries {
-        if !matches!(entry.fate, Fate::Served(_)) {
+        if !is_served(entry) {
             continue;
         }
         let at = begun(entry);

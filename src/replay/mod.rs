@@ -14,7 +14,7 @@ use crate::{
     admission::Cap,
     clock,
     config::{Config, Route},
-    observe::trace::{Fate, Trace},
+    observe::trace::Trace,
     proxy,
 };
 
@@ -51,12 +51,7 @@ pub enum ReplayError {
 /// When the trace says nothing of the backend.
 pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError> {
     let model = Model::of(trace).ok_or(ReplayError::NothingServed)?;
-    let served = || {
-        trace
-            .entries
-            .iter()
-            .filter(|entry| matches!(entry.fate, Fate::Served(_)))
-    };
+    let served = || trace.entries.iter().filter(|entry| lanes::is_served(entry));
     let lanes = lanes::side_by_side(&lanes::lanes(&trace.entries));
     let known = served()
         .map(|entry| entry.slots)

@@ -5,6 +5,7 @@
 //! stretch at the concurrency that it met. Beyond the highest concurrency in the trace nothing is known,
 //! and the throughput is taken to stay what it was there.
 
+use super::lanes::is_served;
 use crate::{
     control::Outcome,
     observe::trace::{Entry, Fate, Trace},
@@ -105,7 +106,9 @@ impl Model {
     /// The work of a request: its own if the backend had it, however it ended, else that of another of
     /// its route, in turn.
     pub(super) fn work(&self, entry: &Entry, turn: usize) -> f64 {
-        if let (Fate::Served(_), Some(took)) = (entry.fate, timed(entry)) {
+        if is_served(entry)
+            && let Some(took) = timed(entry)
+        {
             return took / self.stretch(entry.in_flight);
         }
         let route = self.works.get(usize::from(entry.route));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    lanes::{self, begun, lanes},
+    lanes::{Lane, begun, is_served, lanes},
     model::Model,
 };
 use crate::{
@@ -101,8 +101,9 @@ impl Outcome {
         let first = trace.entries.first().map_or(0.0, arrived);
         let last = trace.entries.last().map_or(0.0, arrived);
         let mut outcome = Self::new(last - first);
-        let mut limits = Limits::of(&trace.entries);
-        outcome.most_in_flight = most_at_once(&trace.entries);
+        let lanes = lanes(&trace.entries);
+        let mut limits = Limits::of(&trace.entries, &lanes);
+        outcome.most_in_flight = most_at_once(&trace.entries, &lanes);
         let mut before = 0.0;
         for entry in &trace.entries {
             let at = arrived(entry) - first;
@@ -198,42 +199,41 @@ fn word(reason: Reason) -> &'static str {
 }
 
 /// The limits of the endpoints, as the trace goes on.
-struct Limits(Vec<(lanes::Lane, u32)>);
+struct Limits(Vec<(Lane, u32)>);
 
 impl Limits {
     /// Before its first request each has the limit that it had then.
-    fn of(entries: &[Entry]) -> Self {
-        let first = |lane: lanes::Lane| {
+    fn of(entries: &[Entry], lanes: &[Lane]) -> Self {
+        let first = |&lane: &Lane| {
             let own = |entry: &&Entry| is_of(entry, lane.id);
             let limit = entries.iter().find(own).map_or(0, |entry| entry.limit);
             (lane, limit)
         };
-        Self(lanes(entries).into_iter().map(first).collect())
+        Self(lanes.iter().map(first).collect())
     }
 
     /// That of all of them, when this one came.
     fn at(&mut self, entry: &Entry) -> u32 {
-        if !matches!(entry.fate, Fate::Served(_)) {
+        if !is_served(entry) {
             return entry.limit;
         }
-        let own = |(lane, _): &&mut (lanes::Lane, u32)| lane.id == entry.lane;
+        let own = |(lane, _): &&mut (Lane, u32)| lane.id == entry.lane;
         if let Some((_, limit)) = self.0.iter_mut().find(own) {
             *limit = entry.limit;
         }
-        let there = |(lane, _): &&(lanes::Lane, u32)| lane.is_there(begun(entry));
+        let there = |(lane, _): &&(Lane, u32)| lane.is_there(begun(entry));
         let limits = self.0.iter().filter(there);
         limits.map(|(_, limit)| limit).sum()
     }
 }
 
 fn is_of(entry: &Entry, lane: u32) -> bool {
-    entry.lane == lane && matches!(entry.fate, Fate::Served(_))
+    entry.lane == lane && is_served(entry)
 }
 
 /// The most requests that were at the endpoints at once; where one ends as another begins, not both.
-fn most_at_once(entries: &[Entry]) -> u32 {
-    let served = entries.iter();
-    let served = served.filter(|entry| matches!(entry.fate, Fate::Served(_)));
+fn most_at_once(entries: &[Entry], lanes: &[Lane]) -> u32 {
+    let served = entries.iter().filter(|entry| is_served(entry));
     let mut moves: Vec<(u64, i32)> = served
         .flat_map(|entry| {
             let from = begun(entry);
@@ -242,7 +242,7 @@ fn most_at_once(entries: &[Entry]) -> u32 {
         .collect();
     moves.sort_unstable();
     // The gate's own count is the better one: the times are rounded.
-    let at_each = lanes(entries).into_iter().map(|lane| {
+    let at_each = lanes.iter().map(|lane| {
         let own = entries.iter().filter(|entry| is_of(entry, lane.id));
         own.map(|entry| entry.in_flight).max().unwrap_or(0)
     });

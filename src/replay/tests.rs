@@ -1,4 +1,5 @@
 use super::*;
+use crate::observe::trace::Fate;
 use crate::{
     config::{Class, Sources, load},
     control::Outcome as End,
