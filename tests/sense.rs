@@ -81,7 +81,6 @@ fn an_upgrade_counts_the_workers_of_both_masters() {
     let tidegate = Tidegate::to(app.address()).start();
     until_slots(&tidegate, 3, "proc");
     let old = app.process.pid();
-    until("all workers are there", || children(old).len() == 3);
     let of_old = children(old);
     app.process.signal(Signal::USR2);
     until_slots(&tidegate, 6, "proc");

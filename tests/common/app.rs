@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use super::{Process, try_get, until, venv::venv};
+use super::{Process, children, try_get, until, venv::venv};
 
 /// The command line of a gunicorn with the tests' application, without `--bind`.
 pub fn gunicorn_command(args: &[&str]) -> Vec<String> {
@@ -105,6 +105,10 @@ impl Gunicorn {
         until("gunicorn answers", || {
             try_get(&gunicorn.address, "/pid").is_ok_and(|answer| answer.status == 200)
         });
+        // The first worker answers before the last one is forked.
+        until("all of gunicorn's workers are there", || {
+            children(gunicorn.process.pid()).len() >= workers(&args)
+        });
         gunicorn
     }
 
@@ -140,4 +144,13 @@ impl Gunicorn {
     fn events(&self) -> String {
         fs::read_to_string(self.dir.path().join("events")).unwrap_or_default()
     }
+}
+
+/// How many workers a command line asks for.
+fn workers(args: &[&str]) -> usize {
+    let asked = args.iter().enumerate().find_map(|(at, arg)| {
+        let rest = arg.strip_prefix("--workers")?;
+        rest.strip_prefix('=').or_else(|| args.get(at + 1).copied())
+    });
+    asked.map_or(1, |count| count.parse().expect("a number of workers"))
 }
