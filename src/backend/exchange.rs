@@ -213,18 +213,17 @@ pub fn exchange<L: Lease>(
                     may_reuse = false;
                     continue;
                 }
-                // uWSGI says nothing of a head that is too large for it; it just closes.
-                Err(NoHead {
-                    error: Error::Reset(_),
-                    ..
-                }) if let Some(excess) = suspect
-                    && !endpoint.facts().answers_excess =>
-                {
-                    endpoint.tried(true);
-                    flight.finish(Completion::Abandoned);
-                    return Err(Error::from(excess).into());
+                Err(failed) => {
+                    // uWSGI says nothing of a head that is too large for it; it just closes.
+                    if let (Error::Reset(_), Some(excess)) = (&failed.error, suspect)
+                        && !endpoint.facts().answers_excess
+                    {
+                        endpoint.tried(true);
+                        flight.finish(Completion::Abandoned);
+                        return Err(Error::from(excess).into());
+                    }
+                    failed.error
                 }
-                Err(failed) => failed.error,
             };
             match error {
                 Error::Timeout => flight.give_up(Completion::TimedOut),
