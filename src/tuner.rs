@@ -207,8 +207,12 @@ fn tell(shared: &Shared, endpoint: &Endpoint, law: Option<&Lane>, news: &News, n
 
 /// Traffic notices an endpoint that has come back only if it is sent there; with several, it is not.
 fn look_for_lost_endpoints(shared: &Arc<Shared>) {
-    for endpoint in shared.endpoints().iter().filter(|e| !e.is_up()) {
-        look_at(shared, endpoint);
+    let endpoints = shared.endpoints();
+    for endpoint in endpoints.iter() {
+        // Where there is only one, the requests that wait for a full backlog tell when it is not any more.
+        if !endpoint.is_up() || (endpoint.is_doubtful() && endpoints.len() > 1) {
+            look_at(shared, endpoint);
+        }
     }
 }
 
@@ -226,8 +230,14 @@ fn look_at_idle_endpoints(shared: &Arc<Shared>, snapshot: &Snapshot, now: Instan
 }
 
 fn look_at(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) {
+    let patience = if endpoint.is_local() {
+        PROBE
+    } else {
+        // It may be far, and its name be asked for.
+        shared.live().config.backend.connect_timeout
+    };
     let (shared, endpoint) = (shared.clone(), endpoint.clone());
-    tokio::spawn(async move { shared.look_at(&endpoint, PROBE).await });
+    tokio::spawn(async move { shared.look_at(&endpoint, patience).await });
 }
 
 /// Whether the endpoints are there at all, before the first request: those that do not say at once can wait.

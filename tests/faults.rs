@@ -471,6 +471,43 @@ fn a_tcp_backlog_that_is_full() {
     before.holds_again(&gate);
 }
 
+/// Of two endpoints the one that accepts nobody would look idle.
+#[test]
+fn an_endpoint_that_accepts_nobody_comes_last() {
+    let (address, socket) = reserved();
+    full_backlog(&socket);
+    let other = Peer::start(peers::closes::at_once);
+    other.heal();
+    let gate = Tidegate::run()
+        .set(format!("backend.endpoints={address},{}", other.address()))
+        .toml(IMPATIENT)
+        .start();
+    // It accepted when tidegate looked at it first.
+    let addr: SocketAddr = address.parse().expect("an address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    for _ in 0..20 {
+        assert_eq!(gate.get("/").status, 200);
+    }
+    let errors = |endpoint: &str| {
+        let labels = [("endpoint", endpoint)];
+        gate.metric("tidegate_backend_errors_total", &labels)
+    };
+    assert!(errors(&address) <= 4.0, "few had to wait");
+    assert_eq!(errors(&other.address()), 0.0);
+
+    // It is looked at, and is one of two again.
+    drop(waiting);
+    let peer = Peer::on(socket.into(), peers::closes::at_once);
+    peer.heal();
+    until("both are used", || {
+        assert_eq!(gate.get("/").status, 200);
+        peer.asked() > 0
+    });
+}
+
 #[test]
 fn a_unix_backlog_that_is_full_is_waited_for() {
     let dir = tempfile::tempdir().expect("a directory");

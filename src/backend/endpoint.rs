@@ -43,11 +43,26 @@ pub struct Endpoint {
     steers: AtomicBool,
     knowledge: Knowledge,
     up: AtomicBool,
+    /// Since when it accepts no connection in time, milliseconds after `born`; 0 if it did when it was last tried.
+    late_since: AtomicU64,
     /// Why it does not accept, where it said so when it was last tried.
     refusal: Mutex<Option<Refusal>>,
     /// When it was last seen to accept, milliseconds after `born`.
     seen_up: AtomicU64,
     born: Instant,
+}
+
+/// What a look at an endpoint found.
+#[derive(Debug)]
+pub enum Look {
+    /// It accepts connections.
+    Accepts,
+    /// It does not, for this reason.
+    Refuses(io::Error),
+    /// No answer in time. Its backlog may be full, or its host gone.
+    Late,
+    /// Nothing: it could not be looked at.
+    Nothing,
 }
 
 /// Why a connection was refused.
@@ -79,6 +94,7 @@ impl Endpoint {
             steers: AtomicBool::new(false),
             knowledge: Knowledge::default(),
             up: AtomicBool::new(true),
+            late_since: AtomicU64::new(0),
             refusal: Mutex::new(None),
             seen_up: AtomicU64::new(0),
             born: now,
@@ -194,11 +210,10 @@ impl Endpoint {
     /// Notes whether it accepts connections. True if that is news.
     pub fn set_up(&self, up: bool, now: Instant) -> bool {
         if up {
-            let millis = now.saturating_duration_since(self.born).as_millis() as u64;
             if !self.was_seen() {
                 self.metrics.set_up(true);
             }
-            self.seen_up.store(millis.max(1), Relaxed);
+            self.seen_up.store(self.age(now), Relaxed);
         }
         let news = self.up.load(Relaxed) != up && self.up.swap(up, Relaxed) != up;
         if news {
@@ -208,6 +223,38 @@ impl Endpoint {
             }
         }
         news
+    }
+
+    /// Whether to prefer others: it is down, or accepted no connection in time when it was last tried.
+    pub fn is_doubtful(&self) -> bool {
+        self.late_since.load(Relaxed) > 0 || !self.is_up()
+    }
+
+    /// Notes that it accepted no connection in time, and since when that is so.
+    pub fn note_late(&self, now: Instant) -> Duration {
+        let now = self.age(now);
+        let before = self
+            .late_since
+            .compare_exchange(0, now, Relaxed, Relaxed)
+            .map_or_else(|since| since, |_| now);
+        Duration::from_millis(now.saturating_sub(before))
+    }
+
+    /// Notes that it accepted a connection in time. True if that is news.
+    pub fn note_in_time(&self) -> bool {
+        self.late_since.load(Relaxed) > 0 && self.late_since.swap(0, Relaxed) > 0
+    }
+
+    /// Whether it is on this machine for all we know: then only a full backlog makes a connection wait.
+    pub fn is_local(&self) -> bool {
+        self.local.is_some()
+            || matches!(&self.address, Address::Tcp { host, .. } if host == "localhost")
+    }
+
+    /// Milliseconds since `born`, at least one.
+    fn age(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.born);
+        (age.as_millis() as u64).max(1)
     }
 
     /// Notes why it does not accept connections. True if there was another reason before.
@@ -240,13 +287,15 @@ impl Endpoint {
         now.saturating_duration_since(seen) <= age
     }
 
-    /// Connects and hangs up: does it accept, or why not? `None` if that cannot be told: where the backlog is full,
-    /// workers are busy, not gone.
-    pub async fn probe(&self, timeout: Duration) -> Option<io::Result<()>> {
+    /// Connects and hangs up: does it accept, or why not?
+    pub async fn probe(&self, timeout: Duration) -> Look {
         match connect(&self.address, timeout).await {
-            Ok(_) => Some(Ok(())),
-            Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => Some(Err(error)),
-            Err(_) => None,
+            Ok(_) => Look::Accepts,
+            Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => {
+                Look::Refuses(error)
+            }
+            Err(Error::Connect(_) | Error::ConnectTimeout) => Look::Late,
+            Err(_) => Look::Nothing,
         }
     }
 
@@ -317,13 +366,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_backlog_says_nothing_and_a_refusal_says_no() {
+    async fn a_full_backlog_is_late_and_a_refusal_says_no() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         rustix::net::listen(&listener, 0).expect("it listens");
         let endpoint = endpoint(&listener);
-        assert!(matches!(endpoint.probe(PATIENCE).await, Some(Ok(()))));
+        assert!(matches!(endpoint.probe(PATIENCE).await, Look::Accepts));
         let mut held = Vec::new();
-        while endpoint.probe(PATIENCE).await.is_some() {
+        while !matches!(endpoint.probe(PATIENCE).await, Look::Late) {
             let address = listener.local_addr().expect("it is bound");
             held.extend(TcpStream::connect_timeout(&address, PATIENCE));
             assert!(held.len() < 10, "the backlog is never full");
@@ -332,7 +381,7 @@ mod tests {
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("it listened");
         let refused = endpoint.probe(PATIENCE).await;
         assert!(
-            matches!(refused, Some(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+            matches!(refused, Look::Refuses(error) if error.kind() == ErrorKind::ConnectionRefused)
         );
     }
 

@@ -32,7 +32,7 @@ pub use self::{
         chunk, colon, empty, has_control, has_member, head, is_plain_option, length, line, members,
     },
     connect::{Stream, connect},
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Look},
     error::Error,
     exchange::{Completion, Delivery, Failed, Lease, Unsent, exchange},
     timers::Timers,

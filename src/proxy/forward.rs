@@ -72,8 +72,8 @@ impl Service<Admitted<Asked<RequestBody>>> for Forward {
     }
 }
 
-/// Has the exchange. An endpoint that cannot be reached costs nothing but another attempt, as long
-/// as there is one that has not been tried.
+/// Has the exchange. An endpoint that cannot be reached costs nothing but another attempt, of as many as there are
+/// endpoints.
 // An async block keeps what it captures in one place; an async function would keep its arguments twice.
 #[allow(clippy::manual_async_fn)]
 fn forward(
@@ -244,7 +244,7 @@ impl Serving {
         trace::served(&self.shared, &self.context, begun, outcome, took);
         match completion {
             Completion::Unreachable => self.shared.note_down(&self.endpoint, None, now),
-            Completion::Overloaded => {}
+            Completion::Overloaded => self.shared.note_late(&self.endpoint, now),
             _ => {
                 self.shared.note_up(&self.endpoint, now);
                 self.context.served(took, now);

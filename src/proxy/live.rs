@@ -1,7 +1,7 @@
 //! What all connections share: the parts that a reload replaces, and those that stay.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
@@ -24,7 +24,7 @@ use crate::{
         state,
     },
     backend::{
-        Endpoint, Name, RequestHead, Size,
+        Endpoint, Look, Name, RequestHead, Size,
         profile::{self, Excess, Limits},
     },
     buffer::Budget,
@@ -33,6 +33,9 @@ use crate::{
     control::{self, Readings},
     observe::{Metrics, RouteMetrics, trace::Recorder},
 };
+
+/// A host that accepts no connection in time for so long, and answers no request, is gone.
+const GONE: Duration = Duration::from_secs(10);
 
 /// With what is added to them, so many fields are less than any known server takes.
 const FEW_FIELDS: usize = 80;
@@ -317,9 +320,10 @@ impl Shared {
     /// Connects to an endpoint and hangs up, notes what that says, and tells whether it is up as far as is known.
     pub async fn look_at(&self, endpoint: &Endpoint, patience: Duration) -> bool {
         match endpoint.probe(patience).await {
-            Some(Ok(())) => self.note_up(endpoint, clock::now()),
-            Some(Err(error)) => self.note_down(endpoint, Some(&error), clock::now()),
-            None => {}
+            Look::Accepts => self.note_up(endpoint, clock::now()),
+            Look::Refuses(error) => self.note_down(endpoint, Some(&error), clock::now()),
+            Look::Late => self.note_late(endpoint, clock::now()),
+            Look::Nothing => {}
         }
         endpoint.is_seen_up()
     }
@@ -343,16 +347,35 @@ impl Shared {
     /// Notes that an endpoint accepts connections, where that is news.
     pub fn note_up(&self, endpoint: &Endpoint, now: Instant) {
         let seen = endpoint.was_seen();
-        if !endpoint.set_up(true, now) {
-            return;
-        }
+        let was_late = endpoint.note_in_time();
+        let news = endpoint.set_up(true, now);
         let address = &endpoint.address;
-        if seen {
-            tracing::info!(endpoint = %address, "the backend accepts connections again");
-        } else {
-            tracing::info!(endpoint = %address, "the backend accepts connections");
+        match (news, seen) {
+            (false, _) if was_late => {
+                tracing::debug!(endpoint = %address, "the backend accepts connections in time again");
+            }
+            (false, _) => return,
+            (true, true) => {
+                tracing::info!(endpoint = %address, "the backend accepts connections again");
+            }
+            (true, false) => {
+                tracing::info!(endpoint = %address, "the backend accepts connections");
+            }
         }
         self.tell_gate(endpoint, now);
+    }
+
+    /// Notes that an endpoint accepted no connection in time. Where the backlog is full, workers are busy, not gone: it
+    /// is still tried, after others. A host of which nothing is heard for long is gone.
+    pub fn note_late(&self, endpoint: &Endpoint, now: Instant) {
+        let late = endpoint.note_late(now);
+        if late.is_zero() {
+            tracing::debug!(endpoint = %endpoint.address, "the backend accepted no connection in time: others come first");
+            self.tell_gate(endpoint, now);
+        }
+        if late >= GONE && !endpoint.is_local() {
+            self.note_down(endpoint, Some(&ErrorKind::TimedOut.into()), now);
+        }
     }
 
     /// Notes that an endpoint does not accept connections, and why if that is known, where it is news.
@@ -389,7 +412,7 @@ impl Shared {
     fn tell_gate(&self, endpoint: &Endpoint, now: Instant) {
         self.limiter
             .gate()
-            .change(|state, out| state.set_healthy(endpoint.id, endpoint.is_up(), now, out));
+            .change(|state, out| state.set_healthy(endpoint.id, !endpoint.is_doubtful(), now, out));
     }
 
     /// How far a shutdown has come.
