@@ -34,6 +34,8 @@ pub enum Way {
     Passing,
     /// New connections go to a successor; the requests of those we have are served.
     HandedOver,
+    /// New requests are refused without any delay: the backend has ended.
+    Bereft,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,7 @@ impl Drain {
             match way {
                 Way::Refusing => inner.go().await,
                 Way::HandedOver => inner.serve_the_last().await,
+                Way::Bereft => inner.refuse().await,
                 Way::Passing => {
                     inner.go().await;
                     inner.undrain_unless_last().await;
@@ -113,15 +116,10 @@ impl Drain {
         }
     }
 
-    /// Drains for good, then closes what is idle. With `handed_over` new connections go to somebody
-    /// else already.
-    pub async fn finish(&self, handed_over: bool) {
+    /// Drains for good, then closes what is idle. A drain that is under way goes on in its own way.
+    pub async fn finish(&self, way: Way) {
         self.inner.last.send_replace(true);
-        self.start(if handed_over {
-            Way::HandedOver
-        } else {
-            Way::Refusing
-        });
+        self.start(way);
         // It cannot be undone.
         let _ = self.inner.done.subscribe().wait_for(|done| *done).await;
         self.inner.shared.set_phase(Phase::Closing);
@@ -130,13 +128,18 @@ impl Drain {
 
 impl Inner {
     async fn go(&self) {
-        let config = self.shared.live().config.clone();
-        if !config.drain.delay.is_zero() {
+        let delay = self.shared.live().config.drain.delay;
+        if !delay.is_zero() {
             self.shared.set_phase(Phase::Leaving);
-            tokio::time::sleep(config.drain.delay).await;
+            tokio::time::sleep(delay).await;
         }
+        self.refuse().await;
+    }
+
+    async fn refuse(&self) {
         self.shared.set_phase(Phase::Draining);
-        self.wait(config.drain.timeout, Duration::ZERO).await;
+        let timeout = self.shared.live().config.drain.timeout;
+        self.wait(timeout, Duration::ZERO).await;
     }
 
     /// Nobody is refused: no new connections come, and each answer is the last on its own.

@@ -27,7 +27,7 @@ use tokio::{
 
 use self::{
     backend::Backend,
-    drain::Drain,
+    drain::{Drain, Way},
     handle::Running,
     reload::{Cause, Settings},
     threads::DataPlane,
@@ -232,6 +232,14 @@ async fn serve(
             }
             code = backend.exited(&shared, &senses) => {
                 notify::stopping();
+                if accepting.get() {
+                    tracing::info!("draining, as the backend has ended; a signal ends this at once");
+                    tokio::select! {
+                        () = drain.finish(Way::Bereft) => {}
+                        () = signals.stop(&running) => tracing::warn!("ended by a signal"),
+                    }
+                    data_plane.close();
+                }
                 break code;
             }
             signal = signals.next() => match signal {
@@ -247,9 +255,12 @@ async fn serve(
                             }
                         };
                     }
-                    let handed_over = data_plane.hand_over();
+                    let way = match data_plane.hand_over() {
+                        true => Way::HandedOver,
+                        false => Way::Refusing,
+                    };
                     let stopped = tokio::select! {
-                        () = drain.finish(handed_over) => true,
+                        () = drain.finish(way) => true,
                         () = signals.stop(&running) => false,
                     };
                     data_plane.close();

@@ -108,6 +108,27 @@ fn exec_ends_with_its_commands_exit_code() {
     until_gone(&family);
 }
 
+#[test]
+fn exec_delivers_what_it_has_when_its_command_ends() {
+    let mut tidegate = exec_gunicorn(&[])
+        .set("buffers.response=16MiB")
+        .set("drain.delay=10m")
+        .start();
+    let mut client = tidegate.client();
+    client.ask("/size?n=12000000");
+    until("the backend is done with it", || {
+        let bytes = tidegate.metric("tidegate_buffered_bytes", &[("direction", "response")]);
+        bytes > 0.0 && tidegate.metric(FLIGHT, &[]) == 0.0
+    });
+    kill(master(&tidegate), Signal::TERM);
+    tidegate.process.logged("the drain", |log| {
+        log.contains("as the backend has ended").then_some(())
+    });
+    assert!(try_get(tidegate.address(), "/").is_ok_and(|answer| answer.status == 503));
+    assert_eq!(client.response().body.len(), 12_000_000);
+    assert_eq!(tidegate.process.exit_code(), 0, "{}", tidegate.log());
+}
+
 /// The pid of the backend that was started last.
 fn master(tidegate: &Tidegate) -> u32 {
     let events = tidegate.events("started the backend");
