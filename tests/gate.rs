@@ -25,7 +25,7 @@ use tidegate::{
         Discipline, Limiter, Permit, Reason, Refusal, gate::Entered, state::State,
     },
     clock,
-    control::{Outcome, Readings},
+    control::{self, Outcome, Readings},
 };
 use tokio::{
     sync::Semaphore,
@@ -372,6 +372,47 @@ async fn one_slow_endpoint_of_several_does_not_make_all_of_them_slow() {
     let _held = [enter(), enter()];
     let next = enter();
     assert!(matches!(next, Entered::Queued(..)), "{next:?}");
+}
+
+/// One that is down, or on its way out with somebody's tunnel, has room for nobody.
+#[tokio::test(start_paused = true)]
+async fn the_limit_and_saturation_are_those_of_endpoints_in_use() {
+    let limiter = limiter(fixed(2));
+    let now = clock::now();
+    let gate = limiter.gate();
+    let six = control::Settings {
+        algorithm: control::Algorithm::Fixed,
+        initial: 6,
+        ..control::Settings::default()
+    };
+    limiter.add_lane(1, "other".to_owned(), six, Readings::default(), now);
+    let tunnel = admitted(&limiter).await;
+    let other = admitted(&limiter).await;
+    assert_ne!(tunnel.lane().id(), other.lane().id());
+    assert_eq!(limiter.snapshot(now).limit(), 8);
+
+    let gone = tunnel.lane().id();
+    for retire in [false, true] {
+        gate.change(|state, out| match retire {
+            false => state.set_healthy(gone, false, now, out),
+            true => state.retire_lane(gone, now, out),
+        });
+        let before = limiter.snapshot(clock::now());
+        let limit = before.limit();
+        assert_eq!(limit, if gone == 0 { 6 } else { 2 });
+        assert!(!before.is_full());
+        let mut held = Vec::new();
+        while !limiter.snapshot(clock::now()).is_full() {
+            held.push(admitted(&limiter).await);
+        }
+        sleep(1000 * MS).await;
+        let after = limiter.snapshot(clock::now());
+        let limits = after.usage.limit_seconds - before.usage.limit_seconds;
+        assert!((limits - f64::from(limit)).abs() < 0.01, "{limits}");
+        let saturated = after.usage.saturated_seconds - before.usage.saturated_seconds;
+        assert!((saturated - 1.0).abs() < 0.01, "{saturated}");
+    }
+    drop((tunnel, other));
 }
 
 #[tokio::test(start_paused = true)]

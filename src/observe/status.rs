@@ -70,7 +70,7 @@ pub fn document(metrics: &Metrics, snapshot: &Snapshot, context: &Context<'_>) -
         "ready": context.ready,
         "draining": context.draining,
         "dry_run": context.dry_run,
-        "limit": endpoints.iter().map(|endpoint| endpoint.limit).sum::<u32>(),
+        "limit": snapshot.limit,
         "in_flight": in_flight,
         "queued": snapshot.queued_total(),
         "queued_by_class": snapshot
@@ -305,6 +305,7 @@ mod tests {
                 endpoint("a", 1, 4, BoundBy::Idle),
                 endpoint("b", 4, 4, BoundBy::Workers),
             ],
+            limit: 8,
             queued: [0, 1, 2, 0, 0],
             ..Snapshot::default()
         };

@@ -365,8 +365,7 @@ fn note_refusal(shared: &Shared, context: &Context, refusal: &Refusal) {
 }
 
 fn is_saturated(shared: &Shared) -> bool {
-    let gate = shared.limiter.snapshot(clock::now());
-    gate.in_flight() >= gate.limit()
+    shared.limiter.snapshot(clock::now()).is_full()
 }
 
 pin_project! {

@@ -91,6 +91,7 @@ impl Running {
             .set(held(Direction::Response));
         observe::Snapshot {
             endpoints,
+            limit: gate.limit(),
             queued: gate.queued,
             queue_capacity: u32::try_from(gate.capacity).unwrap_or(u32::MAX),
             demand_slots,

@@ -32,6 +32,11 @@ impl Lane {
         !self.retired && self.in_flight < self.limit
     }
 
+    /// Whether requests are sent there, where there is one that is healthy or not.
+    fn is_used(&self, some_healthy: bool) -> bool {
+        !self.retired && (self.healthy || !some_healthy)
+    }
+
     /// How many wait inside the endpoint for a worker, if that is known.
     fn waiting_inside(&self) -> Option<usize> {
         Some(self.in_flight.saturating_sub(self.slots?) as usize)
@@ -76,6 +81,7 @@ impl Lanes {
 
     /// Lets nobody onto it any more; it goes when it is empty.
     pub(super) fn retire(&mut self, id: LaneId) {
+        self.settle();
         if let Some(lane) = self.find(id) {
             lane.retired = true;
         }
@@ -108,8 +114,8 @@ impl Lanes {
 
     /// The least that any endpoint took for a request of late; zero while it is not known of all.
     pub(super) fn least_time(&self) -> Duration {
-        let open = self.lanes.iter().filter(|lane| !lane.retired);
-        open.map(|lane| lane.least_time).min().unwrap_or_default()
+        let times = self.open().map(|lane| lane.least_time);
+        times.min().unwrap_or_default()
     }
 
     /// Whether nothing is in flight.
@@ -137,6 +143,7 @@ impl Lanes {
     }
 
     pub(super) fn set_healthy(&mut self, id: LaneId, healthy: bool) {
+        self.settle();
         if let Some(lane) = self.find(id) {
             lane.healthy = healthy;
         }
@@ -152,15 +159,25 @@ impl Lanes {
         self.best(|lane| !lane.retired)
     }
 
+    /// Those that are not on their way out.
+    fn open(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().filter(|lane| !lane.retired)
+    }
+
+    /// Whether there is a choice: of one lane alone, it does not matter.
+    fn some_healthy(&self) -> bool {
+        self.lanes.len() > 1 && self.open().any(|lane| lane.healthy)
+    }
+
     fn best(&self, eligible: impl Fn(&Lane) -> bool) -> Option<usize> {
         if let [only] = &*self.lanes {
             return eligible(only).then_some(0);
         }
-        let some_healthy = self.lanes.iter().any(|l| l.healthy && !l.retired);
+        let some_healthy = self.some_healthy();
         self.lanes
             .iter()
             .enumerate()
-            .filter(|(_, lane)| eligible(lane) && (lane.healthy || !some_healthy))
+            .filter(|(_, lane)| lane.is_used(some_healthy) && eligible(lane))
             .min_by(|(_, a), (_, b)| a.by_load(b))
             .map(|(at, _)| at)
     }
@@ -185,19 +202,17 @@ impl Lanes {
 
     /// The sum of the limits.
     pub(super) fn limit(&self) -> u32 {
-        let open = self.lanes.iter().filter(|lane| !lane.retired);
-        sum(open.map(|lane| lane.limit))
+        sum(self.open().map(|lane| lane.limit))
     }
 
-    /// What is in flight beyond the slots, lane by lane, if they are known of all.
+    /// What is in flight beyond the slots, lane by lane, if they are known of all that are not on their way out.
     pub(super) fn waiting_inside(&self) -> Option<usize> {
-        self.lanes.iter().map(Lane::waiting_inside).sum()
+        self.open().map(Lane::waiting_inside).sum()
     }
 
     /// How many the limits allow to wait inside the endpoints; none where their slots are not known.
     pub(super) fn places_inside(&self) -> u32 {
-        let open = self.lanes.iter().filter(|lane| !lane.retired);
-        sum(open.map(|lane| {
+        sum(self.open().map(|lane| {
             lane.slots
                 .map_or(0, |slots| lane.limit.saturating_sub(slots))
         }))
@@ -222,24 +237,28 @@ impl Lanes {
 
     /// See [`Snapshot::usage`](super::Snapshot).
     pub(super) fn usage(&self) -> LaneUsage {
-        let share = 1.0 / self.lanes.len().max(1) as f64;
-        self.lanes.iter().fold(self.before, |all, lane| {
+        let some_healthy = self.some_healthy();
+        let used = |lane: &&Lane| lane.is_used(some_healthy);
+        let share = 1.0 / self.lanes.iter().filter(used).count().max(1) as f64;
+        self.lanes.iter().fold(self.before, |mut all, lane| {
+            // The differences first: otherwise rounding might let a sum fall.
             let (now, since) = (lane.usage, lane.since);
-            // The difference first: otherwise rounding might let a sum fall.
-            let saturated = now.saturated_seconds - since.saturated_seconds;
-            LaneUsage {
-                busy_seconds: all.busy_seconds + (now.busy_seconds - since.busy_seconds),
-                limit_seconds: all.limit_seconds + (now.limit_seconds - since.limit_seconds),
-                saturated_seconds: all.saturated_seconds + saturated * share,
+            all.busy_seconds += now.busy_seconds - since.busy_seconds;
+            if used(&lane) {
+                all.limit_seconds += now.limit_seconds - since.limit_seconds;
+                all.saturated_seconds += share * (now.saturated_seconds - since.saturated_seconds);
             }
+            all
         })
     }
 
     /// What they look like, retired ones included until they are empty.
     pub(super) fn snapshots(&self) -> impl Iterator<Item = LaneSnapshot> {
-        self.lanes.iter().map(|lane| LaneSnapshot {
+        let some_healthy = self.some_healthy();
+        self.lanes.iter().map(move |lane| LaneSnapshot {
             id: lane.id,
             limit: lane.limit,
+            used: lane.is_used(some_healthy),
             in_flight: lane.in_flight,
             usage: lane.usage,
         })

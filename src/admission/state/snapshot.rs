@@ -20,6 +20,8 @@ pub struct LaneSnapshot {
     pub id: LaneId,
     /// Its limit.
     pub limit: u32,
+    /// Whether requests are sent there: it is not on its way out, and healthy if any is.
+    pub used: bool,
     /// Permits out.
     pub in_flight: u32,
     /// Its integrals up to now.
@@ -31,7 +33,8 @@ pub struct LaneSnapshot {
 pub struct Snapshot {
     /// Each endpoint's lane, retired ones included until they are empty.
     pub lanes: Vec<LaneSnapshot>,
-    /// The integrals of all lanes together, of those that are gone too. Saturation is the mean over the lanes.
+    /// The integrals of all lanes together, of those that are gone too. The limit and saturation, which is the mean over
+    /// the lanes, are of those in use.
     pub usage: LaneUsage,
     /// Waiting, by class (in the order of [`Class`](crate::config::Class)).
     pub queued: [u32; CLASSES],
@@ -51,9 +54,18 @@ impl Snapshot {
         sum(self.lanes.iter().map(|lane| lane.in_flight))
     }
 
-    /// The sum of the lanes' limits.
+    /// The sum of the limits of the lanes in use.
     pub fn limit(&self) -> u32 {
-        sum(self.lanes.iter().map(|lane| lane.limit))
+        sum(self.in_use().map(|lane| lane.limit))
+    }
+
+    /// Whether no lane in use has room.
+    pub fn is_full(&self) -> bool {
+        self.in_use().all(|lane| lane.in_flight >= lane.limit)
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = &LaneSnapshot> {
+        self.lanes.iter().filter(|lane| lane.used)
     }
 
     /// Waiting, in all classes.

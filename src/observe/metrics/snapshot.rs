@@ -11,6 +11,8 @@ use crate::{
 pub struct Snapshot {
     /// The endpoints of the configuration in force.
     pub endpoints: Vec<EndpointSnapshot>,
+    /// How many requests may be in flight at once, at the endpoints that are sent any.
+    pub limit: u32,
     /// Requests in the queue, by class (`class as usize`).
     pub queued: [u32; 5],
     /// Places in the queue.
