@@ -288,6 +288,16 @@ fn a_pre_stop_hook_without_a_shutdown_is_forgotten() {
     assert_eq!(tidegate.get("/").status, 200);
 }
 
+/// The sidecar of an application that has ended before it.
+#[test]
+fn nobody_serves_on_without_a_backend() {
+    let mut app = Gunicorn::sync(1);
+    let mut tidegate = Tidegate::to(app.address()).set("drain.delay=10m").start();
+    assert_eq!(tidegate.get("/").status, 200);
+    assert_eq!(app.process.stop(), 0);
+    assert_eq!(tidegate.stop(), 0);
+}
+
 #[test]
 fn a_pre_stop_hook_and_then_term_lose_nothing() {
     let backend = Held::start();

@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(10);
 /// When a successor takes the new connections: how long everything must have been finished. A client
 /// that has just been let in gets this long to send its request.
 const QUIET: Duration = Duration::from_millis(100);
+/// How long an endpoint is given to accept when asked.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// After a preStop hook's drain, the time in which a shutdown must follow: an application that is
 /// only restarted runs its preStop hook too.
 const UNDRAIN_AFTER: Duration = Duration::from_secs(5);
@@ -64,8 +66,8 @@ impl Drain {
         }
     }
 
-    /// Starts, unless it is under way: keep serving for `drain.delay`, then refuse new requests and
-    /// let the others finish, for at most `drain.timeout`.
+    /// Starts, unless it is under way: keep serving for `drain.delay` if there is a backend, then refuse new requests
+    /// and let the others finish, for at most `drain.timeout`.
     pub fn start(&self, way: Way) {
         let mut task = lock(&self.inner.task);
         if task.is_some() {
@@ -129,11 +131,17 @@ impl Drain {
 impl Inner {
     async fn go(&self) {
         let delay = self.shared.live().config.drain.delay;
-        if !delay.is_zero() {
+        if !delay.is_zero() && self.can_serve().await {
             self.shared.set_phase(Phase::Leaving);
             tokio::time::sleep(delay).await;
         }
         self.refuse().await;
+    }
+
+    /// Whether any endpoint is up. In a pod the application has ended before its sidecar is told to.
+    async fn can_serve(&self) -> bool {
+        let looks = self.shared.look_at_all(PATIENCE).join_all().await;
+        looks.contains(&true)
     }
 
     async fn refuse(&self) {
