@@ -361,6 +361,7 @@ mod tests {
     #[test]
     fn the_document_of_the_server_fits_the_screen() {
         let snapshot = Snapshot {
+            limit: 4,
             endpoints: vec![EndpointSnapshot {
                 label: "127.0.0.1:8000".into(),
                 in_flight: 4,

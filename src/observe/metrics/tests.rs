@@ -15,6 +15,7 @@ use crate::{
 
 fn snapshot() -> Snapshot {
     Snapshot {
+        limit: 4,
         endpoints: vec![EndpointSnapshot {
             label: "127.0.0.1:8000".into(),
             in_flight: 3,
