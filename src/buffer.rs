@@ -34,6 +34,18 @@ pub struct Budget {
     response: AtomicU64,
     /// How many share: see [`Reservation::share`].
     sharers: AtomicU64,
+    /// How many wait until there is room for them.
+    waiting: AtomicU64,
+}
+
+/// One who waits for room, until it is dropped.
+#[derive(Debug)]
+pub struct Waiting(Arc<Budget>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Budget {
@@ -44,6 +56,7 @@ impl Budget {
             request: AtomicU64::new(0),
             response: AtomicU64::new(0),
             sharers: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
         })
     }
 
@@ -136,6 +149,17 @@ impl Reservation {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.budget.cell(self.direction).fetch_sub(bytes, Relaxed);
+    }
+
+    /// From now on somebody waits for room.
+    pub fn wait(&self) -> Waiting {
+        self.budget.waiting.fetch_add(1, Relaxed);
+        Waiting(self.budget.clone())
+    }
+
+    /// Whether somebody waits for room.
+    pub fn is_wanted(&self) -> bool {
+        self.budget.waiting.load(Relaxed) > 0
     }
 
     /// See [`Budget::room`].

@@ -32,6 +32,11 @@ pub const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 /// The most that comes of a body at once, bytes.
 const PART: u64 = 64 * 1024;
 
+/// While others wait for the budget, an upload keeps of it what has come, and so many times what came within
+const AHEAD: u64 = 4;
+/// this time.
+const MEASURED: Duration = Duration::from_secs(1);
+
 /// Makes [`ReadBody`] services.
 #[derive(Clone, Debug)]
 pub struct ReadBodyLayer {
@@ -226,8 +231,9 @@ impl Upload {
         let mut first: Option<Bytes> = None;
         let mut joined = BytesMut::new();
         let mut length = 0;
+        let mut measured = Measured::default();
         loop {
-            let Some(chunk) = self.next().await? else {
+            let Some(chunk) = self.next_giving_back(&mut held, &mut measured).await? else {
                 let whole = match first {
                     Some(first) if joined.is_empty() => first,
                     _ => joined.freeze(),
@@ -235,11 +241,16 @@ impl Upload {
                 return Ok(RequestBody::Full(Some(whole), Some(held)));
             };
             length += chunk.len() as u64;
-            if length > held.bytes() && length <= in_memory {
-                let more = length - held.bytes();
-                self.reserve(&mut held, more).await?;
+            let more = length.saturating_sub(held.bytes());
+            let mut fits = length <= in_memory;
+            if fits && !held.grow(more) {
+                // What has given back its place does not wait for those who may wait for what it has.
+                fits = declared.is_none();
+                if fits {
+                    self.reserve(&mut held, more).await?;
+                }
             }
-            if length > in_memory {
+            if !fits {
                 let prefix = join(first, joined, chunk);
                 return self.beyond_memory(prefix, held, config, declared).await;
             }
@@ -334,7 +345,41 @@ impl Upload {
         }))
     }
 
+    /// The next part. What is reserved for a client that is slow to send is given back while others wait for it: with
+    /// nothing but heads somebody could take all of the budget.
+    async fn next_giving_back(
+        &mut self,
+        held: &mut Reservation,
+        measured: &mut Measured,
+    ) -> Result<Option<Bytes>, Error> {
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(self.poll_next(cx))).await;
+        if let Poll::Ready(part) = at_once {
+            return part;
+        }
+        while held.bytes() > self.length {
+            let since = *measured.since.get_or_insert_with(clock::now);
+            let until = since + MEASURED;
+            let next = tokio::time::timeout_at(until.into(), self.next()).await;
+            if clock::now() >= until {
+                if held.is_wanted() {
+                    let came = self.length - measured.length;
+                    let keeps = self.length + AHEAD * came;
+                    held.shrink(held.bytes().saturating_sub(keeps));
+                }
+                (measured.since, measured.length) = (None, self.length);
+            }
+            if let Ok(part) = next {
+                return part;
+            }
+        }
+        self.next().await
+    }
+
     async fn reserve(&mut self, held: &mut Reservation, bytes: u64) -> Result<(), Error> {
+        if held.grow(bytes) {
+            return Ok(());
+        }
+        let _waiting = held.wait();
         while !held.grow(bytes) {
             let Some(left) = self.patience.checked_sub(BUDGET_PAUSE) else {
                 return Err(Error::Memory);
@@ -367,6 +412,13 @@ impl Upload {
             }
         }
     }
+}
+
+/// How much of an upload had come, and when.
+#[derive(Default)]
+struct Measured {
+    since: Option<Instant>,
+    length: u64,
 }
 
 fn join(first: Option<Bytes>, mut joined: BytesMut, last: Bytes) -> Bytes {

@@ -196,6 +196,52 @@ fn a_spooled_upload_holds_little_of_the_budget() {
     assert_eq!(other.response().status, 200);
 }
 
+/// Four heads reserve all of the budget; what does not come is not kept for them while others wait.
+#[test]
+fn heads_without_bodies_do_not_keep_the_budget_from_others() {
+    const LENGTH: usize = 262_144;
+    let backend = Raw::answering(|request| {
+        let length = request.body.len();
+        let body = length.to_string();
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    });
+    let tidegate = Tidegate::to(backend.address())
+        .set("buffers.total=1MiB")
+        .set("server.body_timeout=5m")
+        .start();
+    let post = |length: usize| {
+        let mut client = tidegate.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
+        ));
+        client
+    };
+    let mut slow: Vec<Client> = (0..4).map(|_| post(LENGTH)).collect();
+    let held = || tidegate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
+    until("all of it is held", || held() == 1_048_576.0);
+    let mut others: Vec<Client> = (0..3).map(|_| post(LENGTH)).collect();
+    for other in &mut others {
+        other.send("x".repeat(LENGTH));
+    }
+    for mut other in others {
+        let answer = other.response_to("POST");
+        assert_eq!((answer.status, &*answer.text()), (200, "262144"));
+    }
+    // They are served when they do come.
+    for client in &mut slow {
+        client.send("x".repeat(LENGTH));
+    }
+    for mut client in slow {
+        let answer = client.response_to("POST");
+        assert_eq!((answer.status, &*answer.text()), (200, "262144"));
+    }
+    tidegate.until_metric("tidegate_buffered_bytes", &[], 0.0);
+}
+
 /// It is the client that is late, whatever the backend was given: neither its fault nor a sign of load.
 #[test]
 fn an_upload_that_stalls_is_not_the_backends_time_out() {
