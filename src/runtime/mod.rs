@@ -285,6 +285,9 @@ async fn serve(
     if serving {
         keeper.finish(&shared).await;
     }
+    let traced = shared.clone();
+    let trace = tokio::task::spawn_blocking(move || traced.trace.get().map(Recorder::finish));
+    let _ = tokio::time::timeout(FAREWELL, trace).await;
     // Who waits for the drain, or listens to the status, hears of the end.
     let _ = farewell.send(());
     let _ = tokio::time::timeout(FAREWELL, admin).await;

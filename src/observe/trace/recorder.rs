@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,8 @@ const CAPACITY: u64 = 262_144;
 const WAITING: usize = 32_768;
 /// Between two writes.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between two attempts to write to a file that takes nothing: its disk may be full.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Why no trace is recorded.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Recorder {
     shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     begun: Instant,
     /// `begun` in microseconds since the epoch.
     epoch: u64,
@@ -82,10 +86,10 @@ impl Recorder {
     pub fn start(path: &Path) -> Result<Self, StartError> {
         let ring = Ring::open(path, CAPACITY)?;
         let shared = Arc::new(Shared::default());
-        let writer = shared.clone();
-        std::thread::Builder::new()
+        let of_writer = shared.clone();
+        let writer = std::thread::Builder::new()
             .name("trace".to_owned())
-            .spawn(move || write(&writer, ring))
+            .spawn(move || write(&of_writer, ring))
             .map_err(|error| StartError::Io {
                 path: path.to_owned(),
                 error,
@@ -93,6 +97,7 @@ impl Recorder {
         let epoch = clock::since_epoch().as_micros();
         Ok(Self {
             shared,
+            writer: Mutex::new(Some(writer)),
             begun: clock::now(),
             epoch: u64::try_from(epoch).unwrap_or(u64::MAX),
         })
@@ -117,6 +122,15 @@ impl Recorder {
             waiting.lost += 1;
         }
     }
+
+    /// Writes what has been noted, and ends. It waits for the disk.
+    pub fn finish(&self) {
+        lock(&self.shared.waiting).over = true;
+        if let Some(writer) = lock(&self.writer).take() {
+            writer.thread().unpark();
+            let _ = writer.join();
+        }
+    }
 }
 
 impl Drop for Recorder {
@@ -129,11 +143,13 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Writes until the recorder is gone, or the disk full.
+/// Writes until the recorder is gone.
 fn write(shared: &Shared, mut ring: Ring) {
     let mut notes = Vec::new();
+    let mut missing = 0;
+    let mut again: Option<Instant> = None;
     loop {
-        std::thread::sleep(PAUSE);
+        std::thread::park_timeout(PAUSE);
         let (lost, over) = {
             let mut waiting = lock(&shared.waiting);
             std::mem::swap(&mut notes, &mut waiting.notes);
@@ -145,17 +161,24 @@ fn write(shared: &Shared, mut ring: Ring) {
                 "the trace lacks requests: they came faster than they could be written"
             );
         }
-        if let Err(error) = ring.append(&notes) {
-            tracing::error!(%error, "the trace cannot be written: recording ends here");
-            // What comes is taken and thrown away, so that it does not pile up.
-            loop {
-                std::thread::sleep(PAUSE);
-                let mut waiting = lock(&shared.waiting);
-                waiting.notes.clear();
-                if waiting.over {
-                    return;
+        let now = clock::now();
+        if over || (!notes.is_empty() && again.is_none_or(|at| at <= now)) {
+            match ring.append(&notes) {
+                Ok(()) if again.take().is_some() => {
+                    tracing::info!(missing, "the trace can be written again");
+                    missing = 0;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if again.is_none() {
+                        tracing::error!(%error, "the trace cannot be written: it will lack requests until it can");
+                    }
+                    again = Some(now + RETRY);
                 }
             }
+        }
+        if again.is_some() {
+            missing += notes.len();
         }
         notes.clear();
         if over {
@@ -169,6 +192,8 @@ fn write(shared: &Shared, mut ring: Ring) {
 struct Ring {
     file: File,
     header: Header,
+    /// Routes that the file knows.
+    written: usize,
     known: HashMap<Arc<str>, u16>,
     /// The number of the next record.
     next: u64,
@@ -199,6 +224,7 @@ impl Ring {
                 capacity,
                 routes: Vec::new(),
             },
+            written: 0,
             known: HashMap::new(),
             next: 1,
         };
@@ -223,6 +249,7 @@ impl Ring {
         for (at, name) in ring.header.routes.iter().enumerate() {
             ring.known.insert(name.as_str().into(), at as u16);
         }
+        ring.written = ring.header.routes.len();
         ring.next = ring.last().map_err(io_error)? + 1;
         Ok(ring)
     }
@@ -251,15 +278,25 @@ impl Ring {
         self.file.write_all_at(&self.header.encode(), 0)
     }
 
+    /// All of them, or as if none had been.
     fn append(&mut self, notes: &[(Arc<str>, Entry)]) -> io::Result<()> {
+        let before = self.next;
+        let appended = self.try_append(notes);
+        if appended.is_err() {
+            self.next = before;
+        }
+        appended
+    }
+
+    fn try_append(&mut self, notes: &[(Arc<str>, Entry)]) -> io::Result<()> {
         let mut places = Vec::with_capacity(notes.len());
-        let known = self.header.routes.len();
         for (route, _) in notes {
             places.push(self.route(route));
         }
         // Names first: a record never refers to one that is not there.
-        if self.header.routes.len() > known {
+        if self.header.routes.len() > self.written {
             self.write_header()?;
+            self.written = self.header.routes.len();
         }
         let mut bytes = Vec::with_capacity(notes.len() * format::RECORD);
         let mut begin = self.next;
@@ -382,19 +419,43 @@ mod tests {
         assert!(wall.abs_diff(arrived) < 10_000_000);
         assert!(recorder.micros(now - Duration::from_secs(1)) + 1_000_000 <= arrived + 1);
         recorder.note(&"api".into(), Entry { arrived, ..entry() });
-        drop(recorder);
         let written = |_: &u32| {
             std::thread::sleep(Duration::from_millis(20));
             read(&path).is_ok_and(|trace| trace.entries.len() == 1)
         };
         assert!((0..500).any(|n| written(&n)));
         assert_eq!(read(&path).unwrap().routes, ["api"]);
+        // At the end it is there at once.
+        recorder.note(&"last".into(), Entry { arrived, ..entry() });
+        recorder.finish();
+        assert_eq!(read(&path).unwrap().routes, ["api", "last"]);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_as_if_it_had_not_been() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let mut ring = Ring::open(&path, 10).unwrap();
+        ring.append(&notes("a", 0..2)).unwrap();
+        let denied = File::open(&path).unwrap();
+        let file = std::mem::replace(&mut ring.file, denied);
+        ring.append(&notes("b", 2..4)).unwrap_err();
+        ring.file = file;
+        ring.append(&notes("c", 4..6)).unwrap();
+        assert_eq!(arrivals(&path), [0, 1, 4, 5]);
+        let trace = read(&path).unwrap();
+        let names = trace
+            .entries
+            .iter()
+            .map(|entry| &*trace.routes[usize::from(entry.route)]);
+        assert_eq!(names.collect::<Vec<_>>(), ["a", "a", "c", "c"]);
     }
 
     #[test]
     fn what_comes_faster_than_it_is_written_is_lost_and_counted() {
         let recorder = Recorder {
             shared: Arc::default(),
+            writer: Mutex::new(None),
             begun: clock::now(),
             epoch: 0,
         };
