@@ -49,19 +49,30 @@ impl Sources {
     }
 }
 
-/// The bytes of the configuration file when somebody last tried to load it, whether they were good or bad;
-/// none when it could not be read.
+/// The bytes of the configuration file when somebody last tried to load it, whether they were good or bad,
+/// or why it could not be read; none when there was no file.
 #[derive(Clone, Debug, Default)]
-pub struct Tried(Arc<Mutex<Option<Vec<u8>>>>);
+pub struct Tried(Arc<Mutex<Option<Content>>>);
+
+type Content = Result<Vec<u8>, io::ErrorKind>;
 
 impl Tried {
-    /// Whether there is a file with other bytes now.
+    /// Whether there is a file with other bytes now, or one that cannot be read for a reason that was not met
+    /// by the last try. Without a file there is nothing new: whoever replaces it may be about to.
     pub fn is_outdated(&self, path: &Path) -> bool {
-        read_small(path).is_ok_and(|content| lock(&self.0).as_ref() != Some(&content))
+        let now = content(read_small(path));
+        now.is_some() && *lock(&self.0) != now
     }
 
-    pub(super) fn note(&self, content: Option<&[u8]>) {
-        *lock(&self.0) = content.map(<[u8]>::to_vec);
+    pub(super) fn note(&self, read: Option<Content>) {
+        *lock(&self.0) = read;
+    }
+}
+
+fn content(read: io::Result<Vec<u8>>) -> Option<Content> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        read => Some(read.map_err(|error| error.kind())),
     }
 }
 
@@ -164,7 +175,10 @@ fn load_by(
 ) -> Result<Loaded, Problems> {
     let path = sources.path();
     let read = path.as_deref().map(read).transpose();
-    tried.note(read.as_ref().ok().and_then(Option::as_deref));
+    tried.note(match &read {
+        Ok(bytes) => bytes.clone().map(Ok),
+        Err(error) => content(Err(error.kind().into())),
+    });
     let bytes =
         read.map_err(|error| unreadable(path.as_deref().unwrap_or(Path::new("")), &error))?;
     load_bytes(sources, path.as_deref().zip(bytes.as_deref()))

@@ -67,7 +67,7 @@ enum Signal {
 }
 
 /// Calls `on_change`, on a thread of its own, each time that the file's bytes are others than those that
-/// were tried last.
+/// were tried last, or that it cannot be read any more.
 ///
 /// It is called after the file has been left alone for some 100 ms, and not when the file is touched,
 /// written with the same bytes, or removed (until it is there again: with others, or after a try without
@@ -228,11 +228,14 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         let file = path.to_owned();
         let tried = Tried::default();
-        tried.note(fs::read(&file).ok().as_deref());
+        tried.note(fs::read(&file).ok().map(Ok));
         let watcher = watch(path, tried.clone(), move || {
-            let content = fs::read_to_string(&file).unwrap_or_default();
-            tried.note(Some(content.as_bytes()));
-            let _ = sender.send(content);
+            let read = fs::read_to_string(&file);
+            tried.note(Some(match &read {
+                Ok(content) => Ok(content.clone().into_bytes()),
+                Err(error) => Err(error.kind()),
+            }));
+            let _ = sender.send(read.unwrap_or_else(|error| error.kind().to_string()));
         });
         (watcher.expect("the directory can be watched"), receiver)
     }
@@ -305,6 +308,25 @@ mod tests {
         expect_quiet(&changes);
         fs::write(&file, "b").unwrap();
         expect(&changes, "b");
+    }
+
+    /// Root reads any file, so that permissions are no test of it.
+    #[test]
+    fn what_cannot_be_read_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        fs::write(&file, "a").unwrap();
+        let (_watcher, changes) = start(&file);
+        fs::remove_file(&file).unwrap();
+        expect_quiet(&changes);
+        fs::create_dir(&file).unwrap();
+        expect(&changes, &io::ErrorKind::IsADirectory.to_string());
+        fs::write(dir.path().join("other"), "x").unwrap();
+        expect_quiet(&changes);
+        fs::remove_dir(&file).unwrap();
+        expect_quiet(&changes);
+        fs::write(&file, "a").unwrap();
+        expect(&changes, "a");
     }
 
     #[test]
