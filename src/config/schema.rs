@@ -315,7 +315,7 @@ pub const KEYS: &[Key] = &[
     key("process.restart", Kind::Enum(&["never", "on-failure", "always"]), "never",
         "When the command is started again."),
     key("process.ready_path", Kind::Text(check::ready_path), "",
-        "The path that answers 2xx when the command is ready; \"\" = its socket accepts."),
+        "The path that answers 2xx or 3xx when the command is ready; \"\" = its socket accepts."),
 
     key("log.format", Kind::Enum(&["auto", "text", "json"]), "auto",
         "How a line is written: auto is text on a terminal, JSON elsewhere."),

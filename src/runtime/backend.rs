@@ -6,6 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Empty;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -16,9 +19,9 @@ use super::{
     child::{self, Child, Exit, Restarts, Spec},
 };
 use crate::{
-    backend::connect,
+    backend::{connect, uwsgi},
     clock,
-    config::{Address, Loaded},
+    config::{Address, Loaded, Protocol},
     proxy::Shared,
     sense::Senses,
 };
@@ -49,7 +52,7 @@ pub enum Backend {
 pub struct Supervised {
     spec: Spec,
     address: Address,
-    ready_path: String,
+    question: Question,
     restarts: Restarts,
     child: Option<Child>,
     started: Instant,
@@ -59,9 +62,42 @@ pub struct Supervised {
     starting: Option<JoinHandle<std::io::Result<Child>>>,
 }
 
-/// The child's address, and the path to ask for if accepting is not enough.
+/// What a child is asked if accepting is not enough.
+#[derive(Clone, Debug, Default)]
+struct Question {
+    path: String,
+    /// In the protocol that it speaks; empty without a path.
+    bytes: Bytes,
+}
+
+impl Question {
+    /// None if the path has no form in this protocol.
+    fn new(path: &str, protocol: Protocol) -> Option<Self> {
+        let bytes = match protocol {
+            _ if path.is_empty() => Bytes::new(),
+            Protocol::Http => format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: tidegate\r\nConnection: close\r\n\r\n"
+            )
+            .into(),
+            Protocol::Uwsgi => {
+                let request = Request::get(path)
+                    .header(header::HOST, "localhost")
+                    .header(header::USER_AGENT, "tidegate")
+                    .body(Empty::<Bytes>::new())
+                    .ok()?;
+                uwsgi::encode(&request, request.body()).ok()?
+            }
+        };
+        Some(Self {
+            path: path.to_owned(),
+            bytes,
+        })
+    }
+}
+
+/// The child's address, and what to ask there.
 #[derive(Clone, Debug)]
-pub struct Readiness(Option<(Address, String)>);
+pub struct Readiness(Option<(Address, Question)>);
 
 impl Backend {
     /// Decides on the child's address and command.
@@ -76,6 +112,12 @@ impl Backend {
                     .to_owned(),
             ));
         }
+        let path = &process.ready_path;
+        let question = Question::new(path, loaded.config.backend.protocol).ok_or_else(|| {
+            Failure::Config(format!(
+                "process.ready_path: {path:?} cannot be asked for in the uwsgi protocol; write it percent-encoded"
+            ))
+        })?;
         let address = match loaded.config.backend.endpoints.first() {
             Some(named) if *named != Address::any() => named.clone(),
             _ => free_address().map_err(|error| {
@@ -99,7 +141,7 @@ impl Backend {
                 restart: process.restart,
             },
             address,
-            ready_path: process.ready_path.clone(),
+            question,
             restarts: Restarts::new(process.restart),
             child: None,
             started: clock::now(),
@@ -137,7 +179,7 @@ impl Backend {
         Readiness(match self {
             Self::Elsewhere => None,
             Self::Child(supervised) => {
-                Some((supervised.address.clone(), supervised.ready_path.clone()))
+                Some((supervised.address.clone(), supervised.question.clone()))
             }
         })
     }
@@ -249,13 +291,13 @@ impl Readiness {
     /// Done when the child serves, or at once without one. Says so if that takes long, and calls `give_up` if nothing
     /// listens for longer than clients can be asked to wait for their connections to be accepted.
     pub async fn wait(&self, shared: &Shared, give_up: impl Fn()) {
-        let Some((address, path)) = &self.0 else {
+        let Some((address, question)) = &self.0 else {
             return;
         };
         let begun = clock::now();
         let mut told = begun + PATIENCE;
         loop {
-            let state = look(address, path).await;
+            let state = look(address, question).await;
             if state == State::Serves {
                 break;
             }
@@ -265,7 +307,7 @@ impl Readiness {
                 match state {
                     State::Listens => tracing::warn!(
                         %address,
-                        path,
+                        path = question.path,
                         "the command listens, but process.ready_path does not answer with 2xx or 3xx yet"
                     ),
                     _ => tracing::warn!(
@@ -293,18 +335,15 @@ enum State {
     Serves,
 }
 
-async fn look(address: &Address, path: &str) -> State {
+async fn look(address: &Address, question: &Question) -> State {
     let Ok(mut stream) = connect(address, LOOK_MAX).await else {
         return State::Absent;
     };
-    if path.is_empty() {
+    if question.bytes.is_empty() {
         return State::Serves;
     }
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: tidegate\r\nConnection: close\r\n\r\n"
-    );
     let ask = async {
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(&question.bytes).await?;
         let mut head = [0; 12];
         stream.read_exact(&mut head).await?;
         std::io::Result::Ok(head)
@@ -348,7 +387,7 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port: held.local_addr().expect("it is bound").port(),
         };
-        let readiness = Readiness(Some((address, String::new())));
+        let readiness = Readiness(Some((address, Question::default())));
         let begun = clock::now();
         let given_up = Cell::new(None);
         let note = || {
@@ -361,5 +400,40 @@ mod tests {
         assert!(ended.is_err(), "it is not up");
         let after = given_up.get().expect("clients are let in");
         assert!(after >= HOLD && after < 2 * HOLD, "{after:?}");
+    }
+
+    #[tokio::test]
+    async fn a_child_is_asked_in_the_protocol_that_it_speaks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let address: Address = address.parse().expect("an address");
+        for (protocol, status, expected) in [
+            (Protocol::Http, "204 No Content", State::Serves),
+            (Protocol::Http, "302 Found", State::Serves),
+            (Protocol::Http, "404 Not Found", State::Listens),
+            (Protocol::Uwsgi, "200 OK", State::Serves),
+            (Protocol::Uwsgi, "503 Busy", State::Listens),
+        ] {
+            let question = Question::new("/ready?now", protocol).expect("it can be asked");
+            let answer = async {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut asked = vec![0; question.bytes.len()];
+                stream.read_exact(&mut asked).await.expect("a request");
+                let answer = format!("HTTP/1.1 {status}\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.expect("it reads");
+                asked
+            };
+            let (state, asked) = tokio::join!(look(&address, &question), answer);
+            assert_eq!(state, expected, "{protocol:?} {status}");
+            let has = |part: &[u8]| asked.windows(part.len()).any(|window| window == part);
+            match protocol {
+                Protocol::Http => assert!(has(b"GET /ready?now HTTP/1.1\r\n")),
+                Protocol::Uwsgi => {
+                    assert!(asked[0] == 0 && has(b"REQUEST_URI\x0a\0/ready?now"));
+                }
+            }
+        }
+        assert!(Question::new(&"/x".repeat(40_000), Protocol::Uwsgi).is_none());
     }
 }
