@@ -3,6 +3,9 @@
 //! A POST is for people and scripts on this machine: over loopback or a Unix socket, and only with
 //! `mutations = "loopback"`. Being on loopback proves little when a browser or a proxy on this
 //! machine acts for somebody else, hence the other checks.
+//!
+//! `GET /drain/wait` is for kubelets and scripts anywhere, but for no browser: any page can make one
+//! send a GET, as for an image, and nothing tells such a GET from one that a person asked for.
 
 use std::{fmt, net::IpAddr};
 
@@ -56,11 +59,42 @@ pub fn may_mutate(mutations: Mutations, peer: Peer, request: &Parts) -> Result<(
     is_same_site(request)
 }
 
-/// Refuses what a page of another site makes a browser send.
+/// Refuses what shows itself to be a browser.
 ///
 /// # Errors
 /// The sentence for the 403.
-pub fn is_same_site(request: &Parts) -> Result<(), &'static str> {
+pub fn is_no_browser(request: &Parts) -> Result<(), &'static str> {
+    const REFUSAL: &str = "This is for kubelets and scripts, not for browsers.";
+    let headers = &request.headers;
+    let agent = headers.get(header::USER_AGENT);
+    if [header::ORIGIN, header::REFERER, header::COOKIE]
+        .iter()
+        .any(|name| headers.contains_key(name))
+        || headers
+            .keys()
+            .any(|name| name.as_str().starts_with("sec-fetch-"))
+        || agent.is_some_and(|agent| agent.as_bytes().starts_with(b"Mozilla/"))
+    {
+        return Err(REFUSAL);
+    }
+    // A page may hide the rest, but not the name that it was loaded from (DNS rebinding).
+    let host = match request.uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => match headers.get(header::HOST) {
+            Some(host) => Some(host.as_bytes().try_into().map_err(|_| REFUSAL)?),
+            None => None,
+        },
+    };
+    match host {
+        Some(host) if !is_own_name(host.host()) && host.host().contains('.') => Err(
+            "This name may be a foreign one: ask at an IP address, localhost or a name without dots.",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what a page of another site makes a browser send.
+fn is_same_site(request: &Parts) -> Result<(), &'static str> {
     const REFUSAL: &str = "This request comes from a page of another site.";
     let headers = &request.headers;
     if let Some(site) = text(headers, "sec-fetch-site")
@@ -159,6 +193,41 @@ mod tests {
         ] {
             let verdict = may_mutate(Mutations::Loopback, LOCAL, &parts(headers));
             assert_eq!(verdict.is_ok(), allowed, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_get_that_changes_something_is_not_for_browsers() {
+        let verdict = |headers: &[(&str, &str)]| {
+            let mut request = http::Request::get("/drain/wait");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            is_no_browser(&request.body(()).unwrap().into_parts().0).is_ok()
+        };
+        for host in [
+            "10.0.0.5:9180",
+            "[fd00::5]:9180",
+            "localhost:9180",
+            "tidegate:9180",
+        ] {
+            for agent in ["kube-lifecycle/1.31", "curl/8.5.0", "tidegate"] {
+                assert!(verdict(&[("host", host), ("user-agent", agent)]), "{host}");
+            }
+            for (name, value) in [
+                ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)"),
+                ("origin", "http://10.0.0.5:9180"),
+                ("referer", "http://evil.example/"),
+                ("cookie", "a=1"),
+                ("sec-fetch-site", "none"),
+                ("sec-fetch-dest", "image"),
+            ] {
+                assert!(!verdict(&[("host", host), (name, value)]), "{name}");
+            }
+        }
+        assert!(verdict(&[]), "HTTP/1.0");
+        for host in ["evil.example:9180", "10.0.0.5.evil.example", "a b", ""] {
+            assert!(!verdict(&[("host", host)]), "{host:?}");
         }
     }
 

@@ -17,8 +17,8 @@
 //!
 //! `GET /drain/wait` changes something although it is a GET: a kubelet's `preStop.httpGet` can send
 //! one GET and nothing else, and comes from the node, not from loopback. It is therefore open to
-//! every peer that reaches the admin address, unless `mutations = "off"`; browsers on other sites
-//! are refused.
+//! every peer that reaches the admin address, unless `mutations = "off"`; what shows itself to be a
+//! browser is refused.
 
 mod events;
 pub mod guard;

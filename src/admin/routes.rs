@@ -183,7 +183,7 @@ async fn readiness(desk: &Desk, request: &Parts) -> Reply {
 }
 
 async fn drain_wait(desk: &Desk, request: &Parts) -> Reply {
-    if let Err(why) = guard::is_same_site(request) {
+    if let Err(why) = guard::is_no_browser(request) {
         return problem(StatusCode::FORBIDDEN, why);
     }
     if desk.mutations == Mutations::Off && !desk.handle.ready().await.draining {

@@ -317,6 +317,14 @@ async fn changes_that_are_not_allowed() {
             .await;
         assert_eq!(refused.status, 403, "{header}");
     }
+    // An image on any page sends this.
+    let refused = server
+        .ask(
+            "GET /drain/wait HTTP/1.1\r\nUser-Agent: Mozilla/5.0\r\n",
+            "",
+        )
+        .await;
+    assert_eq!(refused.status, 403);
     let off = Server::start(Mutations::Off).await;
     assert_eq!(off.post("/drain", "").await.status, 403);
     assert_eq!(off.get("/drain/wait").await.status, 403);
