@@ -96,7 +96,7 @@ const drawLines = (id, series, bottom, label) => {
 
 const drawCurve = (endpoint, answered) => {
   const svg = byId("chart_curve");
-  const points = endpoint ? list(endpoint.capacity_curve).filter((point) => isKnown(point.throughput)) : [];
+  const points = endpoint ? list(endpoint.capacity_curve).filter((spot) => isKnown(spot.throughput)) : [];
   if (!points.length) {
     svg.replaceChildren();
     element(svg, "text", { x: 8, y: 24 }, "Not learned yet: traffic draws it.");
@@ -104,21 +104,21 @@ const drawCurve = (endpoint, answered) => {
     show("capacity", "");
     return;
   }
-  const most = Math.max(...points.map((point) => point.in_flight), endpoint.limit);
+  const most = Math.max(...points.map((spot) => spot.in_flight), endpoint.limit);
   const widest = ceiling(most);
-  const top = ceiling(Math.max(...points.map((point) => point.throughput)));
+  const top = ceiling(Math.max(...points.map((spot) => spot.throughput)));
   const { x, y } = frame(svg, top, 0, "0 in flight", String(widest));
-  const place = (point) => x(point.in_flight / widest).toFixed(1) + "," + y(point.throughput).toFixed(1);
+  const place = (spot) => x(spot.in_flight / widest).toFixed(1) + "," + y(spot.throughput).toFixed(1);
   element(svg, "polyline", { class: "s1", points: points.map(place).join(" ") });
-  for (const point of points) element(svg, "circle", { class: "dot", r: 3, cx: x(point.in_flight / widest), cy: y(point.throughput) });
+  for (const spot of points) element(svg, "circle", { class: "dot", r: 3, cx: x(spot.in_flight / widest), cy: y(spot.throughput) });
   const limit = x(endpoint.limit / widest);
   element(svg, "line", { class: "s2", x1: limit, x2: limit, y1: y(0), y2: y(top) });
   element(svg, "text", { x: limit - 4, y: y(top) + 10, "text-anchor": "end" }, "limit " + endpoint.limit);
   if (isKnown(answered)) element(svg, "circle", { class: "now", r: 5, cx: x(Math.min(1, endpoint.in_flight / widest)), cy: y(Math.min(top, answered)) });
-  svg.setAttribute("aria-label", "Capacity curve: " + points.map((point) => rounded(point.throughput) + " a second with " + rounded(point.in_flight) + " in flight").join(", "));
+  svg.setAttribute("aria-label", "Capacity curve: " + points.map((spot) => rounded(spot.throughput) + " a second with " + rounded(spot.in_flight) + " in flight").join(", "));
   const fit = endpoint.capacity;
-  show("capacity", !fit ? "" : "By the Universal Scalability Law: " + (isKnown(fit.peak_concurrency)
-    ? "at most " + known(fit.peak_throughput, rounded) + " a second, with " + rounded(fit.peak_concurrency) + " in flight"
+  show("capacity", !fit ? "" : "By the Universal Scalability Law: " + (isKnown(fit.peak_in_flight)
+    ? "at most " + known(fit.peak_throughput, rounded) + " a second, with " + rounded(fit.peak_in_flight) + " in flight"
     : "no peak in sight") + " (confidence " + known(fit.confidence, percent) + ").");
 };
 
