@@ -516,6 +516,40 @@ fn a_file_that_is_there_again_is_in_force_again() {
     }
 }
 
+/// A limit that is not raised is a number of clients that is in the file and nowhere else.
+#[cfg(target_os = "linux")]
+#[test]
+fn more_clients_get_their_descriptors() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let peer = good_peer();
+    let (gate, base) = gate(&peer);
+    let pid = Pid::from_raw(gate.process.pid().cast_signed());
+    let few = Rlimit {
+        current: Some(64),
+        ..getrlimit(Resource::Nofile)
+    };
+    prlimit(pid, Resource::Nofile, few).expect("it is a child of ours");
+    let connect = |clients: u32| -> Vec<Client> {
+        let served = (0..clients).map(|_| {
+            let mut client = gate.client();
+            assert_eq!(client.get("/").status, 200);
+            client
+        });
+        served.collect()
+    };
+    let open = || gate.metric("tidegate_client_connections", &[]);
+    let clients = connect(30);
+    assert!(open() <= 16.0, "{}", open());
+    drop(clients);
+    gate.until_metric("tidegate_client_connections", &[], 0.0);
+
+    change(&gate, &format!("{base}[server]\nmax_connections = 200\n"));
+    let wanted = few.maximum.map_or(1424, |hard| hard.min(1424));
+    assert_eq!(gate.metric("process_max_fds", &[]), wanted as f64);
+    let _clients = connect(30);
+    assert_eq!(open(), 30.0);
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_told_once() {
     let peer = good_peer();

@@ -210,18 +210,12 @@ pub struct Worker {
 pub struct Acceptor {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
-    /// How many descriptors the process may have.
-    descriptors: u64,
 }
 
 impl Acceptor {
     /// An acceptor for these threads, one of which it runs on.
     pub fn new(shared: Arc<Shared>, workers: Vec<Worker>) -> Self {
-        Self {
-            shared,
-            workers,
-            descriptors: descriptors(),
-        }
+        Self { shared, workers }
     }
 
     /// Accepts from `listener` for ever.
@@ -282,7 +276,8 @@ impl Acceptor {
         loop {
             let open: usize = self.workers.iter().map(|w| w.connections.open()).sum();
             let config = self.shared.live().config.clone();
-            let room = room_for_clients(self.descriptors, &config);
+            // Asked each time: a reload may have raised it.
+            let room = room_for_clients(descriptors(), &config);
             if open < config.server.max_connections.min(room)
                 || self.shared.phase() == Phase::Closing
             {

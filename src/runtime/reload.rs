@@ -83,6 +83,8 @@ impl Settings {
             }
             let new = config::load_again(&sources, &tried)?;
             new.check_successor_of(&before)?;
+            // Of more clients than before, each needs its descriptors.
+            process::raise_descriptor_limit(&new.config);
             process::try_spool(&new.config);
             state_file::try_write(&new.config);
             Ok::<_, config::Problems>(Some(new))
