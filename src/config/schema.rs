@@ -155,7 +155,7 @@ pub const KEYS: &[Key] = &[
         "Client connections at once.").hot(),
     key("server.header_timeout", Kind::Duration(TICK, DAY), "15s",
         "How long a client may take for the whole request head.").hot(),
-    key("server.body_timeout", Kind::Duration(ZERO, DAY), "15s",
+    key("server.body_timeout", Kind::Duration(TICK, DAY), "15s",
         "How far a request's body may be behind body_min_rate.").hot(),
     key("server.body_min_rate", Kind::Size(0, GIB), "500",
         "Bytes a second that a client must send while its body is waited for; with 0 it may pause for body_timeout.").hot(),

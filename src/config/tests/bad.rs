@@ -130,6 +130,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "2:18: server.header_timeout: \"0s\" is out of range; write a duration from \"1ms\" to \"24h\"",
         ),
         (
+            "[server]\nbody_timeout = \"0s\"",
+            "2:16: server.body_timeout: \"0s\" is out of range; write a duration from \"1ms\" to \"24h\"",
+        ),
+        (
             "[server]\nmax_header_bytes = 100",
             "2:20: server.max_header_bytes: 100 is out of range; write a size from \"8KiB\" to \"16MiB\"",
         ),
