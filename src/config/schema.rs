@@ -303,7 +303,7 @@ pub const KEYS: &[Key] = &[
     key("headers.via", Kind::Bool, "true",
         "Add Via to requests and responses.").hot(),
     key("headers.server_timing", Kind::Bool, "false",
-        "Add Server-Timing to responses: time queued and time in the backend.").hot(),
+        "Add Server-Timing to responses: time queued, time in the backend so far, and time since the request's head.").hot(),
 
     key("drain.delay", Kind::Duration(ZERO, DAY), "0s",
         "How long to keep serving after TERM, while endpoints are updated."),

@@ -2,6 +2,7 @@
 //! byte is gone.
 
 use std::{
+    fmt::Write as _,
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll, ready},
@@ -206,13 +207,18 @@ impl Record {
 
     fn add_server_timing<B>(&self, response: &mut Response<B>) {
         let millis = |d: Duration| d.as_secs_f64() * 1e3;
-        let total = clock::now().saturating_duration_since(self.context.arrived);
+        let now = clock::now();
+        let total = now.saturating_duration_since(self.context.arrived);
         let queue = self.context.queue_time();
-        let text = format!(
-            "tidegate-queue;dur={:.1}, tidegate-total;dur={:.1}",
-            millis(queue),
-            millis(total)
-        );
+        let mut text = format!("tidegate-queue;dur={:.1}", millis(queue));
+        if self.source == Source::Backend {
+            // One that goes on writing its answer is not done yet.
+            let so_far = || Some(self.context.at_gate(now)?.saturating_sub(queue));
+            if let Some(backend) = self.context.backend_time().or_else(so_far) {
+                let _ = write!(text, ", tidegate-backend;dur={:.1}", millis(backend));
+            }
+        }
+        let _ = write!(text, ", tidegate-total;dur={:.1}", millis(total));
         if let Ok(value) = HeaderValue::try_from(text) {
             response.headers_mut().append(SERVER_TIMING, value);
         }

@@ -338,7 +338,15 @@ fn the_header_fields() {
     assert!(headers.get("Forwarded").is_some());
     assert!(headers.get("Via").is_none() && answer.header("via").is_none());
     assert!(answer.header("x-request-id").is_none() && answer.header("x-trace").is_some());
-    assert!(answer.header("server-timing").is_some());
+    let timing = answer.header("server-timing").expect("it is asked for");
+    let members: Vec<_> = timing
+        .split(", ")
+        .map(|member| member.split(";dur=").next().expect("a name"))
+        .collect();
+    assert_eq!(
+        members,
+        ["tidegate-queue", "tidegate-backend", "tidegate-total"]
+    );
 }
 
 #[test]
