@@ -81,8 +81,7 @@ label! {
 }
 
 impl Reason {
-    /// The reasons that shed load, as opposed to those that report a fault: these are exported as
-    /// 0 for every route from the start.
+    /// The reasons that shed load, as opposed to those that report a fault.
     pub const REFUSING: &'static [Reason] = &[
         Reason::QueueFull,
         Reason::QueueTimeout,

@@ -208,7 +208,7 @@ impl Metrics {
             backend_seconds: Reading::default(),
         };
         for (_, route) in list(&self.routes) {
-            for (reason, count) in route.rejections(false) {
+            for (reason, count) in route.rejections() {
                 counts.reasons[reason as usize] += count;
             }
             counts.request_seconds.add(&route.request_seconds.read());

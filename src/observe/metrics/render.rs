@@ -8,17 +8,14 @@ use std::{
 use super::{
     EndpointMetrics, Metrics, REVISION, RouteMetrics, Sight, Signals, Snapshot, VERSION, list,
 };
-use crate::{
-    config::UNROUTED,
-    observe::{
-        exposition::{
-            Exposition, Format,
-            Kind::{Counter, Gauge, Histogram},
-        },
-        histogram,
-        labels::{BOUNDS, CLASSES, Phase, Reason, Source, WaitOutcome, bound_by, class},
-        process,
+use crate::observe::{
+    exposition::{
+        Exposition, Format,
+        Kind::{Counter, Gauge, Histogram},
     },
+    histogram,
+    labels::{BOUNDS, CLASSES, Phase, Reason, Source, WaitOutcome, bound_by, class},
+    process,
 };
 
 type Named<T> = Vec<(String, Arc<T>)>;
@@ -194,9 +191,7 @@ fn requests(
         "Requests that tidegate answered itself, by reason.",
     );
     for (name, route) in routes {
-        // Of the default route, so that the first of them is a change that an alert sees. Of each of many routes they
-        // would be most of a scrape.
-        write_reasons(&mut family, name, route.rejections(name == UNROUTED));
+        write_reasons(&mut family, name, route.rejections());
     }
     let mut family = out.family(
         Counter,

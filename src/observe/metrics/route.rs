@@ -61,13 +61,15 @@ impl RouteMetrics {
         }
     }
 
-    /// With `all`, those that never happened too.
-    pub(super) fn rejections(&self, all: bool) -> impl Iterator<Item = (Reason, u64)> {
-        exported(&self.rejected, all)
+    /// Those that never happened too, so that the first of them is a change that an alert sees.
+    pub(super) fn rejections(&self) -> impl Iterator<Item = (Reason, u64)> {
+        counted(&self.rejected)
     }
 
+    /// A dry run spares a request nothing but what sheds load.
     pub(super) fn would_be_rejections(&self) -> impl Iterator<Item = (Reason, u64)> {
-        exported(&self.would_reject, false)
+        counted(&self.would_reject)
+            .filter(|(reason, count)| *count > 0 || Reason::REFUSING.contains(reason))
     }
 
     pub(super) fn answered(&self, source: Source) -> u64 {
@@ -87,12 +89,10 @@ impl RouteMetrics {
     }
 }
 
-/// The reasons to show: those that shed load always, the others once they have happened, or all.
-fn exported(counts: &[AtomicU64], all: bool) -> impl Iterator<Item = (Reason, u64)> {
+fn counted(counts: &[AtomicU64]) -> impl Iterator<Item = (Reason, u64)> {
     Reason::ALL
         .iter()
         .map(|reason| (*reason, counts[*reason as usize].load(Relaxed)))
-        .filter(move |(reason, count)| all || *count > 0 || Reason::REFUSING.contains(reason))
 }
 
 fn refusals(counts: &[AtomicU64]) -> u64 {

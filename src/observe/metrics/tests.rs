@@ -140,6 +140,7 @@ fn values_arrive_where_they_belong() {
         "tidegate_requests_total{route=\"api\",code=\"404\",source=\"backend\"} 1",
         "tidegate_requests_total{route=\"default\",code=\"200\",source=\"backend\"} 0",
         "tidegate_rejected_requests_total{route=\"api\",reason=\"queue_full\"} 1",
+        "tidegate_rejected_requests_total{route=\"api\",reason=\"backend_unreachable\"} 0",
         "tidegate_limit_bound_by{endpoint=\"127.0.0.1:8000\",reason=\"workers\"} 1",
         "tidegate_limit_bound_by{endpoint=\"127.0.0.1:8000\",reason=\"cpu\"} 0",
         "tidegate_backend_seconds_bucket{route=\"api\",le=\"0.025\"} 0",
