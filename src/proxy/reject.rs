@@ -29,6 +29,13 @@ pub struct Rejection {
     pub close: bool,
 }
 
+impl Rejection {
+    /// The reason as the client reads it.
+    fn word(&self) -> &'static str {
+        self.reason.map_or("internal_error", Reason::as_str)
+    }
+}
+
 /// The table: every error's status, reason and consequences.
 pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
     let shed = StatusCode::from_u16(reject.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
@@ -235,9 +242,7 @@ pub fn response(
         };
         put(&header::CONTENT_TYPE, media_type.as_bytes());
         put(&header::CACHE_CONTROL, b"no-store");
-        if let Some(reason) = rejection.reason {
-            put(&REASON_HEADER, reason.as_str().as_bytes());
-        }
+        put(&REASON_HEADER, rejection.word().as_bytes());
         if let Some(after) = rejection.retry_after {
             put(
                 &header::RETRY_AFTER,
@@ -261,7 +266,7 @@ pub fn response(
 /// serializer makes up a good part of what they cost. What no client has a part in, as an id that was made here,
 /// needs no look at each byte.
 fn problem(error: &Error, rejection: &Rejection, id: &[u8], made: bool) -> Bytes {
-    let reason = rejection.reason.map_or("internal_error", Reason::as_str);
+    let reason = rejection.word();
     let title = rejection.status.canonical_reason().unwrap_or("Error");
     let (detail, ours) = match error {
         Error::Refused(refusal) => (Cow::Borrowed(refusal.text()), true),
@@ -401,6 +406,18 @@ mod tests {
             response.headers(),
             "the same fields in another place"
         );
+    }
+
+    #[test]
+    fn a_bug_of_ours_has_a_reason_too() {
+        let rejection = rejection(&Error::Panicked, &reject(0.0));
+        let id = RequestId::Sent(HeaderValue::from_static("id-1"));
+        let answer = response(&Error::Panicked, &rejection, &reject(0.0), &id, None, None);
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.headers()["x-tidegate-reason"], "internal_error");
+        let document: serde_json::Value =
+            serde_json::from_slice(answer.body()).expect("problem+json");
+        assert_eq!(document["reason"], "internal_error");
     }
 
     #[test]
