@@ -36,7 +36,7 @@ but `/drain/wait` takes HEAD as well.
 | GET | `/readyz?verbose` | everybody | the same, and before it a line for each check: `[+] NAME: ok` or `[-] NAME: why not` |
 | GET | `/metrics` | everybody | the metrics below; gzip where `Accept-Encoding` allows it |
 | GET | `/status` | everybody | JSON: limit, in flight, queue, `bound_by`, what is seen of the backend, capacity curve, decisions; with `Accept: text/event-stream` the same once a second, for eight at once; else 503 |
-| GET | `/config` | everybody | the configuration in force and where each value is from: TOML, or JSON by `Accept` |
+| GET | `/config` | everybody | the configuration in force and where each value is from: TOML, or JSON by `Accept`. In `process.command`, `***` stands for users and passwords in URLs, and for the values of options and variables with `password`, `passwd`, `passphrase`, `secret`, `token` or `key` in their names |
 | GET | `/drain/wait` | everybody, but no browser (`Mozilla/…`, `Origin`, `Referer`, `Cookie`, `Sec-Fetch-*`), and under an IP address, `localhost` or a name without dots only | starts a drain if none is under way; 200 `drained` when it is over, 409 when it is undone, 503 for more than 16 who wait. If no TERM follows within 5 s, tidegate serves again. With `admin.mutations = "off"` it waits for a drain but starts none: 403 |
 | POST | `/drain` | this machine | starts a drain, which lasts until `/undrain`: `{"draining": true}` |
 | POST | `/undrain` | this machine | serves again: `{"draining": false}`; 409 when the process is about to exit |

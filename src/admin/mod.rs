@@ -49,7 +49,8 @@ pub trait Handle: Send + Sync {
     /// The status document, see [`crate::observe::status::document`].
     fn status(&self) -> serde_json::Value;
 
-    /// The effective configuration, as TOML and as JSON, without secrets.
+    /// The effective configuration, as TOML and as JSON, without what looks like a secret in
+    /// `process.command`.
     fn config(&self) -> (String, serde_json::Value);
 
     /// Whether requests should be sent here. It should take less than a second.

@@ -19,6 +19,7 @@ mod render;
 mod resolve;
 mod rules;
 pub mod schema;
+mod secrets;
 mod typed;
 mod types;
 mod units;

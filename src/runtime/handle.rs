@@ -173,7 +173,7 @@ impl Handle for Running {
     }
 
     fn config(&self) -> (String, serde_json::Value) {
-        let loaded = self.settings.in_force();
+        let loaded = self.settings.in_force().without_secrets();
         (loaded.render_toml(), loaded.to_json())
     }
 
