@@ -185,7 +185,7 @@ pub struct AccessRecord<'a> {
     pub bytes: u64,
     /// The endpoint that it was last sent to, or was to be sent to, if it came so far.
     pub endpoint: Option<&'a str>,
-    /// How many times it was sent to a backend.
+    /// How many times an endpoint was tried for it; one that could not be reached counts too.
     pub attempt: u32,
 }
 
