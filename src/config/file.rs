@@ -37,7 +37,7 @@ pub(super) struct FileLayer {
 
 /// Reads the text of a file; what is wrong with its syntax and its keys goes to the report.
 pub(super) fn read(path: &Path, text: &str, report: &mut Report) -> FileLayer {
-    let source = Source { path, text };
+    let source = Source::new(path, text);
     let mut layer = FileLayer::default();
     let (table, errors) = DeTable::parse_recoverable(text);
     let broken = errors.iter().any(|error| !is_duplicate(error));
@@ -90,32 +90,49 @@ fn is_duplicate(error: &toml::de::Error) -> bool {
 
 /// The place of a byte of a file.
 pub(super) fn origin(path: &Path, text: &str, offset: usize) -> Origin {
-    Source { path, text }.origin(offset)
+    Source::new(path, text).origin(offset)
 }
 
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
+    /// Where each line starts. Places are asked for by the thousand, where there are many routes.
+    lines: Vec<usize>,
+    /// The bytes that are not the first of their character.
+    inner: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(path: &'a Path, text: &'a str) -> Self {
+        let bytes = || text.bytes().enumerate();
+        let after_newline = bytes().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        let inner = bytes().filter(|(at, _)| !text.is_char_boundary(*at));
+        Self {
+            path,
+            text,
+            lines: std::iter::once(0).chain(after_newline).collect(),
+            inner: inner.map(|(at, _)| at).collect(),
+        }
+    }
+
     fn position(&self, offset: usize) -> Position {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;
         }
-        let before = &self.text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = self.lines[line - 1];
+        let inner = |before: usize| self.inner.partition_point(|at| *at < before);
         Position {
-            line: before.bytes().filter(|b| *b == b'\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column: offset - start - (inner(offset) - inner(start)) + 1,
         }
     }
 
     /// The line that this byte is in.
     fn line(&self, offset: usize) -> &str {
-        let line = self.position(offset).line;
-        self.text.lines().nth(line - 1).unwrap_or_default()
+        let start = self.lines[self.position(offset).line - 1];
+        self.text[start..].lines().next().unwrap_or_default()
     }
 
     fn origin(&self, offset: usize) -> Origin {
@@ -315,4 +332,30 @@ fn unknown_section(path: &str) -> String {
 
 fn section_names() -> String {
     schema::sections().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_counted_in_lines_and_characters() {
+        let text = "a = 1\r\n\n# é€😀 = \"x\"\nb";
+        let source = Source::new(Path::new("t.toml"), text);
+        for offset in 0..=text.len() + 1 {
+            let end = (0..=offset).rev().find(|at| text.is_char_boundary(*at));
+            let before = &text[..end.expect("0 is one").min(text.len())];
+            let (_, last) = before.rsplit_once('\n').unwrap_or(("", before));
+            let expected = Position {
+                line: before.matches('\n').count() + 1,
+                column: last.chars().count() + 1,
+            };
+            assert_eq!(source.position(offset), expected, "{offset}");
+        }
+        assert_eq!(source.line(0), "a = 1");
+        assert_eq!(source.line(6), "a = 1");
+        assert_eq!(source.line(7), "");
+        assert_eq!(source.line(text.len()), "b");
+        assert_eq!(Source::new(Path::new("t.toml"), "\n").line(1), "");
+    }
 }

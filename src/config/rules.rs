@@ -1,5 +1,7 @@
 //! What must hold between keys.
 
+use std::collections::{HashMap, hash_map::Entry};
+
 use super::{
     address::Address,
     origin::Origin,
@@ -148,7 +150,8 @@ fn later<'a>(
 }
 
 fn names(routes: &[RouteSettings], report: &mut Report) {
-    for (i, route) in routes.iter().enumerate() {
+    let mut known: HashMap<&str, &Origin> = HashMap::with_capacity(routes.len());
+    for route in routes {
         let name = route.settings.get("route.name");
         if name.value == Typed::Text(String::new()) {
             let message = "is missing: it is a metric label; write name = \"...\"";
@@ -159,16 +162,20 @@ fn names(routes: &[RouteSettings], report: &mut Report) {
                 name.value
             );
             report.value(&name.origin, "route.name", &message);
-        } else if let Some(first) = routes[..i]
-            .iter()
-            .find(|other| other.settings.get("route.name").value == name.value)
-        {
-            let first = first.settings.get("route.name").origin.to_string();
-            let message = format!(
-                "{} is the name of another route ({first}); choose a unique one",
-                name.value
-            );
-            report.value(&name.origin, "route.name", &message);
+        } else {
+            match known.entry(route.settings.text("route.name")) {
+                Entry::Vacant(new) => {
+                    new.insert(&name.origin);
+                }
+                Entry::Occupied(first) => {
+                    let message = format!(
+                        "{} is the name of another route ({}); choose a unique one",
+                        name.value,
+                        first.get()
+                    );
+                    report.value(&name.origin, "route.name", &message);
+                }
+            }
         }
     }
 }

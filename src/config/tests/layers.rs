@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::clock;
 
 const WAIT: &str = "queue.max_wait";
 const FILE: &str = "[queue]\nmax_wait = \"1s\"\n";
@@ -223,4 +224,21 @@ fn the_body_of_a_refusal_is_read_beside_the_file() {
     // Fed back in from elsewhere.
     let again = load_text(&loaded.render_toml(), &Sources::default()).unwrap();
     assert_eq!(again.config, loaded.config);
+}
+
+/// The places of all of them are known without counting from the start of the file for each.
+#[test]
+fn thousands_of_routes_are_read_at_once() {
+    let routes = (0..20_000).map(|i| format!("[[route]]\nname = \"r{i}\"\npath = \"/{i}\"\n"));
+    let text: String = routes.collect();
+    let begun = clock::now();
+    let loaded = load_text(&text, &Sources::default()).expect("it is valid");
+    let took = clock::now().saturating_duration_since(begun);
+    assert_eq!(loaded.config.routes.len(), 20_000);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let twice = text + "[[route]]\nname = \"r7\"\n";
+    assert_eq!(
+        lines(load_text(&twice, &Sources::default())),
+        "tidegate.toml:60002:8: route.name: \"r7\" is the name of another route (tidegate.toml:23); choose a unique one"
+    );
 }
