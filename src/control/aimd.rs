@@ -56,6 +56,8 @@ const ROOM: f64 = 0.5;
 const UNSURE_WINDOWS: f64 = 5.0;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
+/// With fewer in flight than this, in the mean, requests seldom meet: no limit makes them faster.
+const ALONE: f64 = 1.0;
 /// Gain of the share of drops that are not ours, a window.
 const DROP_GAIN: f64 = 0.05;
 /// Standard errors above that share that count as overload.
@@ -164,7 +166,7 @@ impl Aimd {
             .last
             .map_or(Duration::ZERO, |last| m.point.at.duration_since(last.at));
         self.trials.fade(passed);
-        self.trials.note(&m);
+        self.trials.note(&m, curve);
         self.steady = Some(Steady::with(self.steady, &m.point));
         let reason = self.judge(&mut m, curve, settings);
         self.trials.reached(self.limit);
@@ -190,8 +192,10 @@ impl Aimd {
         let aim = 1.0 + AIM_PART * excess;
         let limited = m.limited >= LIMITED;
 
-        // A busy backend is no faster than an idle one: the baseline is stale.
-        if m.known && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
+        // A busy backend is no faster than an idle one: the baseline is stale. (What is measured at low load goes into
+        // the baseline itself.)
+        let low = m.point.in_flight <= f64::from(Curve::low(m.point.limit));
+        if m.known && !low && m.point.stretch + 2.0 * m.sigma + 0.05 < 1.0 {
             let factor = (m.point.stretch + m.sigma).min(1.0);
             m.rebase(factor, curve);
             self.trials.doubt(m, curve);
@@ -227,7 +231,7 @@ impl Aimd {
             self.decrease(m, settings.decrease.clamp(0.05, 0.99), 1.0, limited);
             return reason::DROPS;
         }
-        if stretched {
+        if stretched && (limited || m.point.in_flight >= ALONE) {
             self.cause = BoundBy::Latency;
             let is_surprise = || self.last.is_some_and(|last| m.point.surprises(&last));
             if limited && !m.in_vain && is_surprise() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::curve::{Curve, LOW_SHARE};
 use super::elastic::{Decreases, Point, Steady, Verdict};
-use super::law::Measured;
+use super::law::{LIMITED, Measured};
 use super::reason;
 use super::window::Pace;
 
@@ -174,10 +174,13 @@ impl Trials {
         self.trial = None;
     }
 
-    /// The baseline is what it was in this window.
-    pub(super) fn note(&mut self, m: &Measured) {
+    /// The baseline is what it was in this window; low traffic measures it as well as a dip does.
+    pub(super) fn note(&mut self, m: &Measured, curve: &Curve) {
         if m.known {
             self.lowest.note(m.scale, m.point.at);
+        }
+        if m.limited < LIMITED && !curve.stale(m.point.limit, m.point.at) {
+            self.suspect = false;
         }
     }
 
