@@ -45,8 +45,8 @@ pub struct Controller {
     pinned: Option<u32>,
     /// What [`Controller::begin`] was told.
     begun: Option<u32>,
-    /// The limit before somebody set another, by hand or by the configuration, since the last tick.
-    by_hand: Option<u32>,
+    /// The limit before something other than the law set another since the last tick, and what.
+    moved: Option<(u32, &'static str)>,
     shadows: Shadows,
     ceilings: Ceilings,
     readings: Readings,
@@ -91,7 +91,7 @@ impl Controller {
             bound_by: BoundBy::Idle,
             pinned: None,
             begun: None,
-            by_hand: None,
+            moved: None,
             shadows: Shadows::default(),
             ceilings: Ceilings::default(),
             readings: Readings::default(),
@@ -137,7 +137,7 @@ impl Controller {
         }
         self.settings = settings;
         self.cast_shadows();
-        self.by_hand.get_or_insert(self.limit);
+        self.note_move(reason::CONFIGURED);
         self.apply(now);
     }
 
@@ -154,6 +154,7 @@ impl Controller {
         if self.windows == 0 {
             self.law = Law::new(self.settings.algorithm, self.settings.initial);
         }
+        self.note_move(reason::SLOTS);
         self.apply(now);
     }
 
@@ -167,8 +168,14 @@ impl Controller {
     /// the law, which goes on from where it was. The backend is measured meanwhile.
     pub fn pin(&mut self, limit: Option<u32>, now: Instant) {
         self.pinned = limit;
-        self.by_hand.get_or_insert(self.limit);
+        self.note_move(reason::CONFIGURED);
         self.apply(now);
+    }
+
+    /// The limit is about to move without the law: the next decision tells, and why.
+    fn note_move(&mut self, why: &'static str) {
+        let from = self.moved.map_or(self.limit, |(from, _)| from);
+        self.moved = Some((from, why));
     }
 
     /// What was learned of the backend, to be kept across a restart; `None` while that is too little.
@@ -200,6 +207,7 @@ impl Controller {
         self.law = Law::new(self.settings.algorithm, limit);
         // It is the end of a search, not its beginning.
         self.law.shrink(f64::from(limit));
+        self.note_move(reason::RECALL);
         self.apply(now);
         true
     }
@@ -286,8 +294,8 @@ impl Controller {
     /// when [`due`](Self::due). `Some` when a window closed, or when the limit or what binds it
     /// changed.
     pub fn tick(&mut self, now: Instant, usage: &Usage, readings: &Readings) -> Option<Decision> {
-        let by_hand = self.by_hand.take().filter(|from| *from != self.limit);
-        let (from, bound_by) = (by_hand.unwrap_or(self.limit), self.bound_by);
+        let moved = self.moved.take().filter(|(from, _)| *from != self.limit);
+        let (from, bound_by) = (moved.map_or(self.limit, |(from, _)| from), self.bound_by);
         self.window.anchor(now, usage);
         if self.settling.is_some_and(|until| now >= until) {
             self.settling = None;
@@ -320,8 +328,8 @@ impl Controller {
         let changed = self.limit != from || self.bound_by != bound_by;
         if let Some(by) = cut {
             self.reason = reason::vetoed(by);
-        } else if by_hand.is_some() {
-            self.reason = reason::CONFIGURED;
+        } else if let Some((_, why)) = moved {
+            self.reason = why;
         } else if !closed && changed || self.limit < from && self.limit >= self.ceiling() {
             // Not the law moved it, but what bounds the law.
             self.reason = reason::vetoed(self.bound_by);

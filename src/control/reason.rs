@@ -71,6 +71,10 @@ pub const REASONS: &[(&str, &str)] = &[
         "The backend's memory grows while its requests do not: it leaks. No limit stops that, so the limit stays.",
     ),
     (
+        RECALL,
+        "The limit begins where an earlier process found it, by what that one had learned of the backend.",
+    ),
+    (
         CONFIGURED,
         "The configuration or the operator holds the limit here.",
     ),
@@ -110,6 +114,8 @@ pub const CPU: &str = "cpu";
 pub const MEMORY: &str = "memory";
 /// The memory grows by itself: an alarm.
 pub const LEAK: &str = "leak";
+/// A state file knew it.
+pub const RECALL: &str = "recall";
 /// A person decided.
 pub const CONFIGURED: &str = "configured";
 

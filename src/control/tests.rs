@@ -572,6 +572,30 @@ fn a_change_by_hand_or_by_the_configuration_is_told() {
 }
 
 #[test]
+fn where_the_limit_begins_is_told() {
+    let mut bench = Bench::new(settings());
+    let told = |bench: &mut Bench| {
+        let decision = bench
+            .controller
+            .tick(bench.now, &bench.usage, &bench.readings);
+        decision.map(|decision| (decision.from, decision.limit, decision.reason))
+    };
+    told(&mut bench);
+    bench.controller.begin(5, bench.now);
+    assert_eq!(told(&mut bench), Some((8, 5, reason::SLOTS)));
+    let known = Remembered {
+        slots: None,
+        limit: 11,
+        scale: 1.0,
+        cost: 0.05,
+        latency: 0.05,
+        bins: Vec::new(),
+    };
+    assert!(bench.controller.recall(&known, bench.now));
+    assert_eq!(told(&mut bench), Some((5, 11, reason::RECALL)));
+}
+
+#[test]
 fn requests_of_half_a_minute_are_learned_from() {
     let mut bench = Bench::new(Settings {
         initial: 4,
