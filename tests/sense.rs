@@ -116,6 +116,33 @@ fn a_unix_socket_is_as_good() {
 }
 
 #[test]
+fn a_socket_of_systemd_is_no_process_of_systemd() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps/activate.py");
+    let named = "import runpy, sys
+open('/proc/self/comm', 'w').write('systemd')
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')";
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut manager = Process::start(
+        "activate.py",
+        Command::new("python3")
+            .args(["-c", named, script, "http"])
+            .args(gunicorn_command(&["--workers", "2"]))
+            .env("APP_DIR", dir.path())
+            .env_remove("GUNICORN_CMD_ARGS")
+            .env_remove("PORT"),
+    );
+    let address = manager.logged("gunicorn's address", |log| {
+        let (_, rest) = log.split_once("Listening at: http://")?;
+        Some(rest.split_once(' ')?.0.to_owned())
+    });
+    let tidegate = Tidegate::to(&address).start();
+    until_slots(&tidegate, 2, "proc");
+    let gunicorn = children(manager.pid());
+    assert_eq!(seen(&tidegate, "/process/pid"), gunicorn[0]);
+}
+
+#[test]
 fn what_the_kernel_holds_for_busy_workers_is_counted() {
     for app in [Gunicorn::sync(1), Gunicorn::unix(&["--workers", "1"])] {
         let tidegate = Tidegate::to(app.address()).limit(4).start();

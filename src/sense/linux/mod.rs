@@ -124,7 +124,7 @@ pub fn times(pid: u32) -> Option<ProcessTimes> {
     })
 }
 
-/// The process that owns the listener; of several the one that started the others.
+/// The process that owns the listener; of several the one that started the others, but for systemd.
 fn owner(
     listener: &Result<Listener, String>,
     discovery: &Discovery,
@@ -151,6 +151,7 @@ fn owner(
     }
     let (holding, denied) = process::holders(&listener.inodes);
     process::eldest(&holding).ok_or_else(|| match denied {
+        _ if !holding.is_empty() => "systemd keeps its socket, and has not started it".to_owned(),
         0 => "its process is not to be seen from here (another PID namespace?)".to_owned(),
         denied => format!(
             "its process is not among those that may be looked into ({denied} may not: another user's)"

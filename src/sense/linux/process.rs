@@ -15,6 +15,8 @@ pub const TICKS_A_SECOND: f64 = 100.0;
 const MOST: usize = 1024;
 /// Bytes of a configuration file that are looked at.
 const FILE_MAX: u64 = 256 << 10;
+/// Keeps the sockets of the services that it starts, as PID 1 or as a user's, and serves none of them.
+const MANAGER: &str = "systemd";
 
 /// What `/proc/PID/stat` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,17 +212,19 @@ pub fn holders(inodes: &[u64]) -> (Vec<u32>, usize) {
 /// Of these processes the one that the others descend from. Of several, the parent that they all have, if it
 /// bears their command: granian's workers listen, their master does not. Else the oldest.
 pub fn eldest(pids: &[u32]) -> Option<u32> {
-    let known: HashSet<u32> = pids.iter().copied().collect();
-    let elders: Vec<(u32, Stat)> = pids
-        .iter()
-        .filter_map(|&pid| Some((pid, Stat::read(pid)?)))
-        .filter(|(_, stat)| !known.contains(&stat.parent))
-        .collect();
-    let (oldest, stat) = elders
+    let holders = pids.iter().filter_map(|&pid| Some((pid, Stat::read(pid)?)));
+    eldest_of(holders.collect(), command)
+}
+
+fn eldest_of(mut holders: Vec<(u32, Stat)>, command: fn(u32) -> Vec<String>) -> Option<u32> {
+    holders.retain(|(_, stat)| stat.name != MANAGER);
+    let known: HashSet<u32> = holders.iter().map(|(pid, _)| *pid).collect();
+    holders.retain(|(_, stat)| !known.contains(&stat.parent));
+    let (oldest, stat) = holders
         .iter()
         .min_by(|(_, one), (_, other)| one.started.total_cmp(&other.started))?;
-    let siblings = elders.len() > 1
-        && elders
+    let siblings = holders.len() > 1
+        && holders
             .iter()
             .all(|(_, other)| other.parent == stat.parent && other.name == stat.name);
     let forked = siblings && stat.parent > 1 && {
@@ -335,6 +339,35 @@ mod tests {
         assert_eq!(eldest(&[own]), Some(own));
         drop(listener);
         assert!(!holds(own, &[inode]));
+    }
+
+    fn stat(name: &str, parent: u32, started: f64) -> Stat {
+        Stat {
+            name: name.into(),
+            parent,
+            cpu_seconds: 0.0,
+            threads: 1,
+            started,
+        }
+    }
+
+    #[test]
+    fn a_socket_that_systemd_keeps_is_its_services() {
+        let command = |_| Vec::new();
+        let service = |systemd: u32| {
+            vec![
+                (systemd, stat("systemd", 0, 0.0)),
+                (70, stat("gunicorn", systemd, 5.0)),
+                (71, stat("gunicorn", 70, 6.0)),
+            ]
+        };
+        assert_eq!(eldest_of(service(1), command), Some(70));
+        assert_eq!(eldest_of(service(60), command), Some(70), "a user's");
+        let before_it_is_started = vec![(1, stat("systemd", 0, 0.0))];
+        assert_eq!(eldest_of(before_it_is_started, command), None);
+        // The first process of a container is a server like any other.
+        let first = vec![(1, stat("gunicorn", 0, 0.0)), (7, stat("gunicorn", 1, 1.0))];
+        assert_eq!(eldest_of(first, command), Some(1));
     }
 
     #[test]
