@@ -190,8 +190,7 @@ pub fn socket_inodes(pid: u32) -> io::Result<impl Iterator<Item = u64>> {
     }))
 }
 
-/// All processes that have one of these sockets open, `first` tried before all others, and how many could
-/// not be looked into for want of rights.
+/// All processes that have one of these sockets open, and how many could not be looked into for want of rights.
 pub fn holders(inodes: &[u64]) -> (Vec<u32>, usize) {
     let mut denied = 0;
     let mut found = Vec::new();
@@ -227,7 +226,7 @@ fn eldest_of(mut holders: Vec<(u32, Stat)>, command: fn(u32) -> Vec<String>) -> 
         && holders
             .iter()
             .all(|(_, other)| other.parent == stat.parent && other.name == stat.name);
-    let forked = siblings && stat.parent > 1 && {
+    let forked = siblings && {
         let own = command(*oldest);
         !own.is_empty() && command(stat.parent) == own
     };
@@ -349,6 +348,27 @@ mod tests {
             threads: 1,
             started,
         }
+    }
+
+    #[test]
+    fn a_master_that_does_not_listen_may_be_the_first_process() {
+        let workers = |master| {
+            vec![
+                (7, stat("granian", master, 1.0)),
+                (8, stat("granian", master, 2.0)),
+            ]
+        };
+        let named = |pid| match pid {
+            // The parent is outside of the namespace.
+            0 => Vec::new(),
+            2 => vec!["init".to_owned()],
+            _ => vec!["granian".to_owned()],
+        };
+        assert_eq!(eldest_of(workers(6), named), Some(6));
+        assert_eq!(eldest_of(workers(1), named), Some(1));
+        assert_eq!(eldest_of(workers(2), named), Some(7), "another program");
+        assert_eq!(eldest_of(workers(0), named), Some(7));
+        assert_eq!(eldest_of(workers(6), |_| Vec::new()), Some(7), "unnamed");
     }
 
     #[test]
