@@ -32,7 +32,7 @@ pub struct Stat {
 
 impl Stat {
     pub fn read(pid: u32) -> Option<Self> {
-        parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        parse_stat(&text(format!("/proc/{pid}/stat"))?)
     }
 }
 
@@ -53,6 +53,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
         threads: field(20)? as u32,
         started: field(22)? as f64 / TICKS_A_SECOND,
     })
+}
+
+/// A file of `/proc` that has a name in it: the kernel cuts those at 15 bytes, be it within a character.
+fn text(path: impl AsRef<Path>) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The arguments of a process, the program first; empty for a kernel thread and a zombie.
@@ -86,7 +92,7 @@ fn split(bytes: &[u8]) -> Vec<String> {
 /// The names of a process's threads.
 pub fn thread_names(pid: u32) -> Vec<String> {
     numbers(format!("/proc/{pid}/task"))
-        .filter_map(|thread| fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).ok())
+        .filter_map(|thread| text(format!("/proc/{pid}/task/{thread}/comm")))
         .map(|name| name.trim_end().to_owned())
         .collect()
 }
@@ -255,7 +261,7 @@ fn parse_schedule(text: &str) -> Option<(f64, f64)> {
 /// Resident memory of a process, bytes.
 pub fn resident(pid: u32) -> u64 {
     // In kilobytes, unlike statm, which counts pages of a size that one would have to know.
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let text = text(format!("/proc/{pid}/status")).unwrap_or_default();
     kilobytes(&text, "VmRSS:").unwrap_or(0)
 }
 
@@ -284,7 +290,12 @@ fn numbers(dir: impl AsRef<Path>) -> impl Iterator<Item = u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, os::fd::AsFd};
+    use std::{
+        io::{BufRead, BufReader},
+        net::TcpListener,
+        os::fd::AsFd,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -351,6 +362,29 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_cut_within_a_character_hides_nothing() {
+        let program = "import sys
+open('/proc/self/comm', 'wb').write(b'caf\\xc3\\xa9-caf\\xc3\\xa9-ca\\xc3')
+print(flush=True)
+sys.stdin.read()";
+        let mut named = Command::new("python3")
+            .args(["-c", program])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
+        let mut said = BufReader::new(named.stdout.take().expect("its output")).lines();
+        said.next().expect("a line").expect("a line");
+        let cut = "café-café-ca\u{fffd}";
+        let stat = Stat::read(named.id()).expect("it runs");
+        assert_eq!((stat.name.as_str(), stat.parent), (cut, std::process::id()));
+        assert_eq!(thread_names(named.id()), [cut]);
+        assert!(resident(named.id()) > 1 << 20);
+        drop(named.stdin.take());
+        named.wait().expect("it ends");
+    }
+
+    #[test]
     fn a_master_that_does_not_listen_may_be_the_first_process() {
         let workers = |master| {
             vec![
@@ -401,7 +435,7 @@ mod tests {
         assert!(thread_names(own).len() >= 2);
         let (run, _) = schedule(own);
         assert!(run > 0.0);
-        let mut sleeper = std::process::Command::new("sleep")
+        let mut sleeper = Command::new("sleep")
             .arg("60")
             .spawn()
             .expect("sleep starts");
