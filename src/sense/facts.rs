@@ -72,6 +72,10 @@ pub struct Overlap {
 /// one.
 pub const TAKES_OVER: &str = "GUNICORN_PID";
 
+/// The variables that Werkzeug's development server gives to the process that it starts for its reloader. Others, such
+/// as `WERKZEUG_DEBUG_PIN`, are set by people, whatever the server.
+pub const DEVELOPMENT: [&str; 2] = ["WERKZEUG_RUN_MAIN", "WERKZEUG_SERVER_FD"];
+
 /// Whether a variable says something of a server.
 pub fn is_telling(variable: &str) -> bool {
     const NAMES: [&str; 6] = [
@@ -83,7 +87,8 @@ pub fn is_telling(variable: &str) -> bool {
         "XDG_RUNTIME_DIR",
     ];
     NAMES.contains(&variable)
-        || ["UWSGI_", "GRANIAN_", "WERKZEUG_", "MALLOC_"]
+        || DEVELOPMENT.contains(&variable)
+        || ["UWSGI_", "GRANIAN_", "MALLOC_"]
             .iter()
             .any(|prefix| variable.starts_with(prefix))
 }

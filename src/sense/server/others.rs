@@ -1,7 +1,10 @@
 //! The servers that tell little or nothing of themselves.
 
 use super::{Accepts, Args, Count, ReadFile, Server, counted, unbounded};
-use crate::{config::Profile, sense::facts::ProcessFacts};
+use crate::{
+    config::Profile,
+    sense::facts::{DEVELOPMENT, ProcessFacts},
+};
 
 /// waitress's default of `--threads`.
 const WAITRESS_THREADS: u32 = 4;
@@ -144,10 +147,9 @@ fn cores(read: &ReadFile<'_>) -> Option<u32> {
 
 /// A server inside of the app's own program.
 fn embedded(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Server> {
-    if process
-        .environment
-        .keys()
-        .any(|name| name.starts_with("WERKZEUG_"))
+    if DEVELOPMENT
+        .iter()
+        .any(|name| process.environment.contains_key(*name))
     {
         return werkzeug(args, "environment");
     }

@@ -360,6 +360,8 @@ fn the_others_are_told_apart() {
     let reloader = process("python3 app.py", &[("WERKZEUG_RUN_MAIN", "true")], 0);
     let server = recognise(&reloader, &no_files).expect("the development server");
     assert_eq!(server.profile, Profile::Werkzeug);
+    let debugged = process("python3 serve.py", &[("WERKZEUG_DEBUG_PIN", "off")], 0);
+    assert_eq!(recognise(&debugged, &no_files), None);
     let mut named = process("python3 serve.py", &[], 0);
     named.thread_names = ["python3", "waitress-0", "waitress-1"]
         .map(str::to_owned)
