@@ -38,7 +38,7 @@ pub struct Socket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     Netlink,
-    /// `/proc/net/tcp` and its like, where netlink is forbidden.
+    /// `/proc/net/tcp` and its like, where netlink is forbidden or does not answer.
     Proc,
 }
 
@@ -116,10 +116,8 @@ impl Lookup {
     pub fn find(&mut self, before: Option<&Listener>) -> Result<Listener, String> {
         let sockets = match &self.target {
             Target::Tcp { ips, port } => {
-                let found = match &mut self.kernel {
-                    Some(kernel) => kernel.tcp(*port),
-                    None => tcp_from_proc(*port),
-                };
+                let found = by_netlink(&mut self.kernel, |kernel| kernel.tcp(*port))
+                    .unwrap_or_else(|| tcp_from_proc(*port));
                 choose(found.map_err(|error| error.to_string())?, ips)
             }
             Target::Unix(path) => {
@@ -142,21 +140,42 @@ impl Lookup {
     }
 
     fn unix(&mut self, path: &Path, before: Option<&Listener>) -> io::Result<Vec<Socket>> {
-        let Some(kernel) = &mut self.kernel else {
+        if self.kernel.is_none() {
             return unix_from_proc(path);
-        };
+        }
         // Whoever binds the path anew makes a new file, so the old socket is asked for only while the
         // file is the same.
         let file = fs::metadata(path)?;
-        if let Some(&inode) = before.and_then(|before| before.inodes.first())
-            && let Some(socket) = kernel.unix_by_inode(inode as u32)?
-            && is_at(&socket, path, &file)
-        {
-            return Ok(vec![socket]);
+        let known = before.and_then(|before| before.inodes.first());
+        let found = by_netlink(&mut self.kernel, |kernel| {
+            if let Some(&inode) = known
+                && let Some(socket) = kernel.unix_by_inode(inode as u32)?
+                && is_at(&socket, path, &file)
+            {
+                return Ok(vec![socket]);
+            }
+            let mut all = kernel.unix()?;
+            all.retain(|socket| is_at(socket, path, &file));
+            Ok(all)
+        });
+        found.unwrap_or_else(|| unix_from_proc(path))
+    }
+}
+
+/// What the kernel answers; `None` where it is not there to be asked, or no longer: one without inet_diag or unix_diag
+/// says so only when it is asked.
+fn by_netlink<T>(
+    kernel: &mut Option<Netlink>,
+    question: impl FnOnce(&mut Netlink) -> io::Result<T>,
+) -> Option<io::Result<T>> {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    let answer = question(kernel.as_mut()?);
+    match &answer {
+        Err(error) if !matches!(error.kind(), WouldBlock | TimedOut | Interrupted) => {
+            *kernel = None;
+            None
         }
-        let mut all = kernel.unix()?;
-        all.retain(|socket| is_at(socket, path, &file));
-        Ok(all)
+        _ => Some(answer),
     }
 }
 
@@ -356,6 +375,32 @@ Num       RefCount Protocol Flags    Type St Inode Path
             lookup.find(None).is_err()
         });
         assert!(gone);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_such_questions_is_asked_by_proc() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let tcp = listener.local_addr().expect("its address").to_string();
+        let dir = tempfile::tempdir().expect("a directory");
+        let unix = dir.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&unix).expect("a socket");
+        for address in [tcp.parse().expect("an address"), Address::Unix(unix)] {
+            let mut lookup = Lookup::new(&address).expect("this machine");
+            lookup.kernel = Netlink::of(rustix::net::netlink::USERSOCK).ok();
+            assert_eq!(lookup.via(), Via::Netlink);
+            let by_proc = lookup.find(None).expect("it listens");
+            assert_eq!(lookup.via(), Via::Proc);
+            lookup.kernel = Netlink::open().ok();
+            let by_netlink = lookup.find(Some(&by_proc)).expect("it listens");
+            assert_eq!(lookup.via(), Via::Netlink);
+            assert_eq!(by_netlink.inodes, by_proc.inodes);
+        }
+        let slow = |kind: io::ErrorKind| {
+            let mut kernel = Netlink::open().ok();
+            by_netlink(&mut kernel, |_| Err::<(), _>(kind.into())).is_some() && kernel.is_some()
+        };
+        assert!(slow(io::ErrorKind::WouldBlock), "it is asked again");
+        assert!(!slow(io::ErrorKind::NotFound));
     }
 
     #[test]

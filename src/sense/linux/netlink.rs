@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::net::{
-    self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
+    self, AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType,
     netlink::{self, SocketAddrNetlink},
 };
 
@@ -59,11 +59,16 @@ impl Netlink {
     /// # Errors
     /// Where the kernel has no sock_diag, or a sandbox forbids it.
     pub fn open() -> io::Result<Self> {
+        Self::of(netlink::SOCK_DIAG)
+    }
+
+    /// With another part of the kernel, perhaps, which understands none of this.
+    pub(super) fn of(part: Protocol) -> io::Result<Self> {
         let socket = net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(netlink::SOCK_DIAG),
+            Some(part),
         )?;
         net::sockopt::set_socket_timeout(&socket, net::sockopt::Timeout::Recv, Some(PATIENCE))?;
         Ok(Self {
@@ -183,8 +188,8 @@ fn gather<T>(
         // Answers to an earlier question that was given up are passed over.
         if of == sequence {
             match kind {
-                DONE => return Ok(false),
-                ERROR => {
+                // A dump that fails is done, too: tcp_diag may be missing where inet_diag is there.
+                DONE | ERROR => {
                     let code = u32_at(body, 0).unwrap_or_default().cast_signed();
                     return match code {
                         0 => Ok(false),
@@ -434,5 +439,10 @@ mod tests {
         let found = &mut Vec::new();
         assert!(gather(&done, 7, parse_inet, found).is_ok_and(|more| more));
         assert!(gather(&done, 6, parse_inet, found).is_ok_and(|more| !more));
+        // With what became of it, ENOENT.
+        done[0] += 4;
+        done.extend((-2_i32).to_ne_bytes());
+        let failed = gather(&done, 6, parse_inet, found).expect_err("nobody to ask");
+        assert_eq!(failed.kind(), io::ErrorKind::NotFound);
     }
 }
