@@ -71,26 +71,31 @@ fn interpret(config: &Value, stats: &Value) -> Result<Told, String> {
     let threads = number(&config["threads"]).unwrap_or(1).max(1);
     // "<class 'gunicorn.workers.gthread.ThreadWorker'>", or a bare word.
     let class = config["worker_class"].as_str().unwrap_or_default();
-    let is = |word: &str| class.contains(word);
-    let (profile, accepts, slots) = if is("gthread") || (is("sync") && threads > 1) {
+    let words: Vec<&str> = class
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .collect();
+    let is = |word: &str| words.contains(&word);
+    // Not every class with `sync` in its name: one that is async has it, too.
+    let sync = is("sync") || is("SyncWorker");
+    let (profile, accepts, slots) = if is("gthread") || (sync && threads > 1) {
         (
             Profile::GunicornGthread,
             Accepts::Eagerly,
             Count::product(workers, threads),
         )
-    } else if is("sync") {
+    } else if sync {
         (
             Profile::GunicornSync,
             Accepts::WhenIdle,
             Count::product(workers, 1),
         )
-    } else if is("tornado") {
+    } else if is("tornado") || is("gtornado") {
         (
             Profile::Generic,
             Accepts::WhenIdle,
             Count::product(workers, 1),
         )
-    } else if is("gevent") || is("eventlet") {
+    } else if class.contains("gevent") || class.contains("eventlet") {
         let why = unbounded("a greenlet for each connection, so its CPU is the bound");
         (Profile::GunicornGevent, Accepts::Eagerly, Err(why))
     } else {
@@ -147,7 +152,18 @@ mod tests {
             slots(told("<class 'gunicorn.workers.ggevent.GeventWorker'>", 1)),
             None
         );
-        assert_eq!(slots(told("my.Worker", 1)), None);
+        let tornado = told("<class 'gunicorn.workers.gtornado.TornadoWorker'>", 1);
+        assert_eq!(tornado.accepts, Accepts::WhenIdle);
+        for unknown in [
+            "my.Worker",
+            "<class 'app.async_worker.Worker'>",
+            "app.AsyncWorker",
+        ] {
+            let unknown = told(unknown, 4);
+            assert_eq!(unknown.profile, Profile::Generic);
+            assert_eq!(slots(unknown), None);
+        }
+        assert_eq!(told("app.SyncWorker", 1).profile, Profile::GunicornSync);
         let more = interpret(
             &json!({ "workers": 2, "worker_class": "sync" }),
             &json!({ "workers_target": 5, "pid": 7 }),
