@@ -1,9 +1,12 @@
 //! gunicorn, by its master process.
 //!
 //! Its settings come from `WEB_CONCURRENCY`, the configuration file, `GUNICORN_CMD_ARGS` and the command
-//! line, the later ones winning. The file is Python: what it sets to a literal is known, what it computes
-//! is not, and then nothing is guessed. Workers are counted, because TTIN and TTOU change their number.
+//! line, the later ones winning. The file is Python: what it sets to a literal is known, what it computes or
+//! fetches from elsewhere is not, and then nothing is guessed. Workers are counted, because TTIN and TTOU change their number.
 
+mod python;
+
+use self::python::assigned;
 use super::{Accepts, Args, Count, ReadFile, Server, read_at_start, unbounded};
 use crate::{config::Profile, sense::facts::ProcessFacts};
 
@@ -178,72 +181,6 @@ fn config_file(process: &ProcessFacts, args: &Args, variable: &Args, read: &Read
         None => {
             let found = read_at_start(process, "gunicorn.conf.py", read);
             found.map_or(File::None, File::Text)
-        }
-    }
-}
-
-/// What a Python file assigns to a name, if all of it are literals at the top level.
-fn assigned(text: &str, name: &str) -> Setting {
-    let mut found = Setting::Unset;
-    for line in text.lines() {
-        let bare = line.trim_start();
-        let Some(rest) = bare.strip_prefix(name) else {
-            continue;
-        };
-        let rest = rest.trim_start();
-        let augmented = ["+=", "*=", "-="].iter().any(|sign| rest.starts_with(sign));
-        let Some(value) = rest.strip_prefix('=').filter(|rest| !rest.starts_with('=')) else {
-            if augmented {
-                found = Setting::Computed;
-            }
-            continue;
-        };
-        found = match literal(value.trim()) {
-            // Indented: under a condition, or in a function.
-            Some(value) if bare.len() == line.len() => Setting::Known(value.to_owned()),
-            _ => Setting::Computed,
-        };
-    }
-    found
-}
-
-/// A number or a plain string, perhaps with a comment behind it.
-fn literal(value: &str) -> Option<&str> {
-    for quote in ['"', '\''] {
-        if let Some(rest) = value.strip_prefix(quote) {
-            let (text, after) = rest.split_once(quote)?;
-            let after = after.trim_start();
-            return (after.is_empty() || after.starts_with('#')).then_some(text);
-        }
-    }
-    let number = value.split('#').next().unwrap_or_default().trim_end();
-    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-    digits.then_some(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_configuration_file_is_believed_where_it_is_plain() {
-        let known = |text: &str| Setting::Known(text.to_owned());
-        let cases = [
-            ("workers = 4", known("4")),
-            ("workers=4  # two a core", known("4")),
-            ("workers = '3'", known("3")),
-            ("workers = 2\nworkers = 5", known("5")),
-            ("workers_max = 9", Setting::Unset),
-            ("# workers = 9", Setting::Unset),
-            ("if x:\n    workers = 9", Setting::Computed),
-            ("workers = cpu_count() * 2 + 1", Setting::Computed),
-            ("workers = 2\nworkers *= 2", Setting::Computed),
-            ("workers == 2", Setting::Unset),
-            ("workers = '2' + x", Setting::Computed),
-            ("", Setting::Unset),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(assigned(text, "workers"), expected, "{text:?}");
         }
     }
 }

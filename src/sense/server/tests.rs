@@ -179,6 +179,14 @@ fn gunicorns_configuration_file_is_read_where_it_is_plain() {
         (Profile::Generic, None)
     );
     assert_eq!(
+        of("from base import *", &[], "-c conf/g.py a:a"),
+        (Profile::Generic, None)
+    );
+    assert_eq!(
+        of("workers, threads = 2, 4", &[], "-c conf/g.py a:a"),
+        (Profile::GunicornGthread, Some(8))
+    );
+    assert_eq!(
         of(computed, &[], "-c conf/g.py --threads 3 a:a"),
         (Profile::GunicornGthread, Some(6))
     );
