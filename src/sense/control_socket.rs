@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 use super::{
     ladder::Told,
     server::{Accepts, Count, Server, unbounded},
+    until::Until,
 };
-use crate::{config::Profile, socket_file};
+use crate::{clock, config::Profile, socket_file};
 
-/// What an answer may take. gunicorn's master answers within milliseconds.
+/// What both answers may take together. gunicorn's master answers within milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// No answer is as long.
 const ANSWER_MAX: u32 = 4 << 20;
@@ -28,10 +29,9 @@ const ANSWER_MAX: u32 = 4 << 20;
 /// One sentence, if nobody answers there, or not as gunicorn does.
 pub fn ask(path: &Path) -> Result<Told, String> {
     let talk = || -> Result<(Value, Value), String> {
-        let mut stream = socket_file::connect(path, PATIENCE).map_err(|error| error.to_string())?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .map_err(|error| error.to_string())?;
+        let end = clock::now() + PATIENCE;
+        let stream = socket_file::connect(path, PATIENCE).map_err(|error| error.to_string())?;
+        let mut stream = Until { stream, end };
         let config = show(&mut stream, "config")?;
         // How many there should be now: TTIN and TTOU change it. An old version may not know.
         let stats = show(&mut stream, "stats").unwrap_or_default();
@@ -41,12 +41,12 @@ pub fn ask(path: &Path) -> Result<Told, String> {
     interpret(&config, &stats).map_err(|why| format!("{}: {why}", path.display()))
 }
 
-fn show(stream: &mut UnixStream, what: &str) -> Result<Value, String> {
+fn show(stream: &mut Until<UnixStream>, what: &str) -> Result<Value, String> {
     let request = json!({ "id": 1, "command": "show", "args": [what] }).to_string();
     let mut message = (request.len() as u32).to_be_bytes().to_vec();
     message.extend(request.as_bytes());
     let mut exchange = || -> std::io::Result<Vec<u8>> {
-        stream.write_all(&message)?;
+        stream.stream.write_all(&message)?;
         let mut length = [0; 4];
         stream.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length).min(ANSWER_MAX);
@@ -119,6 +119,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::sense::until::tests::trickle;
 
     #[test]
     fn a_full_backlog_is_not_waited_for_for_ever() {
@@ -171,6 +172,20 @@ mod tests {
         let more = more.expect("it is gunicorn's");
         assert_eq!((more.pid, slots(more.server)), (Some(7), Some(5)));
         assert!(interpret(&json!({ "a": 1 }), &Value::Null).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_trickles_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("gunicorn.ctl");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let server = std::thread::spawn(move || {
+            trickle(listener.accept().expect("a connection").0);
+        });
+        // So long, it says by its first bytes, that the trickle would last for ever.
+        let why = ask(&path).expect_err("it never ends");
+        assert!(why.ends_with("in time"), "{why}");
+        server.join().expect("no panic");
     }
 
     #[test]

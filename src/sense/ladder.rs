@@ -90,7 +90,7 @@ pub struct Ladder {
 
 impl Ladder {
     /// Asks all sources. `process` is the owner of the listening socket, or why it is not known. Blocks for
-    /// as long as the control socket and the stats server take, at most a second each.
+    /// as long as the control socket and the stats server take, at most half a second each.
     pub fn climb(
         discovery: &Discovery,
         process: Result<&ProcessFacts, &str>,

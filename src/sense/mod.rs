@@ -20,6 +20,7 @@ pub mod facts;
 pub mod ladder;
 mod learned;
 pub mod server;
+mod until;
 mod uwsgi_stats;
 mod watch;
 

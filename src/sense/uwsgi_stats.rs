@@ -11,13 +11,15 @@ use serde_json::Value;
 use super::{
     ladder::Told,
     server::{Accepts, Count, Server},
+    until::Until,
 };
 use crate::{
+    clock,
     config::{Address, Profile},
     socket_file,
 };
 
-/// What an answer may take.
+/// What an answer may take, to its end.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Many workers with long requests fit.
 const ANSWER_MAX: u64 = 16 << 20;
@@ -32,18 +34,19 @@ pub fn ask(address: &Address) -> Result<Told, String> {
 }
 
 fn read(address: &Address) -> std::io::Result<Vec<u8>> {
+    let end = clock::now() + PATIENCE;
     let mut text = Vec::new();
     match address {
         Address::Unix(path) => {
             let stream = socket_file::connect(path, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let stream = Until { stream, end };
             stream.take(ANSWER_MAX).read_to_end(&mut text)?;
         }
         Address::Tcp { host, port } => {
             let address = (host.as_str(), *port).to_socket_addrs()?.next();
             let address = address.ok_or(std::io::ErrorKind::AddrNotAvailable)?;
             let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let stream = Until { stream, end };
             stream.take(ANSWER_MAX).read_to_end(&mut text)?;
         }
         Address::Fd(_) => return Err(std::io::ErrorKind::InvalidInput.into()),
@@ -93,6 +96,7 @@ mod tests {
     use std::{io::Write, net::TcpListener};
 
     use super::*;
+    use crate::sense::until::tests::trickle;
 
     /// As uWSGI 2.0.31 answers, shortened: a worker of three threads, one that is cheaped.
     const ANSWER: &str = r#"{
@@ -122,6 +126,18 @@ mod tests {
         for nonsense in [&b""[..], b"{", b"{}", b"SSH-2.0"] {
             assert!(interpret(nonsense).is_err());
         }
+    }
+
+    #[test]
+    fn an_answer_that_trickles_is_not_waited_for_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = Address::connect(&listener.local_addr().expect("bound").to_string());
+        let server = std::thread::spawn(move || {
+            trickle(listener.accept().expect("a connection").0);
+        });
+        let why = ask(&address.expect("an address")).expect_err("it never ends");
+        assert!(why.ends_with("in time"), "{why}");
+        server.join().expect("no panic");
     }
 
     #[test]
