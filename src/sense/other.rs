@@ -67,6 +67,11 @@ impl Eyes {
     /// Takes over what an earlier survey has learned over time.
     pub fn continue_from(&mut self, _before: Self) {}
 
+    /// Whether the endpoint is on this machine, and will be seen once somebody listens there.
+    pub fn is_here(&self) -> bool {
+        false
+    }
+
     /// What the processes share, for the next survey.
     pub fn overlap(&self) -> Option<Overlap> {
         None

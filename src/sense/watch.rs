@@ -27,7 +27,7 @@ use crate::{
 
 /// Between two looks at everything.
 const LOOK: Duration = Duration::from_secs(10);
-/// ... while nobody listens yet.
+/// ... while nobody listens yet, on this machine: elsewhere nobody will, and each look asks for the name anew.
 const LOOK_MISSING: Duration = Duration::from_secs(1);
 /// ... at the least, when something has changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -362,7 +362,7 @@ impl Watch {
         eyes.continue_from(std::mem::take(&mut self.eyes));
         self.eyes = eyes;
         self.looked = Some(now);
-        if findings.listener.is_err() {
+        if findings.listener.is_err() && self.eyes.is_here() {
             self.next_look = self.next_look.min(now + LOOK_MISSING);
         }
         self.settle_slots(findings.slots(), now);

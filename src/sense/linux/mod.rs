@@ -206,6 +206,11 @@ impl Eyes {
         }
     }
 
+    /// Whether the endpoint is on this machine, and will be seen once somebody listens there.
+    pub fn is_here(&self) -> bool {
+        self.lookup.is_some()
+    }
+
     /// What the processes share, for the next survey.
     pub fn overlap(&self) -> Option<Overlap> {
         self.meter.as_ref()?.overlap().cloned()

@@ -153,6 +153,25 @@ fn what_was_learned_of_a_server_is_not_held_against_another() {
 }
 
 #[test]
+fn an_endpoint_is_waited_for_on_this_machine_only() {
+    let now = clock::now();
+    let looked = |address: &str| {
+        let address = Address::connect(address).expect("an address");
+        let config = Config::default();
+        let (findings, eyes) = look_again(&address, &config, None, &Before::default());
+        assert!(findings.listener.is_err());
+        let mut watch = watch(now);
+        watch.next_look = now + LOOK;
+        watch.found(findings, eyes, now);
+        watch.next_look
+    };
+    // TEST-NET-1, RFC 5737: nobody's.
+    assert_eq!(looked("192.0.2.1:80"), now + LOOK);
+    #[cfg(target_os = "linux")]
+    assert_eq!(looked("unix:/nowhere"), now + LOOK_MISSING);
+}
+
+#[test]
 fn the_accept_queue_is_told_of_where_somebody_waits_longer_because_of_it() {
     let now = clock::now();
     let mut watch = watch(now);
