@@ -268,7 +268,7 @@ pub const KEYS: &[Key] = &[
     key("route.header", Kind::Text(check::header_match), "",
         "A header that the request must have: \"Name: value\" or \"Name\"; \"\" = any request.").hot(),
     key("route.class", Kind::Enum(&["protected", "high", "normal", "low", "stream"]), "normal",
-        "protected has a reserved lane, high and low order the queue, stream is long-lived.").hot(),
+        "protected (health checks) goes first in the queue, high and low order it, stream is long-lived.").hot(),
     key("route.max_in_flight", Kind::Integer(0, MANY), "0",
         "Requests of this route at once; 0 = no cap.").hot(),
 

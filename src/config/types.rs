@@ -470,7 +470,7 @@ words! {
     /// `route.class`: how a request is treated.
     #[derive(Hash, PartialOrd, Ord)]
     Class {
-        /// On a reserved lane: health checks.
+        /// Before all others: health checks.
         Protected = "protected",
         /// Before `normal`.
         High = "high",
