@@ -166,18 +166,14 @@ fn sense(shared: &Shared, senses: &Senses, now: Instant) {
 pub async fn first_look(shared: &Shared, senses: &Senses) {
     let live = shared.live();
     let laws = shared.limiter.lanes();
-    for endpoint in shared.endpoints().iter() {
-        let news = senses
-            .first_look(endpoint.id, &endpoint.address, &live.config)
-            .await;
-        if let Some(news) = news {
-            tell(
-                shared,
-                endpoint,
-                law_of(endpoint, &laws),
-                &news,
-                clock::now(),
-            );
+    let endpoints = shared.endpoints();
+    let addresses = endpoints
+        .iter()
+        .map(|endpoint| (endpoint.id, &endpoint.address));
+    for (id, news) in senses.first_look(addresses, &live.config).await {
+        if let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.id == id) {
+            let law = law_of(endpoint, &laws);
+            tell(shared, endpoint, law, &news, clock::now());
         }
     }
     shared.limiter.tick(clock::now());

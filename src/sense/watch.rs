@@ -42,7 +42,7 @@ const GAUGES_IDLE: Duration = Duration::from_secs(1);
 /// However long a reading takes, it takes no more than one part in so many of a core, under load and idle.
 const COST_BUSY: u32 = 200;
 const COST_IDLE: u32 = 2000;
-/// The first look holds the start up for no longer than this.
+/// The first look, at all endpoints, holds the start up for no longer than this.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(3);
 
 /// All endpoints, watched.
@@ -110,22 +110,44 @@ impl Senses {
         watch.tick(config, child, answers.in_flight, now)
     }
 
-    /// The first look at an endpoint, waited for.
-    pub async fn first_look(
+    /// The first look at these endpoints, at all of them at once, waited for; what is news, by their ids.
+    pub async fn first_look<'a>(
+        &self,
+        endpoints: impl IntoIterator<Item = (u32, &'a Address)>,
+        config: &Arc<Config>,
+    ) -> Vec<(u32, News)> {
+        let child = self.child();
+        let end = clock::now() + FIRST_LOOK_MAX;
+        let begin = |(id, address): (u32, &'a Address)| {
+            let looking = spawn_look(address, config, child, Before::default());
+            (id, address, looking)
+        };
+        let looks: Vec<_> = endpoints.into_iter().map(begin).collect();
+        let mut all = Vec::new();
+        for (id, address, looking) in looks {
+            if let Ok(Ok(found)) = tokio::time::timeout_at(end.into(), looking).await
+                && let Some(news) = self.first_found(id, address, config, child, found)
+            {
+                all.push((id, news));
+            }
+        }
+        all
+    }
+
+    fn first_found(
         &self,
         id: u32,
         address: &Address,
         config: &Arc<Config>,
+        child: Option<u32>,
+        (findings, eyes): (Findings, Eyes),
     ) -> Option<News> {
-        let looking = spawn_look(address, config, self.child(), Before::default());
-        let found = tokio::time::timeout(FIRST_LOOK_MAX, looking).await;
-        let (findings, eyes) = found.ok()?.ok()?;
         let now = clock::now();
         let mut watches = lock(&self.watches);
         let watch = watches
             .entry(id)
             .or_insert_with(|| Watch::new(address.clone(), now));
-        watch.looked_with = Some((config.clone(), self.child()));
+        watch.looked_with = Some((config.clone(), child));
         watch.found(findings, eyes, now);
         watch.read_queue(config, 0, now);
         watch.read_gauges(false, now);

@@ -152,6 +152,27 @@ fn what_was_learned_of_a_server_is_not_held_against_another() {
     assert_eq!(watch.learned.slots(), None);
 }
 
+#[tokio::test]
+async fn the_first_look_is_taken_at_all_endpoints_at_once() {
+    // Each waits half a second for a stats server that does not answer.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let stats = silent.local_addr().expect("bound").to_string();
+    let mut config = Config::default();
+    config.discovery.uwsgi_stats = Some(Address::connect(&stats).expect("an address"));
+    let addresses: Vec<_> = (0..8)
+        .map(|id| Address::Unix(format!("/nowhere/{id}").into()))
+        .collect();
+    let began = clock::now();
+    let senses = Senses::default();
+    let news = senses
+        .first_look((0..).zip(&addresses), &Arc::new(config))
+        .await;
+    let took = clock::now().saturating_duration_since(began);
+    let ids: Vec<u32> = news.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert!(took < Duration::from_millis(3500), "{took:?}");
+}
+
 #[test]
 fn an_endpoint_is_waited_for_on_this_machine_only() {
     let now = clock::now();
