@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs,
     time::{Duration, Instant},
 };
 
@@ -305,7 +304,7 @@ fn times(pid: u32) -> Option<Times> {
 /// The cores that a process may run on.
 fn allowed_cores(pid: Option<u32>) -> f64 {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = process::text(format!("/proc/{pid}/status")).unwrap_or_default();
     let list = status
         .lines()
         .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));

@@ -56,7 +56,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 /// A file of `/proc` that has a name in it: the kernel cuts those at 15 bytes, be it within a character.
-fn text(path: impl AsRef<Path>) -> Option<String> {
+pub fn text(path: impl AsRef<Path>) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
