@@ -100,7 +100,8 @@ impl Cgroup {
                 return Ok(Some(found));
             }
         }
-        if membership.lines().all(|line| line.ends_with(":/")) {
+        let own = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        if is_whole_machine(&membership, &mounts(&own)) {
             return Ok(None);
         }
         Err("its group cannot be seen from here".to_owned())
@@ -247,17 +248,11 @@ impl Cgroup {
         }
     }
 
-    /// Whether it is the whole machine: version 1 has files at its root.
-    fn is_top(group: &Group) -> bool {
-        group.dir == group.top
-    }
-
-    /// Whether it bounds neither CPU nor memory: the machine's own figures are then the backend's.
+    /// Whether it is the whole machine, whose own figures are then the backend's: only version 1 has files at its
+    /// root.
     pub fn is_whole_machine(&self) -> bool {
-        [&self.cpu, &self.memory]
-            .into_iter()
-            .flatten()
-            .all(Self::is_top)
+        let mut groups = [&self.cpu, &self.memory].into_iter().flatten();
+        groups.all(|group| group.version == Version::One && is_root(group.version, &group.dir))
     }
 
     /// Where the figures of CPU are from, for people.
@@ -279,6 +274,24 @@ fn describe(group: Option<&Group>) -> String {
         };
         format!("cgroup v{version} {}", group.dir.display())
     })
+}
+
+/// Whether a directory is the root of its hierarchy, for which it is not enough to be where that is mounted: of
+/// these files one is in no root, the other nowhere else.
+fn is_root(version: Version, dir: &Path) -> bool {
+    match version {
+        Version::Two => dir.is_dir() && !dir.join("cgroup.events").exists(),
+        Version::One => dir.join("release_agent").exists(),
+    }
+}
+
+/// Whether a process with this `/proc/PID/cgroup` is in no group at all.
+fn is_whole_machine(membership: &str, mounts: &[Mount]) -> bool {
+    membership.lines().all(|line| line.ends_with(":/"))
+        && (membership.is_empty()
+            || mounts
+                .iter()
+                .any(|mount| is_root(mount.version, &mount.point)))
 }
 
 /// Stall times of the whole machine.

@@ -235,6 +235,63 @@ fn the_root_of_the_machine_is_no_group() {
         ("sys/fs/cgroup/cgroup.procs", "77\n"),
     ]);
     assert_eq!(locate("0::/\n", MOUNTS_TWO, tree.path()), Cgroup::default());
+    let mut mounts = mounts(MOUNTS_TWO);
+    mounts[0].point = tree.path().join("sys/fs/cgroup");
+    assert!(is_whole_machine("0::/\n", &mounts));
+    assert!(!is_whole_machine("0::/app\n", &mounts));
+    // A container to which neither CPU nor memory was delegated.
+    tree.write("sys/fs/cgroup/cgroup.events", "populated 1\n");
+    assert!(!is_whole_machine("0::/\n", &mounts));
+    assert!(!is_whole_machine("0::/\n", &[]), "nothing is mounted");
+}
+
+#[test]
+fn a_container_that_sees_itself_at_the_top_is_not_the_machine() {
+    let dir = "sys/fs/cgroup";
+    let tree = Tree::new(&[]);
+    for (file, text) in [
+        ("cgroup.events", "populated 1\n"),
+        ("cgroup.procs", "77\n"),
+        ("cpu.max", "max 100000\n"),
+        ("cpu.stat", CPU_STAT_TWO),
+        ("cpu.pressure", "some avg10=0.00 total=500000\n"),
+        ("memory.pressure", "full avg10=0.00 total=250000\n"),
+        ("memory.current", "400000000\n"),
+    ] {
+        tree.write(&format!("{dir}/{file}"), text);
+    }
+    let group = locate("0::/\n", MOUNTS_TWO, tree.path());
+    assert!(group.has(77) && !group.is_whole_machine());
+    let stalls = group.stalls();
+    assert_eq!((stalls.cpu, stalls.memory), (Some(0.5), Some(0.25)));
+}
+
+#[test]
+fn of_version_one_the_machine_is_where_the_release_agent_is() {
+    let (cpu, memory) = ("sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup/memory");
+    let tree = Tree::new(&[]);
+    for (dir, file, text) in [
+        (cpu, "cpu.cfs_quota_us", "-1\n"),
+        (memory, "memory.usage_in_bytes", "400000000\n"),
+    ] {
+        tree.write(&format!("{dir}/{file}"), text);
+    }
+    // The container's own groups, mounted as the top.
+    let mounts = MOUNTS_ONE
+        .replace("0:29 / ", "0:29 /docker/app ")
+        .replace("0:32 / ", "0:32 /docker/app ");
+    let container = locate(MEMBER_ONE, &mounts, tree.path());
+    assert!(container != Cgroup::default() && !container.is_whole_machine());
+    assert_eq!(container.stalls(), Stalls::default());
+    for dir in [cpu, memory] {
+        tree.write(&format!("{dir}/release_agent"), "\n");
+    }
+    let machine = locate(
+        "4:memory:/\n2:cpu,cpuacct:/\n0::/\n",
+        MOUNTS_ONE,
+        tree.path(),
+    );
+    assert!(machine.is_whole_machine());
 }
 
 #[test]
