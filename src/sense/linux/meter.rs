@@ -52,6 +52,8 @@ pub struct Meter {
     root: Option<u32>,
     cgroup: Result<Option<Cgroup>, String>,
     cores: f64,
+    /// A quota of more says nothing.
+    most_cores: f64,
     cpu_limit: Option<f64>,
     memory_limit: Option<u64>,
     history: VecDeque<Point>,
@@ -75,6 +77,11 @@ impl Meter {
             root,
             cgroup,
             cores: allowed_cores(root),
+            most_cores: match root {
+                Some(_) => allowed_cores(root),
+                // Who is in a group that was named may run where tidegate may not.
+                None => machine_cores(),
+            },
             cpu_limit: discovery.cpu_limit,
             memory_limit: discovery.memory_limit,
             history: VecDeque::new(),
@@ -112,7 +119,6 @@ impl Meter {
 
     /// Where the figures of CPU are from, for people.
     pub fn cpu_source(&self) -> String {
-        let cores = |otherwise: f64| self.cpu_limit.unwrap_or(otherwise);
         match (self.group().map(|group| (group, group.cpu())), self.root) {
             (
                 Some((
@@ -123,13 +129,20 @@ impl Meter {
                 )),
                 _,
             ) => {
-                format!("{}, a quota of {} cores", group.cpu_source(), cores(quota))
+                let cores = self.cores(Some(quota));
+                format!("{}, a quota of {cores} cores", group.cpu_source())
             }
             (Some((group, Some(_))), None) => {
-                format!("{}, on {} cores", group.cpu_source(), cores(self.cores))
+                format!("{}, on {} cores", group.cpu_source(), self.cores(None))
             }
-            _ => format!("{}, on {} cores", self.processes(), cores(self.cores)),
+            _ => format!("{}, on {} cores", self.processes(), self.cores(None)),
         }
+    }
+
+    /// The cores that there are to use. What was configured is taken at its word.
+    fn cores(&self, quota: Option<f64>) -> f64 {
+        let seen = quota.map_or(self.cores, |quota| quota.min(self.most_cores));
+        self.cpu_limit.unwrap_or(seen).max(0.001)
     }
 
     /// Where the figures of memory are from, for people.
@@ -233,7 +246,7 @@ impl Meter {
         };
         // Without a quota it is not the group that bounds them, so only they count.
         let used = used.filter(|_| quota.is_some() || self.root.is_none());
-        let cores = self.cpu_limit.or(quota).unwrap_or(self.cores).max(0.001);
+        let cores = self.cores(quota);
         CpuReading {
             utilisation: used.unwrap_or(sum.cpu).max(0.0) / seconds / cores,
             cores,
@@ -301,6 +314,15 @@ fn times(pid: u32) -> Option<Times> {
     Some(Times { cpu, run, wait })
 }
 
+/// The cores that the machine has.
+fn machine_cores() -> f64 {
+    let list = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    match count_list(&list) {
+        0 => allowed_cores(None),
+        cores => f64::from(cores),
+    }
+}
+
 /// The cores that a process may run on.
 fn allowed_cores(pid: Option<u32>) -> f64 {
     let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
@@ -335,6 +357,7 @@ mod tests {
             root: Some(1),
             cgroup: Ok(None),
             cores: 4.0,
+            most_cores: 4.0,
             cpu_limit,
             memory_limit: None,
             history: VecDeque::new(),
@@ -429,6 +452,26 @@ mod tests {
             (cpu.utilisation, cpu.throttled, cpu.cores),
             (0.75, 0.25, 2.0)
         );
+    }
+
+    #[test]
+    fn a_quota_of_more_cores_than_there_are_is_no_more_than_those() {
+        let now = clock::now();
+        let counts = |used| {
+            Some(CpuCounts {
+                used: Some(used),
+                quota: Some(8.0),
+                ..CpuCounts::default()
+            })
+        };
+        let first = point(now, &[(1, 1.0, 0.0)], counts(50.0));
+        let last = point(now, &[(1, 5.0, 0.0)], counts(54.0));
+        let cpu = meter(None).cpu(&first, &last, 1.0);
+        assert_eq!((cpu.utilisation, cpu.cores), (1.0, 4.0));
+        // What was configured wins over all that is seen.
+        let cpu = meter(Some(16.0)).cpu(&first, &last, 1.0);
+        assert_eq!((cpu.utilisation, cpu.cores), (0.25, 16.0));
+        assert!(machine_cores() >= allowed_cores(None));
     }
 
     #[test]
