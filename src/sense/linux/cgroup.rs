@@ -24,6 +24,7 @@ struct Group {
     version: Version,
     /// The top of the hierarchy that can be seen.
     top: PathBuf,
+    /// Its own directory. Of version 2 it has a controller's files only where the group above it says so.
     dir: PathBuf,
 }
 
@@ -34,6 +35,11 @@ impl Group {
         self.dir
             .ancestors()
             .take_while(move |dir| dir.starts_with(&top))
+    }
+
+    /// The nearest that has this file.
+    fn nearest(&self, file: &str) -> Option<&Path> {
+        self.line().find(|dir| dir.join(file).exists())
     }
 }
 
@@ -131,12 +137,13 @@ impl Cgroup {
     fn pick(mounts: &[Mount], dir: impl Fn(&Mount) -> Option<PathBuf>) -> Self {
         let group = |controller: &str, file_two: &str, file_one: &str| {
             let found = |version: Version, mount: &Mount, file: &str| {
-                let dir = dir(mount)?;
-                dir.join(file).exists().then(|| Group {
+                let dir = dir(mount).filter(|dir| dir.is_dir())?;
+                let group = Group {
                     version,
                     top: mount.point.clone(),
                     dir,
-                })
+                };
+                group.nearest(file).is_some().then_some(group)
             };
             let one = mounts
                 .iter()
@@ -169,17 +176,38 @@ impl Cgroup {
         })
     }
 
-    /// The counts of CPU, where the tightest quota is.
-    pub fn cpu(&self) -> Option<CpuCounts> {
-        let group = self.cpu.as_ref()?;
+    /// Where the tightest quota is, and that; without any the group itself, whose use is always counted.
+    fn tightest_quota(group: &Group) -> (Option<f64>, &Path) {
         let tightest = group
             .line()
             .filter_map(|dir| Some((quota(group.version, dir)?, dir)))
             .min_by(|(one, _), (other, _)| one.total_cmp(other));
-        let (quota, dir) = match tightest {
+        match tightest {
             Some((quota, dir)) => (Some(quota), dir),
             None => (None, group.dir.as_path()),
+        }
+    }
+
+    /// Where the tightest limit of memory is, and that; without any the nearest that counts it.
+    fn tightest_limit(group: &Group) -> (Option<u64>, &Path) {
+        let tightest = group
+            .line()
+            .filter_map(|dir| Some((memory_limit(group.version, dir)?, dir)))
+            .min_by_key(|(limit, _)| *limit);
+        let nearest = || match group.version {
+            Version::Two => group.nearest("memory.current"),
+            Version::One => None,
         };
+        match tightest {
+            Some((limit, dir)) => (Some(limit), dir),
+            None => (None, nearest().unwrap_or(&group.dir)),
+        }
+    }
+
+    /// The counts of CPU, where the tightest quota is.
+    pub fn cpu(&self) -> Option<CpuCounts> {
+        let group = self.cpu.as_ref()?;
+        let (quota, dir) = Self::tightest_quota(group);
         let stat = fs::read_to_string(dir.join("cpu.stat")).ok()?;
         let used = match group.version {
             Version::Two => field(&stat, "usage_usec").map(|usec| usec as f64 / 1e6),
@@ -202,14 +230,7 @@ impl Cgroup {
     /// The counts of memory, where the tightest limit is.
     pub fn memory(&self) -> Option<MemoryCounts> {
         let group = self.memory.as_ref()?;
-        let tightest = group
-            .line()
-            .filter_map(|dir| Some((memory_limit(group.version, dir)?, dir)))
-            .min_by_key(|(limit, _)| *limit);
-        let (limit, dir) = match tightest {
-            Some((limit, dir)) => (Some(limit), dir),
-            None => (None, group.dir.as_path()),
-        };
+        let (limit, dir) = Self::tightest_limit(group);
         let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
         let stat = read("memory.stat")?;
         let (current, inactive, hits) = match group.version {
@@ -257,23 +278,27 @@ impl Cgroup {
 
     /// Where the figures of CPU are from, for people.
     pub fn cpu_source(&self) -> String {
-        describe(self.cpu.as_ref())
+        let group = self.cpu.as_ref();
+        group.map_or_else(String::new, |group| {
+            describe(group, Self::tightest_quota(group).1)
+        })
     }
 
     /// Where the figures of memory are from, for people: in version 1 that is another hierarchy.
     pub fn memory_source(&self) -> String {
-        describe(self.memory.as_ref())
+        let group = self.memory.as_ref();
+        group.map_or_else(String::new, |group| {
+            describe(group, Self::tightest_limit(group).1)
+        })
     }
 }
 
-fn describe(group: Option<&Group>) -> String {
-    group.map_or_else(String::new, |group| {
-        let version = match group.version {
-            Version::One => 1,
-            Version::Two => 2,
-        };
-        format!("cgroup v{version} {}", group.dir.display())
-    })
+fn describe(group: &Group, dir: &Path) -> String {
+    let version = match group.version {
+        Version::One => 1,
+        Version::Two => 2,
+    };
+    format!("cgroup v{version} {}", dir.display())
 }
 
 /// Whether a directory is the root of its hierarchy, for which it is not enough to be where that is mounted: of

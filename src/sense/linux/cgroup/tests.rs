@@ -137,6 +137,54 @@ fn the_tightest_limit_counts_wherever_it_is() {
 }
 
 #[test]
+fn a_limit_above_counts_where_the_group_has_no_controller_of_its_own() {
+    // As systemd makes a plain service in a slice with CPUQuota= and MemoryMax=.
+    let (slice, leaf) = (
+        "sys/fs/cgroup/system.slice",
+        "sys/fs/cgroup/system.slice/app.service",
+    );
+    let tree = Tree::new(&[("sys/fs/cgroup/cgroup.procs", "1\n")]);
+    for (dir, file, text) in [
+        (slice, "cpu.max", "50000 100000\n"),
+        (slice, "cpu.stat", CPU_STAT_TWO),
+        (slice, "memory.current", "400000000\n"),
+        (slice, "memory.max", "536870912\n"),
+        (slice, "memory.stat", MEMORY_STAT_TWO),
+        (leaf, "cgroup.procs", "77\n"),
+        (leaf, "cpu.stat", "usage_usec 700000\n"),
+        (leaf, "cpu.pressure", "some avg10=0.00 total=500000\n"),
+        (leaf, "memory.pressure", "full avg10=0.00 total=250000\n"),
+    ] {
+        tree.write(&format!("{dir}/{file}"), text);
+    }
+    let group = locate(MEMBER_TWO, MOUNTS_TWO, tree.path());
+    assert!(group.has(77));
+    let cpu = group.cpu().expect("a quota");
+    assert_eq!((cpu.quota, cpu.used), (Some(0.5), Some(2.5)));
+    assert_eq!((cpu.periods, cpu.throttled), (120, 30));
+    let memory = group.memory().expect("a limit");
+    assert_eq!(
+        (memory.limit, memory.used),
+        (Some(536_870_912), 320_000_000)
+    );
+    // What waits is known of the group itself.
+    let stalls = group.stalls();
+    assert_eq!((stalls.cpu, stalls.memory), (Some(0.5), Some(0.25)));
+    for source in [group.cpu_source(), group.memory_source()] {
+        assert!(source.ends_with("system.slice"), "{source}");
+    }
+    tree.write(&format!("{slice}/cpu.max"), "max 100000\n");
+    tree.write(&format!("{slice}/memory.max"), "max\n");
+    let cpu = group.cpu().expect("its use");
+    assert_eq!((cpu.quota, cpu.used), (None, Some(0.7)));
+    let memory = group.memory().expect("the nearest that is counted");
+    assert_eq!((memory.limit, memory.used), (None, 320_000_000));
+    // What is not there has no group above it.
+    let nowhere = "0::/system.slice/none.service\n";
+    assert_eq!(locate(nowhere, MOUNTS_TWO, tree.path()), Cgroup::default());
+}
+
+#[test]
 fn without_limits_there_is_no_quota_and_no_bound() {
     let tree = two();
     let group = "sys/fs/cgroup/system.slice/app.service";
