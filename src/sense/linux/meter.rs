@@ -34,6 +34,10 @@ const OVERLAP_PART: u64 = 16;
 struct Point {
     at: Instant,
     processes: HashMap<u32, Times>,
+    /// CPU that they and those that have ended have used since the first point, seconds.
+    used: f64,
+    /// What those that have just ended had used before, and no parent has been seen to have got.
+    owed: f64,
     group: Option<CpuCounts>,
     stalls: Stalls,
 }
@@ -42,8 +46,44 @@ struct Point {
 #[derive(Clone, Copy, Debug, Default)]
 struct Times {
     cpu: f64,
+    /// See [`Stat::reaped_seconds`].
+    reaped: f64,
     run: f64,
     wait: f64,
+    parent: u32,
+    /// Numbers are used again.
+    started: f64,
+}
+
+impl Point {
+    /// What one process had used; nothing yet if it is new.
+    fn before(&self, pid: u32, now: &Times) -> Times {
+        let known = self.processes.get(&pid);
+        known
+            .filter(|known| known.started == now.started)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Adds what was used since the point before. A parent gets all that its child has ever used when it has
+    /// waited for it: what was counted while the child was there is taken off. It may get it just after it was
+    /// looked at; and never, if it does not wait, so that no more than one point is waited for it.
+    fn continue_from(&mut self, before: &Self) {
+        let (mut used, mut reaped) = (0.0, 0.0);
+        for (pid, now) in &self.processes {
+            let known = before.before(*pid, now);
+            used += (now.cpu - known.cpu).max(0.0);
+            reaped += (now.reaped - known.reaped).max(0.0);
+        }
+        let ended = before.processes.iter().filter(|(pid, known)| {
+            let now = self.processes.get(pid);
+            now.is_none_or(|now| now.started != known.started)
+        });
+        let ended: f64 = ended.map(|(_, known)| known.cpu + known.reaped).sum();
+        let news = (reaped - before.owed).max(0.0) - ended;
+        self.used = before.used + used + news.max(0.0);
+        self.owed = (-news).max(0.0);
+    }
 }
 
 /// See the module's documentation.
@@ -172,12 +212,11 @@ impl Meter {
     /// Looks once; the processes too, which may have changed.
     pub fn read(&mut self, now: Instant) -> Gauges {
         let pids = self.root.map(process::tree).unwrap_or_default();
-        let point = Point {
+        let mut point = Point {
             at: now,
-            processes: pids
-                .iter()
-                .filter_map(|pid| Some((*pid, times(*pid)?)))
-                .collect(),
+            processes: all_times(&pids, self.history.back()),
+            used: 0.0,
+            owed: 0.0,
             group: self.group().and_then(Cgroup::cpu),
             stalls: match &self.cgroup {
                 Ok(Some(group)) if !group.is_whole_machine() => group.stalls(),
@@ -187,6 +226,9 @@ impl Meter {
                 Err(_) => Stalls::default(),
             },
         };
+        if let Some(before) = self.history.back() {
+            point.continue_from(before);
+        }
         self.pids.clone_from(&pids);
         let (memory, memory_used) = self.memory();
         self.history.push_back(point);
@@ -226,9 +268,8 @@ impl Meter {
         let mut pinned = 0;
         for (pid, now) in &last.processes {
             // One that is new has used all of it since.
-            let before = first.processes.get(pid).copied().unwrap_or_default();
+            let before = first.before(*pid, now);
             let cpu = (now.cpu - before.cpu).max(0.0);
-            sum.cpu += cpu;
             // Threads that have ended take their times with them.
             sum.run += (now.run - before.run).max(0.0);
             sum.wait += (now.wait - before.wait).max(0.0);
@@ -248,7 +289,7 @@ impl Meter {
         let used = used.filter(|_| quota.is_some() || self.root.is_none());
         let cores = self.cores(quota);
         CpuReading {
-            utilisation: used.unwrap_or(sum.cpu).max(0.0) / seconds / cores,
+            utilisation: used.unwrap_or(last.used - first.used).max(0.0) / seconds / cores,
             cores,
             throttled,
             waiting: sum.wait / seconds,
@@ -308,10 +349,33 @@ fn overlap(pids: &[u32], resident: u64, before: Option<Overlap>, now: Instant) -
     })
 }
 
+/// Of the processes of a tree, parents first, so that what a child has used is not seen with both. Of those that
+/// were there before, the kernel's list of children may have left one out as others ended.
+fn all_times(pids: &[u32], before: Option<&Point>) -> HashMap<u32, Times> {
+    let read = |pid: &u32| Some((*pid, times(*pid)?));
+    let mut found: HashMap<u32, Times> = pids.iter().filter_map(read).collect();
+    let left_out: Vec<(u32, Times)> = before
+        .into_iter()
+        .flat_map(|before| before.processes.keys())
+        .filter(|pid| !found.contains_key(pid))
+        .filter_map(read)
+        .filter(|(_, times)| found.contains_key(&times.parent))
+        .collect();
+    found.extend(left_out);
+    found
+}
+
 fn times(pid: u32) -> Option<Times> {
-    let cpu = Stat::read(pid)?.cpu_seconds;
+    let stat = Stat::read_any(pid)?;
     let (run, wait) = process::schedule(pid);
-    Some(Times { cpu, run, wait })
+    Some(Times {
+        cpu: stat.cpu_seconds,
+        reaped: stat.reaped_seconds,
+        run,
+        wait,
+        parent: stat.parent,
+        started: stat.started,
+    })
 }
 
 /// The cores that the machine has.
@@ -372,16 +436,17 @@ mod tests {
             processes: processes
                 .iter()
                 .map(|&(pid, cpu, wait)| {
-                    (
-                        pid,
-                        Times {
-                            cpu,
-                            run: cpu,
-                            wait,
-                        },
-                    )
+                    let times = Times {
+                        cpu,
+                        run: cpu,
+                        wait,
+                        ..Times::default()
+                    };
+                    (pid, times)
                 })
                 .collect(),
+            used: 0.0,
+            owed: 0.0,
             group,
             stalls: Stalls::default(),
         }
@@ -424,7 +489,8 @@ mod tests {
         let now = clock::now();
         let first = point(now, &[(1, 10.0, 0.0), (2, 5.0, 0.0), (3, 1.0, 0.0)], None);
         // 3 is gone, 4 is new.
-        let last = point(now, &[(1, 10.95, 0.2), (2, 5.05, 0.3), (4, 0.5, 0.0)], None);
+        let mut last = point(now, &[(1, 10.95, 0.2), (2, 5.05, 0.3), (4, 0.5, 0.0)], None);
+        last.continue_from(&first);
         let cpu = meter(None).cpu(&first, &last, 1.0);
         assert!((cpu.utilisation - 1.5 / 4.0).abs() < 1e-9, "{cpu:?}");
         assert!((cpu.run_delay - 0.5 / 1.5).abs() < 1e-9, "{cpu:?}");
@@ -432,6 +498,135 @@ mod tests {
         assert_eq!((cpu.pinned, cpu.cores, cpu.throttled), (1, 4.0, 0.0));
         let cpu = meter(Some(0.5)).cpu(&first, &last, 1.0);
         assert!((cpu.utilisation - 3.0).abs() < 1e-9, "{cpu:?}");
+    }
+
+    /// What was used from one to the next of these points: processes with what they have used and reaped.
+    fn used(points: &[&[(u32, f64, f64)]]) -> Vec<f64> {
+        let now = clock::now();
+        let mut before: Option<Point> = None;
+        let mut found = Vec::new();
+        for processes in points {
+            let mut next = point(now, &[], None);
+            next.processes
+                .extend(processes.iter().map(|&(pid, cpu, reaped)| {
+                    let times = Times {
+                        cpu,
+                        reaped,
+                        ..Times::default()
+                    };
+                    (pid, times)
+                }));
+            if let Some(before) = &before {
+                next.continue_from(before);
+                found.push(next.used - before.used);
+            }
+            before = Some(next);
+        }
+        found
+    }
+
+    #[track_caller]
+    fn assert_used(points: &[&[(u32, f64, f64)]], expected: &[f64]) {
+        let found = used(points);
+        let close = |(one, other): (&f64, &f64)| (one - other).abs() < 1e-9;
+        assert!(
+            found.len() == expected.len() && found.iter().zip(expected).all(close),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn children_that_come_and_go_between_two_looks_count() {
+        assert_used(
+            &[&[(1, 5.0, 70.0)], &[(1, 5.1, 70.5)], &[(1, 5.1, 70.5)]],
+            &[0.6, 0.0],
+        );
+    }
+
+    #[test]
+    fn what_was_counted_of_a_child_is_not_counted_again_with_its_parent() {
+        // Seen twice, then waited for.
+        assert_used(
+            &[
+                &[(1, 5.0, 0.0)],
+                &[(1, 5.0, 0.0), (2, 0.25, 0.0)],
+                &[(1, 5.0, 0.0), (2, 0.5, 0.0)],
+                &[(1, 5.0, 0.75)],
+            ],
+            &[0.25, 0.25, 0.25],
+        );
+        // A worker of long standing ends, and its own children with it.
+        assert_used(
+            &[&[(1, 5.0, 9.0), (2, 1000.0, 200.0)], &[(1, 5.0, 1209.5)]],
+            &[0.5],
+        );
+        // A zombie is waited for later, and another child before it is.
+        assert_used(
+            &[
+                &[(1, 5.0, 0.0), (2, 100.0, 0.0)],
+                &[(1, 5.0, 0.5), (2, 100.1, 0.0)],
+                &[(1, 5.0, 100.6)],
+            ],
+            &[0.6, 0.0],
+        );
+        // It ends after its parent was looked at.
+        assert_used(
+            &[
+                &[(1, 5.0, 0.0), (2, 100.0, 0.0)],
+                &[(1, 5.1, 0.0)],
+                &[(1, 5.2, 100.25)],
+            ],
+            &[0.1, 0.35],
+        );
+    }
+
+    #[test]
+    fn a_child_that_nobody_waits_for_takes_nothing_off_for_long() {
+        assert_used(
+            &[
+                &[(1, 5.0, 0.0), (2, 100.0, 0.0)],
+                &[(1, 5.5, 0.0)],
+                &[(1, 5.5, 0.25)],
+                &[(1, 5.5, 0.5)],
+            ],
+            &[0.5, 0.0, 0.25],
+        );
+    }
+
+    #[test]
+    fn the_cpu_of_short_lived_children_is_seen() {
+        // No process of its lives long enough to be looked at twice.
+        let mut shell = std::process::Command::new("sh")
+            .args([
+                "-c",
+                "while :; do sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done'; done",
+            ])
+            .spawn()
+            .expect("sh starts");
+        let (shell_id, discovery) = (shell.id(), Discovery::default());
+        let mut meter = Meter::new(Some(shell_id), Ok(None), &discovery, None, clock::now());
+        let stat = || Stat::read(shell_id).expect("it runs");
+        let start = clock::now();
+        meter.read(start);
+        let first = stat();
+        let mut last = first.clone();
+        while last.reaped_seconds < first.reaped_seconds + 0.3
+            && clock::now() - start < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(50));
+            last = stat();
+            meter.read(clock::now());
+        }
+        let most = stat();
+        let used = meter.history.back().map_or(0.0, |point| point.used);
+        shell.kill().expect("it can be ended");
+        shell.wait().expect("it ends");
+        // But for what runs at either end.
+        let slack = 0.1;
+        let least = last.reaped_seconds - first.reaped_seconds;
+        assert!(least >= 0.3 && used >= least - slack, "{used} of {least}");
+        let most = most.cpu_seconds + most.reaped_seconds;
+        assert!(used <= most + slack, "{used} of {most}");
     }
 
     #[test]
@@ -484,7 +679,8 @@ mod tests {
             })
         };
         let first = point(now, &[(1, 1.0, 0.0)], counts(50.0));
-        let last = point(now, &[(1, 1.4, 0.0)], counts(52.0));
+        let mut last = point(now, &[(1, 1.4, 0.0)], counts(52.0));
+        last.continue_from(&first);
         let mut meter = meter(None);
         assert!((meter.cpu(&first, &last, 1.0).utilisation - 0.1).abs() < 1e-9);
         meter.root = None;

@@ -25,13 +25,23 @@ pub struct Stat {
     pub parent: u32,
     /// CPU time used, seconds.
     pub cpu_seconds: f64,
+    /// That of its children, and of theirs, as far as they have ended and were waited for.
+    pub reaped_seconds: f64,
     pub threads: u32,
     /// When it was started, seconds after the machine.
     pub started: f64,
+    /// A zombie holds nothing any more.
+    pub is_zombie: bool,
 }
 
 impl Stat {
+    /// Of a process that runs.
     pub fn read(pid: u32) -> Option<Self> {
+        Self::read_any(pid).filter(|stat| !stat.is_zombie)
+    }
+
+    /// Of one that has ended, too, as long as nobody has waited for it.
+    pub fn read_any(pid: u32) -> Option<Self> {
         parse_stat(&text(format!("/proc/{pid}/stat"))?)
     }
 }
@@ -42,16 +52,15 @@ fn parse_stat(text: &str) -> Option<Stat> {
     // The first one here is field 3 of proc_pid_stat(5).
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    // A zombie holds nothing any more.
-    if fields.first() == Some(&"Z") {
-        return None;
-    }
+    let seconds = |user, system| Some((field(user)? + field(system)?) as f64 / TICKS_A_SECOND);
     Some(Stat {
         name: head.split_once('(')?.1.to_owned(),
         parent: field(4)? as u32,
-        cpu_seconds: (field(14)? + field(15)?) as f64 / TICKS_A_SECOND,
+        cpu_seconds: seconds(14, 15)?,
+        reaped_seconds: seconds(16, 17)?,
         threads: field(20)? as u32,
         started: field(22)? as f64 / TICKS_A_SECOND,
+        is_zombie: fields.first() == Some(&"Z"),
     })
 }
 
@@ -301,18 +310,22 @@ mod tests {
 
     #[test]
     fn a_command_with_parentheses_does_not_shift_the_fields() {
-        let stat = "7 (a) b (c) S 5 7 7 0 -1 4194304 1 0 0 0 150 50 0 0 20 0 3 0 4200 9 9";
-        assert_eq!(
-            parse_stat(stat),
-            Some(Stat {
-                name: "a) b (c".into(),
-                parent: 5,
-                cpu_seconds: 2.0,
-                threads: 3,
-                started: 42.0,
-            })
-        );
-        assert_eq!(parse_stat(&stat.replace(" S ", " Z ")), None);
+        let stat = "7 (a) b (c) S 5 7 7 0 -1 4194304 1 0 0 0 150 50 300 25 20 0 3 0 4200 9 9";
+        let expected = Stat {
+            name: "a) b (c".into(),
+            parent: 5,
+            cpu_seconds: 2.0,
+            reaped_seconds: 3.25,
+            threads: 3,
+            started: 42.0,
+            is_zombie: false,
+        };
+        assert_eq!(parse_stat(stat), Some(expected.clone()));
+        let zombie = Stat {
+            is_zombie: true,
+            ..expected
+        };
+        assert_eq!(parse_stat(&stat.replace(" S ", " Z ")), Some(zombie));
         assert_eq!(parse_stat("7 (x) S 1"), None);
         assert_eq!(parse_stat(""), None);
     }
