@@ -91,6 +91,11 @@ impl Eyes {
         None
     }
 
+    /// Whether other processes are the owner's workers than at the survey.
+    pub fn workers_changed(&self, _processes: &[u32]) -> bool {
+        false
+    }
+
     /// Memory alone, for what it was at this very moment.
     pub fn refresh_memory(&self, _gauges: &mut Gauges) {}
 

@@ -42,6 +42,8 @@ const GAUGES_IDLE: Duration = Duration::from_secs(1);
 /// However long a reading takes, it takes no more than one part in so many of a core, under load and idle.
 const COST_BUSY: u32 = 200;
 const COST_IDLE: u32 = 2000;
+/// Looks at everything may be ahead of that by so much: a worker that is replaced is looked for at once, twice.
+const LOOKS_AHEAD: Duration = Duration::from_secs(10);
 /// The first look, at all endpoints, holds the start up for no longer than this.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(3);
 
@@ -140,7 +142,7 @@ impl Senses {
         address: &Address,
         config: &Arc<Config>,
         child: Option<u32>,
-        (findings, eyes): (Findings, Eyes),
+        (findings, eyes, _): Found,
     ) -> Option<News> {
         let now = clock::now();
         let mut watches = lock(&self.watches);
@@ -175,17 +177,23 @@ impl Senses {
     }
 }
 
+/// What a look has found, and the CPU time that it took.
+type Found = (Findings, Eyes, Duration);
+
 fn spawn_look(
     address: &Address,
     config: &Arc<Config>,
     child: Option<u32>,
     before: Before,
-) -> oneshot::Receiver<(Findings, Eyes)> {
+) -> oneshot::Receiver<Found> {
     let (address, config) = (address.clone(), config.clone());
     let (sender, looking) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
+        let start = clock::thread_cpu();
+        let (findings, eyes) = look_again(&address, &config, child, &before);
+        let cost = clock::thread_cpu().saturating_sub(start);
         // Whoever asked may have gone.
-        let _ = sender.send(look_again(&address, &config, child, &before));
+        let _ = sender.send((findings, eyes, cost));
     });
     looking
 }
@@ -196,10 +204,12 @@ struct Watch {
     address: Address,
     findings: Option<Arc<Findings>>,
     eyes: Eyes,
-    looking: Option<oneshot::Receiver<(Findings, Eyes)>>,
+    looking: Option<oneshot::Receiver<Found>>,
     /// What the last look went by.
     looked_with: Option<(Arc<Config>, Option<u32>)>,
     looked: Option<Instant>,
+    /// When the looks so far will have cost no more than their share.
+    paid_until: Instant,
     /// The server by its answers.
     answers_as: Profile,
     /// Whether it answers so soon that nobody minds who is in front.
@@ -231,6 +241,7 @@ impl Watch {
             looking: None,
             looked_with: None,
             looked: None,
+            paid_until: now,
             answers_as: Profile::Auto,
             is_quick: false,
             next_look: now,
@@ -258,8 +269,9 @@ impl Watch {
     ) -> Option<News> {
         if let Some(looking) = &mut self.looking {
             match looking.try_recv() {
-                Ok((findings, eyes)) => {
+                Ok((findings, eyes, cost)) => {
                     self.looking = None;
+                    self.paid_until = self.paid_until.max(now) + cost * COST_BUSY;
                     self.found(findings, eyes, now);
                 }
                 Err(oneshot::error::TryRecvError::Empty) => {}
@@ -276,8 +288,10 @@ impl Watch {
         if changed {
             self.configure(config);
             self.next_look = now;
+            self.paid_until = now;
         }
-        if self.looking.is_none() && now >= self.next_look {
+        let may_look = self.paid_until <= now + LOOKS_AHEAD;
+        if self.looking.is_none() && now >= self.next_look && may_look {
             self.looked_with = Some((config.clone(), child));
             let findings = self.findings.as_ref();
             let before = Before {
@@ -347,14 +361,13 @@ impl Watch {
             return;
         }
         let before = clock::thread_cpu();
-        let gauges = self.eyes.gauges(now).unwrap_or_default();
+        self.gauges = self.eyes.gauges(now).unwrap_or_default();
+        let changed = self.eyes.workers_changed(&self.gauges.processes);
         let cost = clock::thread_cpu().saturating_sub(before);
         self.next_gauges = now + pause(GAUGES_BUSY, GAUGES_IDLE, busy, cost);
-        if gauges.processes != self.gauges.processes || !self.eyes.owner_lives() {
-            // A worker has come or gone.
+        if changed || !self.eyes.owner_lives() {
             self.look_soon(now);
         }
-        self.gauges = gauges;
     }
 
     /// Memory under load is read as often as requests in flight are: what a request needs is learned from both

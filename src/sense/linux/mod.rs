@@ -51,6 +51,10 @@ pub struct Eyes {
     listener: Option<Listener>,
     meter: Option<Meter>,
     root: Option<u32>,
+    /// The root, and those that take over from it.
+    masters: Vec<u32>,
+    /// Their children that may accept.
+    workers: Vec<u32>,
 }
 
 /// Looks at everything. `child` is the process that `exec` started, `before` what the last look found. Without
@@ -68,7 +72,14 @@ pub fn survey(
         .map_err(|why| why.clone())
         .and_then(|lookup| lookup.find(None));
     let root = owner(&listener, discovery, child, before.owner);
-    let process = root.clone().map(|root| facts(root, &listener));
+    let masters = root
+        .as_ref()
+        .map_or(Vec::new(), |root| process::masters(*root));
+    let process = root.clone().map(|root| facts(root, &masters, &listener));
+    let workers = process.as_ref().map_or(Vec::new(), |process| {
+        let listening = process.children.iter().filter(|child| child.listens);
+        listening.map(|child| child.pid).collect()
+    });
     let group = group(root.as_ref().ok().copied(), discovery);
     // A group that was named is as good as a process.
     let meter = match (&root, &group) {
@@ -103,6 +114,8 @@ pub fn survey(
             listener: listener.ok(),
             meter,
             root: root.ok(),
+            masters,
+            workers,
         },
     }
 }
@@ -159,7 +172,7 @@ fn owner(
     })
 }
 
-fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
+fn facts(root: u32, masters: &[u32], listener: &Result<Listener, String>) -> ProcessFacts {
     let inodes = listener
         .as_ref()
         .map_or(&[][..], |listener| &listener.inodes);
@@ -182,7 +195,7 @@ fn facts(root: u32, listener: &Result<Listener, String>) -> ProcessFacts {
             .is_some_and(|maps| is_glibc(&maps)),
         thread_names: process::thread_names(root),
         age: stat.as_ref().and_then(process::age).unwrap_or(0.0),
-        children: process::workers(root)
+        children: process::workers(masters)
             .into_iter()
             .filter_map(child)
             .collect(),
@@ -239,6 +252,21 @@ impl Eyes {
         self.meter.as_mut().map(|meter| meter.read(now))
     }
 
+    /// Whether other processes are the owner's workers than at the survey, which is what the slots depend on.
+    /// `processes` are those of its tree now: what an app starts besides may come and go with each request.
+    pub fn workers_changed(&self, processes: &[u32]) -> bool {
+        // A child that is new and holds the socket may accept from it.
+        let Some(listener) = &self.listener else {
+            return false;
+        };
+        let is_new = |pid: &u32| !self.workers.contains(pid);
+        self.workers.iter().any(|pid| !processes.contains(pid))
+            || process::workers(&self.masters)
+                .iter()
+                .filter(|pid| is_new(pid))
+                .any(|pid| process::holds(*pid, &listener.inodes))
+    }
+
     /// Memory alone, for what it was at this very moment; tens of microseconds.
     pub fn refresh_memory(&self, gauges: &mut Gauges) {
         let Some(meter) = &self.meter else { return };
@@ -252,5 +280,77 @@ impl Eyes {
     /// Whether the owner of the listener still runs.
     pub fn owner_lives(&self) -> bool {
         self.root.is_none_or(|root| Stat::read(root).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_comes_or_goes_is_a_change_and_a_program_that_is_run_is_none() {
+        // A server that does as it is told.
+        let program = "import os, signal, socket, subprocess, sys, time
+s = socket.create_server(('127.0.0.1', 0))
+print(s.getsockname()[1], flush=True)
+pids = {}
+for what in map(str.strip, sys.stdin):
+    if what == 'run':
+        pids[what] = subprocess.Popen(['sleep', '60']).pid
+    elif what == 'fork':
+        pids[what] = os.fork()
+        if pids[what] == 0:
+            time.sleep(60)
+    else:
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    print(pids.get(what, 0), flush=True)";
+        let mut server = Command::new("python3")
+            .args(["-c", program])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 runs");
+        let mut said = BufReader::new(server.stdout.take().expect("its output")).lines();
+        let mut next = || -> u32 {
+            let line = said.next().expect("a line").expect("a line");
+            line.parse().expect("a number")
+        };
+        let address = Address::connect(&format!("127.0.0.1:{}", next())).expect("an address");
+        let mut told = server.stdin.take().expect("its input");
+        let mut tell = |what: &str| {
+            writeln!(told, "{what}").expect("it reads");
+            next()
+        };
+        let look = || {
+            let discovery = Discovery::default();
+            survey(&address, &discovery, Some(server.id()), &Before::default()).eyes
+        };
+        let changed = |eyes: &mut Eyes| {
+            let gauges = eyes.gauges(clock::now()).expect("its process is known");
+            (
+                gauges.processes.len(),
+                eyes.workers_changed(&gauges.processes),
+            )
+        };
+        let mut eyes = look();
+        assert_eq!(changed(&mut eyes), (1, false));
+        tell("run");
+        assert_eq!(changed(&mut eyes), (2, false));
+        let worker = tell("fork");
+        assert_eq!(changed(&mut eyes), (3, true));
+        eyes = look();
+        assert_eq!(eyes.workers, [worker]);
+        assert_eq!(changed(&mut eyes), (3, false));
+        tell("kill");
+        assert_eq!(changed(&mut eyes), (1, true));
+        drop(told);
+        server.wait().expect("it ends");
     }
 }

@@ -34,7 +34,8 @@ impl Owners {
             }
         }
         // Those behind a new master are dearer to find, and seldom there.
-        let places: [fn(u32) -> Vec<u32>; 2] = [process::children, process::workers];
+        let behind = |master| process::workers(&process::masters(master));
+        let places: [fn(u32) -> Vec<u32>; 2] = [process::children, behind];
         for place in places {
             if sought.is_empty() {
                 break;

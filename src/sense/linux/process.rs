@@ -149,24 +149,29 @@ pub fn children(pid: u32) -> Vec<u32> {
     found
 }
 
-/// The children of a process; in the place of a new master that takes over from it, those of that one.
-pub fn workers(master: u32) -> Vec<u32> {
+/// A process and those that take over from it, each a child of one before.
+pub fn masters(master: u32) -> Vec<u32> {
     let takes_over = |pid| {
         environment(pid, |name| name == TAKES_OVER)
             .into_values()
             .next()
     };
-    let own = takes_over(master);
-    let mut found = Vec::new();
-    for child in children(master) {
+    let mut found = vec![master];
+    let mut at = 0;
+    while at < found.len() {
+        let own = takes_over(found[at]);
         // What is forked has its parent's environment.
-        match takes_over(child) {
-            None => found.push(child),
-            same if same == own => found.push(child),
-            Some(_) => found.extend(workers(child)),
-        }
+        let is_master = |pid: &u32| takes_over(*pid).is_some_and(|one| Some(one) != own);
+        found.extend(children(found[at]).into_iter().filter(is_master));
+        at += 1;
     }
     found
+}
+
+/// The children of these masters that are none of them.
+pub fn workers(masters: &[u32]) -> Vec<u32> {
+    let children = masters.iter().flat_map(|master| children(*master));
+    children.filter(|pid| !masters.contains(pid)).collect()
 }
 
 fn children_by_parent(pid: u32) -> Vec<u32> {

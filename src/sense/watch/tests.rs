@@ -93,6 +93,36 @@ fn a_reading_never_costs_more_than_its_share() {
     assert_eq!(pause(GAUGES_BUSY, GAUGES_IDLE, false, ms(1)), ms(2000));
 }
 
+#[tokio::test]
+async fn looks_never_cost_more_than_their_share_for_long() {
+    let now = clock::now();
+    let config = crate::config::load(&crate::config::Sources::default())
+        .expect("the defaults")
+        .config;
+    let ms = Duration::from_millis;
+    let mut watch = watch(now);
+    watch.looked_with = Some((config.clone(), None));
+    // Its workers come and go, and each time a look has cost so much.
+    let mut looks_again = |cost, at| {
+        let (sender, looking) = oneshot::channel();
+        watch.looking = Some(looking);
+        let found = (findings(7, [8, 9]), Eyes::default(), cost);
+        sender.send(found).expect("it is waited for");
+        watch.next_look = now;
+        watch.tick(&config, None, 0, now + at);
+        watch.looking.take().is_some()
+    };
+    assert!(looks_again(ms(25), ms(0)), "5 s of its share");
+    assert!(looks_again(ms(25), ms(0)), "10 s");
+    assert!(!looks_again(ms(5), ms(0)), "11 s");
+    assert!(!looks_again(ms(0), ms(999)));
+    assert!(looks_again(ms(0), ms(1000)));
+    // Who changes the configuration does not wait.
+    watch.paid_until = now + 2 * LOOKS_AHEAD;
+    watch.tick(&config, Some(7), 0, now);
+    assert!(watch.looking.is_some());
+}
+
 /// A server with workers that accept when they are idle.
 fn findings(master: u32, workers: [u32; 2]) -> Findings {
     let child = |pid| ChildFacts {
