@@ -58,14 +58,19 @@ pub struct Before {
 /// page tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
-    /// The processes.
-    pub pids: Vec<u32>,
-    /// Their resident memory, each counted by itself, bytes.
-    pub resident: u64,
-    /// What of it is counted more than once, bytes.
-    pub bytes: u64,
-    /// When it was measured.
+    /// By process.
+    pub parts: BTreeMap<u32, Part>,
+    /// When it was measured of all of them.
     pub at: Instant,
+}
+
+/// The part of one process in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its resident memory, bytes.
+    pub resident: u64,
+    /// What of that is counted with others, bytes.
+    pub twice: u64,
 }
 
 /// The variable that tells a new master of gunicorn whose place it takes: after a USR2 both run, it a child of the old

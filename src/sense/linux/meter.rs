@@ -12,7 +12,10 @@ use super::{
 use crate::{
     config::Discovery,
     control::{CpuReading, MemoryReading},
-    sense::{Gauges, facts::Overlap},
+    sense::{
+        Gauges,
+        facts::{Overlap, Part},
+    },
 };
 
 /// What is said of CPU is a mean over this time.
@@ -25,7 +28,7 @@ const PINNED: f64 = 0.9;
 const RUN_MIN: f64 = 0.02;
 
 /// What processes share is measured again after this time, and when their memory has changed by one part in so
-/// many: at every look it would be a third of what an idle tidegate does.
+/// many, or one that shares so much has come or gone: at every look it would be a third of what an idle tidegate does.
 const OVERLAP_AGE: Duration = Duration::from_secs(60);
 const OVERLAP_PART: u64 = 16;
 
@@ -130,15 +133,15 @@ impl Meter {
         };
         let counts = meter.group().and_then(Cgroup::memory);
         if !counts.is_some_and(|counts| meter.is_of_group(counts.limit, root)) {
-            let resident = meter.resident();
-            meter.overlap = Some(overlap(&meter.pids, resident, before, now));
+            let resident: Vec<(u32, u64)> = meter.resident().collect();
+            meter.overlap = Some(overlap(&resident, before, now));
         }
         meter
     }
 
     /// Memory of the processes, each counted by itself.
-    fn resident(&self) -> u64 {
-        self.pids.iter().map(|pid| process::resident(*pid)).sum()
+    fn resident(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.pids.iter().map(|pid| (*pid, process::resident(*pid)))
     }
 
     /// For the next one.
@@ -229,6 +232,14 @@ impl Meter {
         if let Some(before) = self.history.back() {
             point.continue_from(before);
         }
+        if let Some(overlap) = &mut self.overlap {
+            // One that is quite new may be about to become another program.
+            let stayed = pids.iter().filter(|pid| self.pids.contains(pid));
+            for pid in stayed {
+                let part = || part(*pid, process::resident(*pid));
+                overlap.parts.entry(*pid).or_insert_with(part);
+            }
+        }
         self.pids.clone_from(&pids);
         let (memory, memory_used) = self.memory();
         self.history.push_back(point);
@@ -312,9 +323,14 @@ impl Meter {
                 (counts.used, self.memory_limit.or(counts.limit), counts.hits)
             }
             _ => {
-                let resident = self.resident();
-                let twice = self.overlap.as_ref().map_or(0, |overlap| overlap.bytes);
-                (resident.saturating_sub(twice), self.memory_limit, 0)
+                let twice = |pid| {
+                    let part = self.overlap.as_ref()?.parts.get(&pid);
+                    part.map(|part| part.twice)
+                };
+                let own = self
+                    .resident()
+                    .map(|(pid, resident)| resident.saturating_sub(twice(pid).unwrap_or(0)));
+                (own.sum(), self.memory_limit, 0)
             }
         };
         if used == 0 {
@@ -330,23 +346,45 @@ impl Meter {
     }
 }
 
-/// What these processes count twice: what is known of them, if that is not old and they have not changed much.
-fn overlap(pids: &[u32], resident: u64, before: Option<Overlap>, now: Instant) -> Overlap {
-    let known = before.filter(|before| {
-        before.pids == pids
-            && now.saturating_duration_since(before.at) < OVERLAP_AGE
-            && before.resident.abs_diff(resident) <= before.resident / OVERLAP_PART
-    });
-    known.unwrap_or_else(|| {
-        // Whoever may not read it counts memory that is shared once for each process.
-        let shares: Option<u64> = pids.iter().map(|pid| process::proportional(*pid)).sum();
-        Overlap {
-            pids: pids.to_owned(),
-            resident,
-            bytes: resident.saturating_sub(shares.unwrap_or(resident)),
-            at: now,
+/// What one process counts that others count as well.
+fn part(pid: u32, resident: u64) -> Part {
+    // Whoever may not read it counts memory that is shared once for each process.
+    let share = process::proportional(pid).unwrap_or(resident);
+    Part {
+        resident,
+        twice: resident.saturating_sub(share),
+    }
+}
+
+/// What these processes count twice: what is known of them, if that is not old and not much has changed. Those that
+/// have come are measured by themselves: they may be programs that share next to nothing.
+fn overlap(resident: &[(u32, u64)], before: Option<Overlap>, now: Instant) -> Overlap {
+    let measure = |&(pid, resident): &(u32, u64)| (pid, part(pid, resident));
+    let young = before.filter(|before| now.saturating_duration_since(before.at) < OVERLAP_AGE);
+    if let Some(mut known) = young {
+        let (stayed, came): (Vec<_>, Vec<_>) = resident
+            .iter()
+            .partition(|(pid, _)| known.parts.contains_key(pid));
+        let here = |pid: &u32| stayed.iter().any(|(one, _)| one == pid);
+        let gone = known.parts.iter().filter(|(pid, _)| !here(pid));
+        let gone = gone.map(|(_, part)| part.twice).max().unwrap_or(0);
+        known.parts.retain(|pid, _| here(pid));
+        let was: u64 = known.parts.values().map(|part| part.resident).sum();
+        let is: u64 = stayed.iter().map(|(_, resident)| resident).sum();
+        let came: Vec<(u32, Part)> = came.iter().map(measure).collect();
+        let new = came.iter().map(|(_, part)| part.twice).max().unwrap_or(0);
+        if [is.abs_diff(was), gone, new]
+            .iter()
+            .all(|change| *change <= was / OVERLAP_PART)
+        {
+            known.parts.extend(came);
+            return known;
         }
-    })
+    }
+    Overlap {
+        parts: resident.iter().map(measure).collect(),
+        at: now,
+    }
 }
 
 /// Of the processes of a tree, parents first, so that what a child has used is not seen with both. Of those that
@@ -454,34 +492,70 @@ mod tests {
 
     #[test]
     fn what_is_shared_is_measured_again_when_it_is_old_or_memory_has_changed() {
-        const RESIDENT: u64 = 160 << 20;
-        let (now, own) = (clock::now(), [std::process::id()]);
-        // A figure that no measurement would give.
-        let known = Overlap {
-            pids: own.into(),
-            resident: RESIDENT,
-            bytes: 7,
+        const MIB: u64 = 1 << 20;
+        // Nobody has such a number.
+        const GONE: u32 = 1 << 30;
+        let (now, own) = (clock::now(), std::process::id());
+        let part = |mib, twice| Part {
+            resident: mib * MIB,
+            twice,
+        };
+        // Figures that no measurement would give.
+        let known = |others: &[(u32, Part)]| Overlap {
+            parts: [(own, part(160, 7))]
+                .iter()
+                .chain(others)
+                .copied()
+                .collect(),
             at: now,
         };
-        let again = |resident, pids: &[u32], later| {
-            let found = overlap(pids, resident, Some(known.clone()), now + later);
-            found.bytes == 7
+        let found = |others: &[(u32, Part)], resident: &[(u32, u64)], later| {
+            overlap(resident, Some(known(others)), now + later)
+        };
+        let again = |others: &[(u32, Part)], resident: &[(u32, u64)], later| {
+            found(others, resident, later).parts[&own].twice != 7
         };
         let young = OVERLAP_AGE - Duration::from_secs(1);
-        assert!(again(RESIDENT, &own, young));
-        assert!(again(RESIDENT + (9 << 20), &own, young));
-        assert!(!again(RESIDENT, &own, OVERLAP_AGE), "it is old");
-        assert!(!again(RESIDENT + (11 << 20), &own, young), "it has grown");
-        assert!(!again(RESIDENT - (11 << 20), &own, young), "it has shrunk");
-        assert!(
-            !again(RESIDENT, &[own[0], own[0]], young),
-            "other processes"
-        );
-        let first = overlap(&own, RESIDENT, None, now);
+        assert!(!again(&[], &[(own, 160 * MIB)], young));
+        assert!(!again(&[], &[(own, 169 * MIB)], young));
+        assert!(again(&[], &[(own, 160 * MIB)], OVERLAP_AGE), "it is old");
+        assert!(again(&[], &[(own, 171 * MIB)], young), "it has grown");
+        assert!(again(&[], &[(own, 149 * MIB)], young), "it has shrunk");
+        // Programs come and go, as large as they may be.
+        let program = (GONE, 900 * MIB);
+        let with = found(&[], &[(own, 160 * MIB), program], young);
         assert_eq!(
-            (first.pids.as_slice(), first.resident, first.at),
-            (&own[..], RESIDENT, now)
+            (with.parts[&own], with.parts[&GONE]),
+            (part(160, 7), part(900, 0))
         );
+        let without = found(&[(GONE, part(900, MIB))], &[(own, 160 * MIB)], young);
+        assert_eq!(without, known(&[]));
+        // What shares much with the others changes what is counted twice.
+        let worker = (GONE, part(160, 60 * MIB));
+        assert!(again(&[worker], &[(own, 160 * MIB)], young), "one has gone");
+        let first = overlap(&[(own, 160 * MIB)], None, now);
+        assert_eq!(
+            (first.parts.len(), first.parts[&own].resident, first.at),
+            (1, 160 * MIB, now)
+        );
+    }
+
+    #[test]
+    fn what_a_process_shares_is_known_when_it_stays() {
+        let (now, own) = (clock::now(), std::process::id());
+        let mut meter = meter(None);
+        meter.root = Some(own);
+        meter.overlap = Some(Overlap {
+            parts: std::collections::BTreeMap::new(),
+            at: now,
+        });
+        let mut is_known = || {
+            meter.read(now);
+            let known = meter.overlap().expect("it is measured");
+            known.parts.contains_key(&own)
+        };
+        assert!(!is_known(), "it has just been seen");
+        assert!(is_known());
     }
 
     #[test]
