@@ -413,12 +413,14 @@ fn a_retry_waits_behind_those_who_ask_for_the_first_time() {
     assert_eq!(order, ["/held", "/first", "/plain", "/retry", "/attempt"]);
 }
 
+const HEALTH: &str = "[[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"";
+
 /// A gate of so many places in front of a backend whose `/health` is protected.
 fn checked(backend: &Held, limit: u32, max_wait: &str) -> Tidegate {
     Tidegate::to(backend.address())
         .limit(limit)
         .set(format!("queue.max_wait={max_wait}"))
-        .toml("[[route]]\nname = \"health\"\npath = \"/health\"\nclass = \"protected\"")
+        .toml(HEALTH)
         .start()
 }
 
@@ -499,25 +501,34 @@ fn a_protected_answer_reaches_nobody_else() {
 
 #[test]
 fn a_check_at_another_host_is_another_check() {
-    let backend = Held::start();
-    let tidegate = checked(&backend, 1, "20s");
-    let ask = |host: &str| {
-        let mut prober = tidegate.client();
-        prober.send(format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-        prober
-    };
-    let mut one = ask("one");
-    backend.release(1);
-    assert_eq!(one.response().status, 200);
-    let mut slow = tidegate.client();
-    slow.ask("/slow");
-    until("the backend has it", || backend.requests().len() == 2);
-    assert!(ask("one").response().header("age").is_some());
-    let mut other = ask("other");
-    tidegate.until_metric(QUEUED, &[("class", "protected")], 2.0);
-    backend.release(3);
-    assert_eq!(slow.response().status, 200);
-    assert_eq!(other.response().header("age"), None);
+    // Behind a proxy that is trusted, the host that it was asked for counts as well.
+    for fields in ["Host: HOST", "Host: app\r\nX-Forwarded-Host: HOST"] {
+        let backend = Held::start();
+        let tidegate = Tidegate::to(backend.address())
+            .limit(1)
+            .set("queue.max_wait=20s")
+            .set("headers.trusted_proxies=127.0.0.0/8")
+            .toml(HEALTH)
+            .start();
+        let ask = |host: &str| {
+            let mut prober = tidegate.client();
+            let fields = fields.replace("HOST", host);
+            prober.send(format!("GET /health HTTP/1.1\r\n{fields}\r\n\r\n"));
+            prober
+        };
+        let mut one = ask("one");
+        backend.release(1);
+        assert_eq!(one.response().status, 200);
+        let mut slow = tidegate.client();
+        slow.ask("/slow");
+        until("the backend has it", || backend.requests().len() == 2);
+        assert!(ask("one").response().header("age").is_some(), "{fields}");
+        let mut other = ask("other");
+        tidegate.until_metric(QUEUED, &[("class", "protected")], 2.0);
+        backend.release(3);
+        assert_eq!(slow.response().status, 200);
+        assert_eq!(other.response().header("age"), None, "{fields}");
+    }
 }
 
 /// What a check was in line for in vain is a wait, but no refusal: its prober has its answer.

@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, uri::PathAndQuery};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use pin_project_lite::pin_project;
@@ -51,9 +51,10 @@ const MISSES: u32 = 2;
 const BODY_MAX: u64 = 16 * 1024;
 /// Different checks that are kept.
 const CHECKS: usize = 64;
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The fields that a health check may have: what probers, and proxies in front of them, send. With any other an answer
 /// may be for this client alone.
-const BARE: Names<15> = Names::new([
+const BARE: Names<16> = Names::new([
     "via",
     "host",
     "accept",
@@ -67,6 +68,7 @@ const BARE: Names<15> = Names::new([
     "accept-encoding",
     "x-amzn-trace-id",
     "x-forwarded-for",
+    "x-forwarded-host",
     "x-forwarded-port",
     "x-forwarded-proto",
 ]);
@@ -82,6 +84,8 @@ pub struct Probes {
 struct Target {
     method: Method,
     host: Option<HeaderValue>,
+    /// The host that a proxy in front of us was asked for.
+    forwarded_host: Option<HeaderValue>,
     path: PathAndQuery,
 }
 
@@ -289,17 +293,22 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     }
     let target = Target {
         method: request.method().clone(),
-        host: host(request),
+        host: field(request, request.body().host(), header::HOST),
+        forwarded_host: field(
+            request,
+            request.body().get(Name::FORWARDED_HOST),
+            FORWARDED_HOST,
+        ),
         path: request.uri().path_and_query()?.clone(),
     };
     shared.probes.check(target, asked.context.arrived)
 }
 
-/// For whom a request is, be that in its map or not.
-fn host(head: &RequestHead) -> Option<HeaderValue> {
-    match head.body().host() {
-        Some(host) => HeaderValue::from_bytes(host).ok(),
-        None => head.headers().get(header::HOST).cloned(),
+/// A field, be it in the request's map or not.
+fn field(head: &RequestHead, plain: Option<&[u8]>, name: HeaderName) -> Option<HeaderValue> {
+    match plain {
+        Some(value) => HeaderValue::from_bytes(value).ok(),
+        None => head.headers().get(name).cloned(),
     }
 }
 
@@ -402,6 +411,7 @@ mod tests {
         Target {
             method: Method::GET,
             host: None,
+            forwarded_host: None,
             path: path.parse().expect("a path"),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fs,
     time::{Duration, Instant},
 };
 

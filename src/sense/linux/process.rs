@@ -374,8 +374,10 @@ mod tests {
             name: name.into(),
             parent,
             cpu_seconds: 0.0,
+            reaped_seconds: 0.0,
             threads: 1,
             started,
+            is_zombie: false,
         }
     }
 
