@@ -70,6 +70,12 @@ impl Bench {
         self.decisions.extend(decision);
     }
 
+    /// What the next look tells: the limit before and now, and why.
+    fn told(&mut self) -> Option<(u32, u32, &'static str)> {
+        let decision = self.controller.tick(self.now, &self.usage, &self.readings);
+        decision.map(|decision| (decision.from, decision.limit, decision.reason))
+    }
+
     /// Runs for so many seconds, with requests one after the other in every place.
     fn run(&mut self, seconds: f64) {
         let mut left = seconds;
@@ -548,41 +554,29 @@ fn known_workers_are_not_left_idle_while_the_cpu_idles() {
 #[test]
 fn a_change_by_hand_or_by_the_configuration_is_told() {
     let mut bench = Bench::new(settings());
-    let told = |bench: &mut Bench| {
-        let decision = bench
-            .controller
-            .tick(bench.now, &bench.usage, &bench.readings);
-        decision.map(|decision| (decision.from, decision.limit, decision.reason))
-    };
-    told(&mut bench);
+    bench.told();
     bench.controller.pin(Some(3), bench.now);
     bench.controller.pin(Some(5), bench.now);
-    assert_eq!(told(&mut bench), Some((8, 5, reason::CONFIGURED)));
+    assert_eq!(bench.told(), Some((8, 5, reason::CONFIGURED)));
     bench.controller.pin(None, bench.now);
-    assert_eq!(told(&mut bench), Some((5, 8, reason::CONFIGURED)));
+    assert_eq!(bench.told(), Some((5, 8, reason::CONFIGURED)));
     let lower = Settings {
         max: 6,
         ..settings()
     };
     bench.controller.reconfigure(lower, bench.now);
-    assert_eq!(told(&mut bench), Some((8, 6, reason::CONFIGURED)));
+    assert_eq!(bench.told(), Some((8, 6, reason::CONFIGURED)));
     bench.controller.pin(Some(6), bench.now);
-    let same = told(&mut bench);
+    let same = bench.told();
     assert!(same.is_none_or(|(from, to, _)| from == to), "{same:?}");
 }
 
 #[test]
 fn where_the_limit_begins_is_told() {
     let mut bench = Bench::new(settings());
-    let told = |bench: &mut Bench| {
-        let decision = bench
-            .controller
-            .tick(bench.now, &bench.usage, &bench.readings);
-        decision.map(|decision| (decision.from, decision.limit, decision.reason))
-    };
-    told(&mut bench);
+    bench.told();
     bench.controller.begin(5, bench.now);
-    assert_eq!(told(&mut bench), Some((8, 5, reason::SLOTS)));
+    assert_eq!(bench.told(), Some((8, 5, reason::SLOTS)));
     let known = Remembered {
         slots: None,
         limit: 11,
@@ -592,7 +586,7 @@ fn where_the_limit_begins_is_told() {
         bins: Vec::new(),
     };
     assert!(bench.controller.recall(&known, bench.now));
-    assert_eq!(told(&mut bench), Some((5, 11, reason::RECALL)));
+    assert_eq!(bench.told(), Some((5, 11, reason::RECALL)));
 }
 
 #[test]

@@ -5,6 +5,15 @@ use super::*;
 /// The head of an upload that is not completed.
 const HALF_SENT: &str = "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 1000000\r\n\r\n";
 
+/// A client that has sent the head of an upload.
+fn post(tidegate: &Tidegate, length: usize) -> Client {
+    let mut client = tidegate.client();
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
+    ));
+    client
+}
+
 fn a_hundred_megabytes(mut client: Client) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let length = 100_000_000;
@@ -177,21 +186,14 @@ fn a_spooled_upload_holds_little_of_the_budget() {
         .set("buffers.total=1MiB")
         .set("server.body_timeout=5m")
         .start();
-    let post = |length: usize| {
-        let mut client = tidegate.client();
-        client.send(format!(
-            "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
-        ));
-        client
-    };
-    let mut uploads: Vec<Client> = (0..4).map(|_| post(1_000_000)).collect();
+    let mut uploads: Vec<Client> = (0..4).map(|_| post(&tidegate, 1_000_000)).collect();
     let held = || tidegate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
     until("all of it is held", || held() == 1_048_576.0);
     for upload in &mut uploads {
         upload.send("x".repeat(600_000));
     }
     until("they are on the disk", || held() <= 4.0 * 65_536.0);
-    let mut other = post(100_000);
+    let mut other = post(&tidegate, 100_000);
     other.send("x".repeat(100_000));
     assert_eq!(other.response().status, 200);
 }
@@ -213,17 +215,10 @@ fn heads_without_bodies_do_not_keep_the_budget_from_others() {
         .set("buffers.total=1MiB")
         .set("server.body_timeout=5m")
         .start();
-    let post = |length: usize| {
-        let mut client = tidegate.client();
-        client.send(format!(
-            "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
-        ));
-        client
-    };
-    let mut slow: Vec<Client> = (0..4).map(|_| post(LENGTH)).collect();
+    let mut slow: Vec<Client> = (0..4).map(|_| post(&tidegate, LENGTH)).collect();
     let held = || tidegate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
     until("all of it is held", || held() == 1_048_576.0);
-    let mut others: Vec<Client> = (0..3).map(|_| post(LENGTH)).collect();
+    let mut others: Vec<Client> = (0..3).map(|_| post(&tidegate, LENGTH)).collect();
     for other in &mut others {
         other.send("x".repeat(LENGTH));
     }
