@@ -40,7 +40,7 @@ but `/drain/wait` takes HEAD as well.
 | GET | `/drain/wait` | everybody, but no browser (`Mozilla/…`, `Origin`, `Referer`, `Cookie`, `Sec-Fetch-*`), and under an IP address, `localhost` or a name without dots only | starts a drain if none is under way; 200 `drained` when it is over, 409 when it is undone, 503 for more than 16 who wait. If no TERM follows within 5 s, tidegate serves again. With `admin.mutations = "off"` it waits for a drain but starts none: 403 |
 | POST | `/drain` | this machine | starts a drain, which lasts until `/undrain`: `{"draining": true}` |
 | POST | `/undrain` | this machine | serves again: `{"draining": false}`; 409 when the process is about to exit |
-| POST | `/limit` | this machine | the body `{"limit": N}` holds the limit at N, `"auto"` releases it; 422 for one outside of `limit.min` and `limit.max`, 400 for another body |
+| POST | `/limit` | this machine | the body `{"limit": N}` holds the limit of each endpoint at N, `"auto"` releases it; 422 for one outside of `limit.min` and `limit.max`, 400 for another body |
 | POST | `/reload` | this machine | reads the configuration again: 200 with what has changed, or 422 with what is wrong |
 "#;
 

@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<String>,
 
-    /// How many requests the backend gets at once: auto measures it, a number fixes it [env:
+    /// How many requests each endpoint gets at once: auto measures it, a number fixes it [env:
     /// TIDEGATE_LIMIT__ALGORITHM, TIDEGATE_LIMIT__INITIAL] [default: auto]
     #[arg(long, value_name = "auto|N", value_parser = limit)]
     pub limit: Option<Limit>,
