@@ -273,7 +273,7 @@ fn blocked_by(profile: Profile, server: Option<&Recognised>) -> Option<Quirk> {
     Some(quirk(
         "blocked_by",
         format!("a worker is held by {what} (known, not asked)"),
-        "tidegate reads requests whole before it connects, and answers at the worker's speed",
+        "tidegate reads requests whole before it connects, and takes answers at the worker's speed: as far as [buffers] goes",
     ))
 }
 
