@@ -3,6 +3,7 @@
 use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     pin::Pin,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     task::{Context, Poll},
@@ -201,6 +202,9 @@ impl Local {
             if let Some(error) = tcp.take_error()? {
                 return Err(error);
             }
+            if let Ok(theirs) = tcp.peer_addr() {
+                refuse_itself(tcp, theirs)?;
+            }
         }
         Ok(stream)
     }
@@ -255,6 +259,9 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
         // (Of a literal address no resolver is asked, whose lookups run on a thread pool.)
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            if let Ok(theirs) = stream.peer_addr() {
+                refuse_itself(&stream, theirs)?;
+            }
             Ok(Stream::Tcp(stream))
         }
         Address::Unix(_) | Address::Fd(_) => Err(io::Error::new(
@@ -284,7 +291,22 @@ fn begin_tcp(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
         Err(Errno::ALREADY | Errno::INPROGRESS | Errno::INTR) => false,
         Err(error) => return Err(error.into()),
     };
+    if connected {
+        refuse_itself(&socket, address)?;
+    }
     Ok((TcpStream::from_std(socket.into())?, connected))
+}
+
+/// Where nobody listens at a port that the kernel may also choose for our end, it does so now and then, and the
+/// connection is one with itself: what is sent comes back as the answer, and the backend cannot listen there.
+fn refuse_itself(socket: &impl AsFd, theirs: SocketAddr) -> io::Result<()> {
+    let ours = rustix::net::getsockname(socket)?;
+    if SocketAddr::try_from(ours) == Ok(theirs) {
+        // Nothing of it stays.
+        let _ = set_socket_linger(socket, Some(Duration::ZERO));
+        return Err(Errno::CONNREFUSED.into());
+    }
+    Ok(())
 }
 
 /// A Unix socket connects at once, or its backlog is full: [`ErrorKind::WouldBlock`].
@@ -347,5 +369,35 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_with_itself_is_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let theirs = listener.local_addr().expect("it is bound");
+        let other = std::net::TcpStream::connect(theirs).expect("it listens");
+        assert!(refuse_itself(&other, theirs).is_ok());
+
+        let socket = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("a socket");
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        rustix::net::bind(&socket, &any).expect("a port");
+        let own = rustix::net::getsockname(&socket).expect("it is bound");
+        let own = SocketAddr::try_from(own).expect("an address");
+        rustix::net::connect(&socket, &own).expect("the kernel allows it");
+        let refused = refuse_itself(&socket, own).map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
     }
 }
