@@ -35,12 +35,14 @@ pub fn excess<B>(request: &Request<B>, most: usize) -> BadHead {
 /// # Errors
 /// Says what is wrong.
 pub fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHead> {
+    if request.headers().values().any(is_padded) {
+        return Err(BadHead::Syntax);
+    }
+    // However many crumbs there are, they are one field.
+    join_cookies(request.headers_mut())?;
     let headers = request.headers();
     if headers.len() > FIELDS_MAX {
         return Err(BadHead::FieldsTooLarge);
-    }
-    if headers.values().any(is_padded) {
-        return Err(BadHead::Syntax);
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     if let (Some(authority), Some(host)) = (request.uri().authority(), hosts.next()) {
@@ -63,7 +65,7 @@ pub fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHead> {
     if !(path.starts_with('/') || asterisk || *request.method() == Method::CONNECT) {
         return Err(BadHead::Target);
     }
-    join_cookies(request.headers_mut())
+    Ok(())
 }
 
 /// RFC 9113 8.2.1: no white space around a value. HTTP/1 would trim it, and others would not.
@@ -119,6 +121,12 @@ mod tests {
         assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
         let names: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
         assert_eq!(names, ["cookie", "x"]);
+    }
+
+    #[test]
+    fn crumbs_count_as_one_field() {
+        let many = vec![("cookie", "a=1"); FIELDS_MAX + 50];
+        assert_eq!(normalise(&mut request("http://app/", &many)), Ok(()));
     }
 
     #[test]
