@@ -1,6 +1,9 @@
 //! Which route a request belongs to: the first that matches.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue, Method, Request};
+use percent_encoding::percent_decode_str;
 
 use super::{Cap, Class};
 use crate::config;
@@ -27,9 +30,9 @@ pub struct Route {
 #[derive(Clone, Debug)]
 enum Path {
     Any,
-    Exact(String),
+    Exact(Vec<u8>),
     /// Without the trailing slash: `/api/*` is `/api` and all below.
-    Below(String),
+    Below(Vec<u8>),
 }
 
 /// The routes in the order of the configuration; the last one matches everything.
@@ -80,9 +83,11 @@ impl Routes {
 
     /// The place, in [`Routes::all`], of the first route that matches.
     pub fn find<B>(&self, request: &Request<B>) -> usize {
+        // As the application will see it: `/%61` is `/a`.
+        let path = Cow::from(percent_decode_str(request.uri().path()));
         self.routes
             .iter()
-            .position(|route| route.matches(request))
+            .position(|route| route.matches(request, &path))
             .unwrap_or(self.routes.len() - 1)
     }
 
@@ -99,8 +104,8 @@ impl Routes {
 }
 
 impl Route {
-    fn matches<B>(&self, request: &Request<B>) -> bool {
-        self.path.matches(request.uri().path())
+    fn matches<B>(&self, request: &Request<B>, path: &[u8]) -> bool {
+        self.path.matches(path)
             && (self.methods.is_empty() || self.methods.contains(request.method()))
             && self.header.as_ref().is_none_or(|(name, value)| {
                 let mut values = request.headers().get_all(name).iter();
@@ -114,21 +119,22 @@ impl Route {
 
 impl Path {
     fn new(pattern: &str) -> Self {
+        let decoded = |text| percent_decode_str(text).collect();
         match pattern.strip_suffix("/*") {
             _ if pattern.is_empty() => Self::Any,
             Some("") => Self::Any,
-            Some(prefix) => Self::Below(prefix.to_owned()),
-            None => Self::Exact(pattern.to_owned()),
+            Some(prefix) => Self::Below(decoded(prefix)),
+            None => Self::Exact(decoded(pattern)),
         }
     }
 
-    fn matches(&self, path: &str) -> bool {
+    fn matches(&self, path: &[u8]) -> bool {
         match self {
             Self::Any => true,
             Self::Exact(exact) => path == exact,
             Self::Below(prefix) => path
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+                .strip_prefix(prefix.as_slice())
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
         }
     }
 }
@@ -199,6 +205,27 @@ mod tests {
         );
         assert_eq!(name_of(&routes, "GET", "/api", &[]), "api");
         assert_eq!(name_of(&routes, "GET", "/apis", &[]), "default");
+    }
+
+    /// WSGI decodes the path: a cap is none that a client gets around by another spelling.
+    #[test]
+    fn a_path_is_matched_as_the_application_sees_it() {
+        let routes = Routes::new(
+            &[
+                route("slow", "/slow", &[], ""),
+                route("cafe", "/caf%C3%A9/*", &[], ""),
+            ],
+            None,
+        );
+        for path in ["/slow", "/%73low", "/%73%6c%6F%77", "/slow?a=%73"] {
+            assert_eq!(name_of(&routes, "GET", path, &[]), "slow", "{path}");
+        }
+        for path in ["/%2573low", "/slo%7", "/slow%"] {
+            assert_eq!(name_of(&routes, "GET", path, &[]), "default", "{path}");
+        }
+        for path in ["/caf%c3%a9", "/c%61f%C3%A9%2Fx"] {
+            assert_eq!(name_of(&routes, "GET", path, &[]), "cafe", "{path}");
+        }
     }
 
     #[test]
