@@ -262,7 +262,7 @@ pub const KEYS: &[Key] = &[
     key("route.name", Kind::Text(check::route_name), "",
         "Required, unique: it is a metric label.").hot(),
     key("route.path", Kind::Text(check::route_path), "/*",
-        "Exact, or a prefix ending in \"/*\".").hot(),
+        "Exact, or a prefix ending in \"/*\"; percent-encoded or not.").hot(),
     key("route.methods", Kind::Texts(check::method), "",
         "Methods as \"GET\"; empty = any.").hot(),
     key("route.header", Kind::Text(check::header_match), "",
@@ -293,7 +293,7 @@ pub const KEYS: &[Key] = &[
         "Bytes of one body on disk.").hot(),
 
     key("headers.trusted_proxies", Kind::Networks, "",
-        "Peers whose forwarding headers are believed: IP addresses and CIDRs.").hot(),
+        "Peers whose forwarding headers are believed: IP addresses and CIDRs. Whoever comes over a Unix socket is.").hot(),
     key("headers.request_id", Kind::Text(check::own_header_name), "X-Request-Id",
         "The header with a request's id; \"\" = off.").hot(),
     key("headers.request_start", Kind::Bool, "true",
