@@ -501,13 +501,24 @@ fn a_protected_answer_reaches_nobody_else() {
 
 #[test]
 fn a_check_at_another_host_is_another_check() {
-    // Behind a proxy that is trusted, the host that it was asked for counts as well.
-    for fields in ["Host: HOST", "Host: app\r\nX-Forwarded-Host: HOST"] {
+    // Behind a proxy that is trusted, the host that it was asked for counts as well, and so does all else that an
+    // application may go by.
+    for (fields, setting) in [
+        ("Host: HOST", "headers.via=true"),
+        ("Host: app\r\nUser-Agent: HOST", "headers.via=true"),
+        (
+            "Host: app\r\nX-Forwarded-Host: HOST",
+            "headers.trusted_proxies=127.0.0.0/8",
+        ),
+        // What tidegate adds to a request makes it no other.
+        ("Host: HOST", "headers.forwarded=true"),
+        ("Host: HOST", "backend.profile=uwsgi"),
+    ] {
         let backend = Held::start();
         let tidegate = Tidegate::to(backend.address())
             .limit(1)
             .set("queue.max_wait=20s")
-            .set("headers.trusted_proxies=127.0.0.0/8")
+            .set(setting)
             .toml(HEALTH)
             .start();
         let ask = |host: &str| {
@@ -522,12 +533,13 @@ fn a_check_at_another_host_is_another_check() {
         let mut slow = tidegate.client();
         slow.ask("/slow");
         until("the backend has it", || backend.requests().len() == 2);
-        assert!(ask("one").response().header("age").is_some(), "{fields}");
+        let again = ask("one").response();
+        assert!(again.header("age").is_some(), "{fields}, {setting}");
         let mut other = ask("other");
         tidegate.until_metric(QUEUED, &[("class", "protected")], 2.0);
         backend.release(3);
         assert_eq!(slow.response().status, 200);
-        assert_eq!(other.response().header("age"), None, "{fields}");
+        assert_eq!(other.response().header("age"), None, "{fields}, {setting}");
     }
 }
 

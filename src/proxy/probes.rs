@@ -6,13 +6,15 @@
 //! answer instead, with its `Age`, while the real check stays in line and refreshes what is known.
 //! After [`MISSES`] of those in a row there is no answer to go by any more, and a check takes its time.
 //!
-//! An answer for one client must not reach another. So a health check is a request that tells nothing of who sent it
-//! ([`BARE`]), at the same host, and its answer is not kept where it says that it is not for all.
+//! An answer for one client must not reach another. So a health check is a request that carries nothing of who sent it
+//! but its address ([`BARE`]), its answer is for requests that say the same ([`TELLING`]), and is not kept where it says
+//! that it is not for all.
 
 use std::{
     collections::HashMap,
     future::Future,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
@@ -51,10 +53,9 @@ const MISSES: u32 = 2;
 const BODY_MAX: u64 = 16 * 1024;
 /// Different checks that are kept.
 const CHECKS: usize = 64;
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The fields that a health check may have: what probers, and proxies in front of them, send. With any other an answer
 /// may be for this client alone.
-const BARE: Names<16> = Names::new([
+const BARE: Names<17> = Names::new([
     "via",
     "host",
     "accept",
@@ -68,8 +69,20 @@ const BARE: Names<16> = Names::new([
     "accept-encoding",
     "x-amzn-trace-id",
     "x-forwarded-for",
+    "x-request-start",
     "x-forwarded-host",
     "x-forwarded-port",
+    "x-forwarded-proto",
+]);
+/// Those of them by which an application may tell for whom its answer is.
+const TELLING: Names<8> = Names::new([
+    "host",
+    "accept",
+    "forwarded",
+    "user-agent",
+    "accept-encoding",
+    "x-forwarded-for",
+    "x-forwarded-host",
     "x-forwarded-proto",
 ]);
 
@@ -83,10 +96,11 @@ pub struct Probes {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Target {
     method: Method,
-    host: Option<HeaderValue>,
-    /// The host that a proxy in front of us was asked for.
-    forwarded_host: Option<HeaderValue>,
     path: PathAndQuery,
+    /// The address of its client, or of the proxy in front of us.
+    ip: Option<IpAddr>,
+    /// The fields of [`TELLING`], in its order.
+    told: Vec<(&'static str, HeaderValue)>,
 }
 
 /// A check, and what says whether it is worth its place.
@@ -287,38 +301,42 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
         || asked.context.live.config.limit.dry_run
         || !matches!(*request.method(), Method::GET | Method::HEAD)
         || !asked.body.is_none()
-        || !is_bare(request)
+        || !is_bare(request, asked.context.live.request_id.as_ref())
     {
         return None;
     }
     let target = Target {
         method: request.method().clone(),
-        host: field(request, request.body().host(), header::HOST),
-        forwarded_host: field(
-            request,
-            request.body().get(Name::FORWARDED_HOST),
-            FORWARDED_HOST,
-        ),
         path: request.uri().path_and_query()?.clone(),
+        ip: asked.context.peer.ip,
+        told: told(request),
     };
     shared.probes.check(target, asked.context.arrived)
 }
 
-/// A field, be it in the request's map or not.
-fn field(head: &RequestHead, plain: Option<&[u8]>, name: HeaderName) -> Option<HeaderValue> {
-    match plain {
-        Some(value) => HeaderValue::from_bytes(value).ok(),
-        None => head.headers().get(name).cloned(),
+/// What it says for an application to go by, be that in its map or not.
+fn told(head: &RequestHead) -> Vec<(&'static str, HeaderValue)> {
+    let plain = head.body();
+    let mut told = Vec::new();
+    for name in TELLING.all() {
+        match Name::find(name.as_bytes()).and_then(|known| plain.get(known)) {
+            Some(value) => told.extend(HeaderValue::from_bytes(value).map(|value| (name, value))),
+            None => {
+                let values = head.headers().get_all(name).iter();
+                told.extend(values.map(|value| (name, value.clone())));
+            }
+        }
     }
+    told
 }
 
 /// Whether a request tells nothing of who sent it.
-fn is_bare(head: &RequestHead) -> bool {
+fn is_bare(head: &RequestHead, request_id: Option<&HeaderName>) -> bool {
     let is_usual = |name: &str| BARE.find(name.as_bytes()).is_some();
     let plain = head.body();
     !plain.has_others()
         && Name::all().all(|name| plain.there() & name.bit() == 0 || is_usual(name.as_str()))
-        && head.headers().keys().all(|name| is_usual(name.as_str()))
+        && (head.headers().keys()).all(|name| is_usual(name.as_str()) || Some(name) == request_id)
 }
 
 async fn answer<F>(
@@ -410,9 +428,9 @@ mod tests {
     fn target(path: &str) -> Target {
         Target {
             method: Method::GET,
-            host: None,
-            forwarded_host: None,
             path: path.parse().expect("a path"),
+            ip: None,
+            told: Vec::new(),
         }
     }
 
@@ -459,9 +477,10 @@ mod tests {
                 let value = HeaderValue::from_static("a");
                 head.headers_mut().insert(*name, value);
             }
-            is_bare(&head)
+            is_bare(&head, Some(&HeaderName::from_static("x-trace")))
         };
         assert!(is_bare(&[]));
+        assert!(is_bare(&["x-trace"]), "the id has that name here");
         assert!(is_bare(&[
             "host",
             "user-agent",
