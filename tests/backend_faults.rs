@@ -22,7 +22,10 @@ use std::{
 
 use common::{Client, PATIENCE, Raw, Tidegate, memory, request, since, until};
 use peers::{GOOD, Peer};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Pid, Resource, Rlimit, getrlimit, prlimit},
+};
 use tidegate::clock;
 
 /// A uwsgi server on a port of its own: reads a packet and as much body as it announces, then does
@@ -414,4 +417,36 @@ fn a_backend_is_not_down_because_descriptors_are_used_up() {
     assert!(!gate.log().contains("does not accept"), "{}", gate.log());
     assert_eq!(gate.metric("tidegate_backend_errors_total", &[]), 0.0);
     gate.until_idle();
+}
+
+/// It is told so at its first write after that: only then is it free for the next request.
+#[test]
+fn a_worker_whose_streams_client_has_left_is_told_at_once() {
+    let (told, tells) = std::sync::mpsc::channel();
+    let backend = Raw::start(move |mut conn| {
+        let Some(request) = conn.request() else {
+            return;
+        };
+        if request.line().starts_with("GET /events") {
+            conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 0\n\n");
+            let _ = told.send(conn.ends_in_a_reset());
+        } else {
+            conn.ok("ok");
+        }
+    });
+    let tidegate = Tidegate::to(backend.address()).limit(1).start();
+    let mut client = TcpStream::connect(tidegate.address()).expect("a connection");
+    write!(client, "GET /events HTTP/1.1\r\nHost: app\r\n\r\n").expect("it is sent");
+    let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+    while !seen.windows(7).any(|window| window == b"data: 0") {
+        let read = client.read(&mut part).expect("an event");
+        assert!(read > 0, "{seen:?}");
+        seen.extend_from_slice(&part[..read]);
+    }
+    // Nobody wonders whether it has only closed its sending side.
+    set_socket_linger(&client, Some(Duration::ZERO)).expect("a reset");
+    drop(client);
+    assert!(tells.recv_timeout(PATIENCE).expect("an end"));
+    tidegate.until_idle();
+    assert_eq!(tidegate.get("/").status, 200);
 }

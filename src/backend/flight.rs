@@ -174,6 +174,14 @@ impl<L: Lease> Flight<L> {
         }
     }
 
+    /// Nobody wants the rest of a stream: a worker notices that at its next write.
+    pub(super) fn leave_stream(self) {
+        if let Some(inner) = &self.inner {
+            inner.link.leave_nothing();
+        }
+        self.finish(Completion::Streamed);
+    }
+
     /// The backend is done: closes or keeps the connection, then gives the lease back.
     pub(super) fn finish(mut self, completion: Completion) {
         let Some(inner) = self.inner.take() else {
@@ -255,6 +263,7 @@ impl<L> InFlight<L> {
         if self.link.is_before_head() {
             let head = poll_fn(|cx| self.link.poll_head(cx)).await.ok()?;
             if head.signs.events {
+                self.link.leave_nothing();
                 return None;
             }
             self.status = Some(head.response.status());

@@ -371,6 +371,11 @@ impl Link {
         switched.then(|| (self.stream, self.read.freeze(), self.seat))
     }
 
+    /// When it is closed, whoever writes to it is told at once: after a mere end the first write still succeeds.
+    pub(super) fn leave_nothing(&self) {
+        self.stream.leave_nothing();
+    }
+
     /// Closes it. The buffer for reading is left, if it is an ordinary one.
     pub(super) fn close(mut self) -> Option<BytesMut> {
         let done = matches!(&self.receiving, Receiving::Body(body) if body.is_done());

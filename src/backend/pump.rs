@@ -323,8 +323,7 @@ pub(super) async fn pump<L: Lease>(
                 break;
             }
             Next::Abandoned if stream => {
-                // A worker that streams notices the closed socket at its next write.
-                flight.finish(Completion::Streamed);
+                flight.leave_stream();
                 break;
             }
             Next::Abandoned => {

@@ -157,6 +157,13 @@ impl Conn {
         end
     }
 
+    /// Waits for the other side's end; whether it is a RST, and not a FIN.
+    pub fn ends_in_a_reset(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let ended = self.stream.read_to_end(&mut rest);
+        ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+    }
+
     /// How many bytes came after the last request.
     pub fn early(&self) -> usize {
         self.read.len()
