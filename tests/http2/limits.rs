@@ -34,6 +34,26 @@ fn a_head_that_does_not_end_ends_the_connection() {
 }
 
 #[test]
+fn a_head_has_its_time_once_in_however_many_frames_it_comes() {
+    const TIMEOUT: Duration = Duration::from_millis(600);
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set(format!("server.header_timeout={}ms", TIMEOUT.as_millis()))
+        .start();
+    let mut client = Http2::connect(gate.address(), &[]);
+    client.send(frame(frames::HEADERS, 0, 1, &[0x82]));
+    // More of them, and the parser would end it.
+    for _ in 0..3 {
+        std::thread::sleep(TIMEOUT * 3 / 4);
+        let _ = client.try_send(frame(frames::CONTINUATION, 0, 1, &[]));
+    }
+    let open = gate.metric("tidegate_client_connections", &[]);
+    assert_eq!(open, 0.0, "its time was over long ago");
+    nothing_is_left(&gate);
+    assert_eq!(backend.requests().len(), 0);
+}
+
+#[test]
 fn large_heads_are_held_of_the_budget() {
     let backend = ok();
     let gate = Tidegate::to(backend.address())

@@ -41,7 +41,8 @@ impl Frames {
         }
     }
 
-    /// Looks at the next bytes. Whether a frame ended among them.
+    /// Looks at the next bytes. Whether a frame ended among them that leaves no head open: what is owed from then on
+    /// is owed anew, and of an open head as before, in however many frames it comes.
     pub fn advance(&mut self, mut bytes: &[u8]) -> bool {
         let mut ended = false;
         let skipped = self.preface.min(bytes.len());
@@ -68,7 +69,7 @@ impl Frames {
                 }
                 self.have = 0;
                 self.settled = true;
-                ended = true;
+                ended |= !self.open;
             }
         }
         ended
@@ -122,8 +123,11 @@ mod tests {
         assert!(at_once.advance(&whole));
         assert!(!at_once.owes());
         assert!(!at_once.in_pieces());
-        at_once.advance(&whole[..FRAME_HEADER + 40]);
+        assert!(!at_once.advance(&whole[..FRAME_HEADER + 40]));
         assert!(at_once.in_pieces());
+        assert!(!at_once.advance(&frame(9, 0, 0)), "it is the same head");
+        let end_and_next = [&frame(9, END_HEADERS, 20)[..], &whole[..5]].concat();
+        assert!(at_once.advance(&end_and_next) && at_once.owes(), "another");
     }
 
     #[test]
