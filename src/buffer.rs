@@ -78,6 +78,11 @@ impl Budget {
         (free / SPREAD).clamp(least.min(most), most)
     }
 
+    /// Whether somebody waits for room.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
     /// An empty reservation, to be grown.
     pub fn reservation(self: &Arc<Self>, direction: Direction) -> Reservation {
         Reservation {
@@ -159,7 +164,12 @@ impl Reservation {
 
     /// Whether somebody waits for room.
     pub fn is_wanted(&self) -> bool {
-        self.budget.waiting.load(Relaxed) > 0
+        self.budget.is_wanted()
+    }
+
+    /// What it is taken from.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// See [`Budget::room`].

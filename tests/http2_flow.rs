@@ -291,6 +291,80 @@ fn refused_uploads_leave_no_hole_in_the_connections_window() {
     nothing_is_left(&gate);
 }
 
+// --- who takes nothing while others wait for the budget ---
+
+/// Answers of `length` bytes, of which the budget has room for two.
+fn crowded(length: usize) -> (Raw, Tidegate) {
+    let backend = large(length);
+    let gate = Tidegate::to(backend.address())
+        .limit(4)
+        .set("queue.max_wait=30s")
+        .set(format!("buffers.response={length}"))
+        .set(format!("buffers.total={}", 5 * length / 2))
+        .start();
+    (backend, gate)
+}
+
+/// Somebody else is, long before `server.write_timeout`.
+#[track_caller]
+fn is_served(gate: &Tidegate, length: usize) {
+    let answer = gate.get("/");
+    assert_eq!((answer.status, answer.body.len()), (200, length));
+}
+
+#[test]
+fn streams_that_take_nothing_make_room_and_one_that_takes_little_does_not() {
+    let (_backend, gate) = crowded(MIB);
+    let closed = [(frames::INITIAL_WINDOW_SIZE, 0)];
+    let mut slow = Http2::connect(gate.address(), &closed);
+    slow.get(1, "/").next(&[frames::HEADERS]);
+    let mut client = Http2::connect(gate.address(), &closed);
+    for n in 0..8 {
+        client.get(2 * n + 1, "/");
+    }
+    let (done, is_done) = std::sync::mpsc::channel();
+    let mut opens = slow.reader();
+    let opening = std::thread::spawn(move || {
+        while is_done.recv_timeout(Duration::from_millis(200)).is_err() {
+            opens.send(update(1, 10));
+        }
+    });
+    client.next(&[frames::RST_STREAM]);
+    is_served(&gate, MIB);
+    done.send(()).expect("it still opens");
+    opening.join().expect("it was let");
+    slow.send(update(0, MIB)).send(update(1, MIB));
+    let mut came = 0;
+    while came < MIB {
+        let next = slow.next(&[frames::DATA, frames::RST_STREAM]);
+        assert_eq!(next.kind, frames::DATA, "after {came} bytes");
+        came += next.payload.len();
+    }
+    drop((client, slow));
+    nothing_is_left(&gate);
+}
+
+#[test]
+fn connections_that_take_nothing_make_room() {
+    const CLIENTS: u32 = 5;
+    // Much more than the sockets take.
+    const LENGTH: usize = 16 * MIB;
+    let (_backend, gate) = crowded(LENGTH);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = gate.client();
+            client.send("GET / HTTP/1.1\r\nHost: app\r\n\r\n");
+            client
+        })
+        .collect();
+    let open = || gate.metric("tidegate_client_connections", &[]);
+    until("they are there", || open() == f64::from(CLIENTS));
+    until("the first are cut off", || open() < f64::from(CLIENTS));
+    is_served(&gate, LENGTH);
+    drop(clients);
+    nothing_is_left(&gate);
+}
+
 // --- ends ---
 
 #[test]

@@ -4,14 +4,15 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
+use tokio::time::Sleep;
 use tower::BoxError;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
     raised::Raised,
 };
 use crate::{
-    buffer::Reservation,
+    buffer::{Reservation, Waiting},
     clock,
     observe::Metrics,
     sync::{Mutex, lock},
@@ -37,6 +38,8 @@ pub(super) const LEAST_ROOM: u64 = 16 * 1024;
 const LITTLE_ROOM: u64 = 8 * 1024;
 /// The most that is read at once of such an answer, bytes.
 const PIECE_MOST: u64 = 64 * 1024;
+/// Pause between attempts to get more of the budget.
+const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {
@@ -65,6 +68,8 @@ struct State {
     in_hand: u64,
     /// What both take of the budget.
     held: Reservation,
+    /// While the budget is what it has no room for.
+    waiting: Option<Waiting>,
     end: Option<Result<Option<Box<HeaderMap>>, BoxError>>,
     /// The client has gone.
     abandoned: bool,
@@ -96,6 +101,7 @@ impl Pipe {
                 bytes,
                 in_hand: 0,
                 held,
+                waiting: None,
                 end: None,
                 abandoned: false,
                 reader: None,
@@ -157,6 +163,7 @@ impl Pipe {
     pub(super) fn abandon(&self) {
         let mut state = lock(&self.state);
         state.abandoned = true;
+        state.waiting = None;
         state.parts.clear();
         let bytes = std::mem::take(&mut state.bytes) + std::mem::take(&mut state.in_hand);
         state.held.shrink(bytes);
@@ -190,11 +197,24 @@ impl Pipe {
         };
         // One part may always be held, or a spent budget would stop everyone for good.
         let all = state.bytes + state.in_hand;
-        if all == 0 || (room > 0 && state.held.bytes() >= all) {
-            Poll::Ready(Some(at_once))
-        } else {
-            Poll::Pending
+        let lacks = all.saturating_sub(state.held.bytes());
+        let fits = lacks == 0 || state.held.grow(lacks);
+        if all == 0 || (room > 0 && fits) {
+            state.waiting = None;
+            return Poll::Ready(Some(at_once));
         }
+        if fits || room == 0 {
+            // Its client has to read first, however much there is of the budget.
+            state.waiting = None;
+        } else if state.waiting.is_none() {
+            state.waiting = Some(state.held.wait());
+        }
+        Poll::Pending
+    }
+
+    /// Whether there would be room if the budget had some.
+    fn waits_for_budget(&self) -> bool {
+        lock(&self.state).waiting.is_some()
     }
 
     fn push(&self, part: Bytes) {
@@ -204,7 +224,7 @@ impl Pipe {
         }
         let size = len(&part);
         state.bytes += size;
-        // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read.
+        // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read or others have.
         state.held.grow(size);
         append(&mut state.parts, part);
         let reader = state.reader.take();
@@ -257,16 +277,28 @@ pub(super) async fn pump<L: Lease>(
     let mut counted = stream.then(raise);
     let mut timer = pin!(tokio::time::sleep(read_timeout));
     let mut waited = Duration::ZERO;
+    // For the budget, of whose room nobody tells.
+    let mut pause: Option<Pin<Box<Sleep>>> = None;
     loop {
         let mut waiting = None;
         let next = std::future::poll_fn(|cx| {
-            match pipe.poll_room(cx) {
-                Poll::Ready(Some(most)) => flight.read_at_most(most),
-                Poll::Ready(None) => return Poll::Ready(Next::Abandoned),
-                Poll::Pending => {
-                    waiting.get_or_insert_with(clock::now);
-                    return Poll::Pending;
+            loop {
+                match pipe.poll_room(cx) {
+                    Poll::Ready(Some(most)) => {
+                        flight.read_at_most(most);
+                        break;
+                    }
+                    Poll::Ready(None) => return Poll::Ready(Next::Abandoned),
+                    Poll::Pending => {
+                        waiting.get_or_insert_with(clock::now);
+                        if !pipe.waits_for_budget() {
+                            return Poll::Pending;
+                        }
+                    }
                 }
+                let sleep = || Box::pin(tokio::time::sleep(BUDGET_PAUSE));
+                ready!(pause.get_or_insert_with(sleep).as_mut().poll(cx));
+                pause = None;
             }
             match flight.poll_data(cx) {
                 Poll::Ready(Some(Ok(part))) => Poll::Ready(Next::Part(part)),
@@ -373,5 +405,27 @@ mod tests {
         assert!(pipe.poll_read(&mut reader, usize::MAX).is_pending());
         assert!(woken.0.load(Relaxed), "it is written");
         assert!(pipe.poll_room(&mut writer).is_ready());
+    }
+
+    #[test]
+    fn what_the_budget_has_no_room_for_waits_until_it_has() {
+        let budget = Budget::new(4);
+        let mut other = budget.reservation(Direction::Response);
+        assert!(other.grow(1));
+        let held = budget.reservation(Direction::Response);
+        let parts = VecDeque::from([Bytes::from_static(b"part")]);
+        let pipe = Pipe::new(parts, held, 1024, Hope::Fits);
+        let mut writer = Context::from_waker(Waker::noop());
+        assert!(!budget.is_wanted());
+        assert!(pipe.poll_room(&mut writer).is_pending());
+        assert!(budget.is_wanted() && pipe.waits_for_budget());
+        drop(other);
+        assert!(pipe.poll_room(&mut writer).is_ready());
+        assert!(!budget.is_wanted() && !pipe.waits_for_budget());
+        assert_eq!(budget.used(Direction::Response), 4);
+        // What is full waits for its client.
+        pipe.push(Bytes::from(vec![0; 2048]));
+        assert!(pipe.poll_room(&mut writer).is_pending());
+        assert!(!budget.is_wanted());
     }
 }

@@ -92,6 +92,7 @@ impl ClientIo {
         write_timeout: Duration,
         refuse_head: RefuseHead,
     ) -> Self {
+        let budget = quota.budget().clone();
         Self {
             stream,
             state,
@@ -103,7 +104,7 @@ impl ClientIo {
             departure: None,
             answering: false,
             begun: false,
-            stall: Stall::new(write_timeout),
+            stall: Stall::new(write_timeout, budget),
             refuse_head,
         }
     }
@@ -315,6 +316,7 @@ impl ClientIo {
 
     /// From now on bytes pass that are not HTTP.
     pub fn open(&mut self) {
+        self.stall.forget_budget();
         self.guard.open();
     }
 

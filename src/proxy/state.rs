@@ -14,7 +14,12 @@ use std::{
 
 use tokio::time::Sleep;
 
-use crate::{clock, observe::Metrics};
+use crate::{buffer::Budget, clock, observe::Metrics};
+
+/// Who takes nothing of an answer for so long is not waited for while others wait for the budget.
+const STUCK: Duration = Duration::from_secs(5);
+/// How often it is seen then whether somebody does.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What a client's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,18 +177,41 @@ impl Drop for State {
 #[derive(Debug)]
 pub struct Stall {
     timeout: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// What holds what is to be written; `None` if nothing does.
+    budget: Option<Arc<Budget>>,
+    wait: Option<Wait>,
     /// The socket has taken something of which the reactor has not heard.
     unheard: bool,
 }
 
+#[derive(Debug)]
+struct Wait {
+    began: Instant,
+    /// Since when nothing at all has been taken.
+    stuck: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
 impl Stall {
-    /// Waits for no longer than `timeout`.
-    pub fn new(timeout: Duration) -> Self {
+    /// Waits for no longer than `timeout`, and for less of a client that takes nothing while others wait for the budget.
+    pub fn new(timeout: Duration, budget: Arc<Budget>) -> Self {
         Self {
             timeout,
-            timer: None,
+            budget: Some(budget),
+            wait: None,
             unheard: false,
+        }
+    }
+
+    /// From now on nothing of the budget is held.
+    pub fn forget_budget(&mut self) {
+        (self.budget, self.wait) = (None, None);
+    }
+
+    /// The client has taken some of what it is waited for.
+    pub fn took_some(&mut self) {
+        if let Some(wait) = &mut self.wait {
+            wait.stuck = clock::now();
         }
     }
 
@@ -194,7 +222,7 @@ impl Stall {
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.timer = None;
+            self.wait = None;
             return result;
         }
         ready!(self.poll_late(cx));
@@ -211,7 +239,7 @@ impl Stall {
         once_more: impl Fn() -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         if result.is_ready() {
-            self.timer = None;
+            self.wait = None;
             return result;
         }
         if !self.unheard {
@@ -220,7 +248,7 @@ impl Stall {
         match once_more() {
             Ok(written @ 1..) => {
                 // There may be room for more.
-                (self.timer, self.unheard) = (None, true);
+                (self.wait, self.unheard) = (None, true);
                 Poll::Ready(Ok(written))
             }
             _ if self.unheard => {
@@ -233,21 +261,50 @@ impl Stall {
 
     /// Waits for as long again.
     pub fn renew<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        self.timer = None;
+        self.wait = None;
         self.watch(cx, Poll::Pending)
     }
 
     /// Ready when the time is up.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.timeout)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if !clock::overslept(timer.as_mut()) {
+        let timeout = self.timeout;
+        let stuck = match &self.budget {
+            Some(_) => STUCK.min(timeout),
+            None => timeout,
+        };
+        let wait = self.wait.get_or_insert_with(|| {
+            let now = clock::now();
+            let timer = Box::pin(tokio::time::sleep_until((now + stuck).into()));
+            Wait {
+                began: now,
+                stuck: now,
+                timer,
+            }
+        });
+        loop {
+            ready!(wait.timer.as_mut().poll(cx));
+            let due = wait.timer.deadline().into_std();
+            if clock::overslept(wait.timer.as_mut()) {
+                // It gets the time in which nobody could have seen it take something.
+                let more = wait.timer.deadline().into_std() - due;
+                (wait.began, wait.stuck) = (wait.began + more, wait.stuck + more);
+                continue;
+            }
+            let (end, stuck) = (wait.began + timeout, wait.stuck + stuck);
+            if due >= end {
                 return Poll::Ready(());
             }
+            if due >= stuck
+                && self
+                    .budget
+                    .as_ref()
+                    .is_some_and(|budget| budget.is_wanted())
+            {
+                return Poll::Ready(());
+            }
+            let next = stuck.max(due + LOOK_EVERY).min(end);
+            wait.timer.as_mut().reset(next.into());
         }
-        Poll::Pending
     }
 }
 
@@ -273,8 +330,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_socket_of_which_the_reactor_says_nothing_is_asked_when_the_time_is_up() {
-        const TIMEOUT: Duration = Duration::from_secs(60);
-        let mut stall = Stall::new(TIMEOUT);
+        const TIMEOUT: Duration = STUCK;
+        let mut stall = Stall::new(TIMEOUT, Budget::new(0));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let takes = Cell::new(&[][..]);
         let mut write = |times: &'static [usize]| {
@@ -295,5 +352,37 @@ mod tests {
         assert!(write(&[]).is_pending());
         tokio::time::advance(Duration::from_millis(2)).await;
         assert_eq!(write(&[0]), Poll::Ready(Err(io::ErrorKind::TimedOut)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_others_wait_for_the_budget_a_client_that_takes_nothing_is_not_waited_for() {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        const SHORT: Duration = Duration::from_millis(1);
+        let budget = Budget::new(0);
+        let mut stall = Stall::new(TIMEOUT, budget.clone());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut is_waited_for = |stall: &mut Stall| {
+            let watched = stall.watch::<()>(&mut cx, Poll::Pending);
+            watched.is_pending()
+        };
+        assert!(is_waited_for(&mut stall));
+        tokio::time::advance(STUCK + SHORT).await;
+        assert!(is_waited_for(&mut stall), "nobody waits");
+        let waiting = budget.reservation(crate::buffer::Direction::Request).wait();
+        stall.took_some();
+        for _ in 0..4 {
+            tokio::time::advance(LOOK_EVERY + SHORT).await;
+            assert!(is_waited_for(&mut stall), "it took something");
+        }
+        tokio::time::advance(LOOK_EVERY + SHORT).await;
+        assert!(!is_waited_for(&mut stall));
+        // A tunnel holds nothing that they could have.
+        stall.forget_budget();
+        assert!(is_waited_for(&mut stall));
+        tokio::time::advance(TIMEOUT - SHORT).await;
+        assert!(is_waited_for(&mut stall));
+        tokio::time::advance(2 * SHORT).await;
+        assert!(!is_waited_for(&mut stall));
+        drop(waiting);
     }
 }

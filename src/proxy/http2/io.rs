@@ -147,6 +147,7 @@ impl Http2Io {
         write_timeout: Duration,
     ) -> Self {
         state.owes(true, true);
+        let budget = quota.held.budget().clone();
         Self {
             stream,
             first,
@@ -154,7 +155,7 @@ impl Http2Io {
             state,
             line,
             quota,
-            stall: Stall::new(write_timeout),
+            stall: Stall::new(write_timeout, budget),
         }
     }
 

@@ -96,7 +96,7 @@ pub async fn serve<S>(
         quota,
         timeouts.write,
     );
-    let streams = Streams::new(state.clone(), timeouts.write);
+    let streams = Streams::new(state.clone(), timeouts.write, shared.budget.clone());
     let handshake = server::Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(unpacked)

@@ -132,7 +132,7 @@ where
                 answer.finish(clock::now());
                 return Poll::Ready(());
             }
-            let writer = Writer::new(stream, answer, this.open.write_timeout());
+            let writer = Writer::new(stream, answer, this.open.stall());
             this.stage.set(Stage::Answering { writer });
         }
         if let StageProject::Answering { writer } = this.stage.project()

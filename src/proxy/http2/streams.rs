@@ -3,7 +3,8 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 use crate::{
-    proxy::state::State,
+    buffer::Budget,
+    proxy::state::{Stall, State},
     sync::{Mutex, lock},
 };
 
@@ -13,14 +14,16 @@ pub struct Streams {
     state: Arc<State>,
     connection: Arc<Mutex<Option<Waker>>>,
     write_timeout: Duration,
+    budget: Arc<Budget>,
 }
 
 impl Streams {
-    pub fn new(state: Arc<State>, write_timeout: Duration) -> Self {
+    pub fn new(state: Arc<State>, write_timeout: Duration, budget: Arc<Budget>) -> Self {
         Self {
             state,
             connection: Arc::default(),
             write_timeout,
+            budget,
         }
     }
 
@@ -44,9 +47,9 @@ impl Streams {
 pub struct Open(Streams);
 
 impl Open {
-    /// How long its client may let it wait for room.
-    pub fn write_timeout(&self) -> Duration {
-        self.0.write_timeout
+    /// Watches how long its client lets it wait for room.
+    pub fn stall(&self) -> Stall {
+        Stall::new(self.0.write_timeout, self.0.budget.clone())
     }
 }
 

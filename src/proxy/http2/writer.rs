@@ -5,7 +5,6 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -32,13 +31,13 @@ pub struct Writer {
 
 impl Writer {
     /// Behind the answer's head.
-    pub fn new(stream: SendStream<Bytes>, answer: ClientBody, write_timeout: Duration) -> Self {
+    pub fn new(stream: SendStream<Bytes>, answer: ClientBody, stall: Stall) -> Self {
         Self {
             stream,
             answer,
             piece: Bytes::new(),
             last: false,
-            stall: Stall::new(write_timeout),
+            stall,
         }
     }
 
@@ -113,6 +112,7 @@ impl Writer {
             let part = self.piece.split_to(room.min(self.piece.len()));
             let ends = self.last && self.piece.is_empty();
             self.stream.send_data(part, ends).map_err(other)?;
+            self.stall.took_some();
         }
         Poll::Ready(Ok(()))
     }
