@@ -25,6 +25,8 @@ const IN_HAND: u64 = 64;
 /// What is held for long, and may help or not, is taken only while less than this part of the budget is held by
 /// anybody.
 const AMPLE: u64 = 8;
+/// Heads that are not whole take this part of the budget at most.
+const HEADS: u64 = 8;
 
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub struct Budget {
     total: AtomicU64,
     request: AtomicU64,
     response: AtomicU64,
+    /// Of that, what is held for heads that are not whole.
+    heads: AtomicU64,
     /// How many share: see [`Reservation::share`].
     sharers: AtomicU64,
     /// How many wait until there is room for them.
@@ -55,6 +59,7 @@ impl Budget {
             total: AtomicU64::new(total),
             request: AtomicU64::new(0),
             response: AtomicU64::new(0),
+            heads: AtomicU64::new(0),
             sharers: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
         })
@@ -90,7 +95,16 @@ impl Budget {
             direction,
             bytes: 0,
             shares: false,
+            is_head: false,
         }
+    }
+
+    /// The same for a head while it is not whole: all of those have an eighth of the budget, or one of them what it
+    /// needs.
+    pub fn for_head(self: &Arc<Self>) -> Reservation {
+        let mut head = self.reservation(Direction::Request);
+        head.is_head = true;
+        head
     }
 
     fn cell(&self, direction: Direction) -> &AtomicU64 {
@@ -108,6 +122,7 @@ pub struct Reservation {
     direction: Direction,
     bytes: u64,
     shares: bool,
+    is_head: bool,
 }
 
 impl Reservation {
@@ -136,6 +151,14 @@ impl Reservation {
         if used.saturating_add(bytes) > budget.total.load(Relaxed) {
             return false;
         }
+        if self.is_head {
+            let heads = budget.heads.load(Relaxed);
+            let alone = heads == self.bytes;
+            if !alone && heads.saturating_add(bytes) > budget.total.load(Relaxed) / HEADS {
+                return false;
+            }
+            budget.heads.fetch_add(bytes, Relaxed);
+        }
         cell.fetch_add(bytes, Relaxed);
         self.bytes += bytes;
         true
@@ -153,6 +176,9 @@ impl Reservation {
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
+        if self.is_head {
+            self.budget.heads.fetch_sub(bytes, Relaxed);
+        }
         self.budget.cell(self.direction).fetch_sub(bytes, Relaxed);
     }
 
@@ -222,6 +248,20 @@ mod tests {
         assert!(other.grow(60));
         let mut one = budget.reservation(Direction::Request);
         assert!(!one.grow_early(41) && one.grow_early(40));
+    }
+
+    #[test]
+    fn heads_have_an_eighth_or_one_what_it_needs() {
+        let budget = Budget::new(800);
+        let (mut one, mut other) = (budget.for_head(), budget.for_head());
+        assert!(one.grow(50) && one.grow(150), "alone");
+        assert!(!other.grow(1));
+        one.shrink(150);
+        assert!(!other.grow(51) && other.grow(50));
+        assert!(!one.grow(1));
+        assert!(budget.reservation(Direction::Request).grow(700));
+        drop(other);
+        assert!(one.grow(700));
     }
 
     #[test]

@@ -111,6 +111,47 @@ fn large_heads_are_held_of_the_budget() {
 }
 
 #[test]
+fn heads_that_do_not_end_hold_little_and_leave_the_rest_to_others() {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let backend = ok();
+    let gate = Tidegate::to(backend.address())
+        .set("buffers.total=8MiB")
+        .start();
+    let held = || gate.metric("tidegate_buffered_bytes", &[("direction", "request")]);
+    let begin = |count: usize, block: &[u8]| -> Vec<Http2> {
+        let client = || {
+            let mut client = Http2::connect(gate.address(), &[]);
+            client.send(frame(frames::HEADERS, frames::END_STREAM, 1, block));
+            client
+        };
+        (0..count).map(|_| client()).collect()
+    };
+    let tiny = begin(50, &[0x82]);
+    until("they are held", || held() > 0.0);
+    assert!(held() <= 50.0 * 128.0, "{}", held());
+    let large = frames::head("GET", "/", &[("x-large", &"x".repeat(1000))]);
+    let mut large = begin(50, &large);
+    until("they have their part", || held() > 0.9 * MIB);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(held() <= MIB, "{}", held());
+    // Others come and go.
+    let mut client = gate.client();
+    let length = 256 * 1024;
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"
+    ));
+    client.send("x".repeat(length));
+    assert_eq!(client.response().status, 200);
+    // What is held by those that leave is there for those that stay.
+    let mut last = large.pop().expect("the last");
+    last.send(frame(frames::CONTINUATION, frames::END_HEADERS, 1, &[]));
+    drop((large, tiny));
+    assert_eq!(last.next(&[frames::HEADERS]).payload[0], 0x88);
+    drop((client, last));
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn an_idle_connection_is_told_to_go_and_a_busy_one_is_not_idle() {
     let backend = Held::start();
     let gate = Tidegate::to(backend.address())

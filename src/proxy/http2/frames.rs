@@ -26,6 +26,8 @@ pub struct Frames {
     left: usize,
     /// A head whose last frame has not begun.
     open: bool,
+    /// How much of a head its frames have or announce, bytes.
+    head: usize,
 }
 
 impl Frames {
@@ -38,6 +40,7 @@ impl Frames {
             have: 0,
             left: 0,
             open: false,
+            head: 0,
         }
     }
 
@@ -59,6 +62,10 @@ impl Frames {
                 }
                 let [a, b, c, ..] = self.header;
                 self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                if self.is_head_frame() {
+                    let before = if self.open { self.head } else { 0 };
+                    self.head = before.saturating_add(self.left);
+                }
             }
             let count = bytes.len().min(self.left);
             self.left -= count;
@@ -75,9 +82,9 @@ impl Frames {
         ended
     }
 
-    /// Whether a head has begun whose last frame has not: it is unpacked as it comes.
-    pub fn in_pieces(&self) -> bool {
-        self.open
+    /// How much there is, packed, of a head whose last frame has not begun: it is unpacked as it comes. In bytes.
+    pub fn in_pieces(&self) -> Option<usize> {
+        self.open.then_some(self.head)
     }
 
     /// Whether the client owes the rest of a head, of a frame's header, or of its first words.
@@ -122,10 +129,12 @@ mod tests {
         let mut at_once = settled();
         assert!(at_once.advance(&whole));
         assert!(!at_once.owes());
-        assert!(!at_once.in_pieces());
+        assert_eq!(at_once.in_pieces(), None);
         assert!(!at_once.advance(&whole[..FRAME_HEADER + 40]));
-        assert!(at_once.in_pieces());
+        assert_eq!(at_once.in_pieces(), Some(40));
         assert!(!at_once.advance(&frame(9, 0, 0)), "it is the same head");
+        assert!(!at_once.advance(&frame(9, 0, 5)));
+        assert_eq!(at_once.in_pieces(), Some(45));
         let end_and_next = [&frame(9, END_HEADERS, 20)[..], &whole[..5]].concat();
         assert!(at_once.advance(&end_and_next) && at_once.owes(), "another");
     }

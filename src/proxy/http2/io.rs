@@ -88,8 +88,11 @@ impl Line {
     }
 }
 
-/// What a head takes of the budget while it is unpacked, frame by frame: as much as it may become, since what has come does
-/// not tell. Whole, it is accounted for by who serves it.
+/// What a byte of a packed head may become, about: a field, whose text it shares with a table.
+const UNPACKED: u64 = 128;
+
+/// What a head takes of the budget while it is unpacked, frame by frame: as much as what has come of it may have become.
+/// Whole, it is accounted for by who serves it.
 #[derive(Debug)]
 pub struct Quota {
     held: Reservation,
@@ -107,16 +110,20 @@ impl Quota {
         }
     }
 
-    /// Ready when more of a head may come.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.held.bytes() == 0 && !self.held.grow(self.most) {
+    /// Ready when more may come of a head of which there are so many bytes.
+    fn poll_room(&mut self, cx: &mut Context<'_>, packed: usize) -> Poll<()> {
+        let unpacked = (packed as u64).saturating_mul(UNPACKED).min(self.most);
+        loop {
+            let more = unpacked.saturating_sub(self.held.bytes());
+            if more == 0 || self.held.grow(more) {
+                return Poll::Ready(());
+            }
             let pause = self
                 .pause
                 .get_or_insert_with(|| Box::pin(sleep(BUDGET_PAUSE)));
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        Poll::Ready(())
     }
 
     /// The head is whole.
@@ -180,8 +187,8 @@ impl AsyncRead for Http2Io {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.frames.in_pieces() {
-            ready!(this.quota.poll_room(cx));
+        if let Some(packed) = this.frames.in_pieces() {
+            ready!(this.quota.poll_room(cx, packed));
         }
         let before = buf.filled().len();
         if !take_ahead(&mut this.first, buf) {
@@ -190,7 +197,7 @@ impl AsyncRead for Http2Io {
         this.line.hear(crate::clock::now());
         let ended = this.frames.advance(&buf.filled()[before..]);
         this.state.owes(this.frames.owes(), ended);
-        if !this.frames.in_pieces() {
+        if this.frames.in_pieces().is_none() {
             this.quota.give_back();
         }
         Poll::Ready(Ok(()))

@@ -49,7 +49,7 @@ use super::{
     received::Arrived,
     state::State,
 };
-use crate::{backend::Stream, buffer::Direction, clock};
+use crate::{backend::Stream, clock};
 
 /// Requests at once of one client: beyond, its streams are refused.
 const STREAMS_MAX: u32 = 100;
@@ -86,8 +86,7 @@ pub async fn serve<S>(
     // What is a little too large is unpacked all the same, to be refused with a reason.
     let unpacked = limits.head + limits.head / 4 + UNPACKED_MORE;
     let unpacked = u32::try_from(unpacked).unwrap_or(u32::MAX);
-    let quota = shared.budget.reservation(Direction::Request);
-    let quota = Quota::new(quota, unpacked);
+    let quota = Quota::new(shared.budget.for_head(), unpacked);
     let io = Http2Io::new(
         stream,
         first,
