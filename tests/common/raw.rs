@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -10,6 +10,8 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 
@@ -269,9 +271,20 @@ impl Drop for Raw {
 /// An address on loopback where nobody listens: bound for as long as the listener lives, and
 /// refused as soon as it is dropped, or from [`refuse`] on.
 pub fn reserved_port() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
-    (listener, address)
+    loop {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let (first, held) = (socket(), socket());
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        first.bind(&any.into()).expect("a port");
+        let address = first.local_addr().expect("an address");
+        drop(first);
+        // Asked for by its number and not to be shared, it is kept when nobody listens any more.
+        if held.bind(&address).is_ok() {
+            held.listen(128).expect("it listens");
+            let address = address.as_socket().expect("TCP").to_string();
+            return (held.into(), address);
+        }
+    }
 }
 
 /// Ends listening, but holds the port: from here on connections are refused, and no other test's server gets it.
