@@ -1,9 +1,15 @@
 //! One budget for every byte that tidegate holds for somebody else.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
+
+/// Pause between attempts to get a piece of the budget: nobody tells when there is room again.
+pub const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use super::{
     raised::Raised,
 };
 use crate::{
-    buffer::{Reservation, Waiting},
+    buffer::{BUDGET_PAUSE, Reservation, Waiting},
     clock,
     observe::Metrics,
     sync::{Mutex, lock},
@@ -38,8 +38,6 @@ pub(super) const LEAST_ROOM: u64 = 16 * 1024;
 const LITTLE_ROOM: u64 = 8 * 1024;
 /// The most that is read at once of such an answer, bytes.
 const PIECE_MOST: u64 = 64 * 1024;
-/// Pause between attempts to get more of the budget.
-const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// What lies between the backend and a slower client: bounded by `buffers.response` and the budget.
 pub(super) struct Pipe {

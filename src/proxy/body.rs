@@ -21,13 +21,10 @@ use super::{
 };
 use crate::{
     backend::{self, Name, Plain, RequestBody, RequestHead},
-    buffer::{Direction, Reservation},
+    buffer::{BUDGET_PAUSE, Direction, Reservation},
     clock,
     config::{Config, Server},
 };
-
-/// Pause between attempts to get a piece of the budget.
-pub const BUDGET_PAUSE: Duration = Duration::from_millis(20);
 
 /// The most that comes of a body at once, bytes.
 const PART: u64 = 64 * 1024;
@@ -241,15 +238,13 @@ impl Upload {
                 return Ok(RequestBody::Full(Some(whole), Some(held)));
             };
             length += chunk.len() as u64;
-            let more = length.saturating_sub(held.bytes());
-            let mut fits = length <= in_memory;
-            if fits && !held.grow(more) {
-                // What has given back its place does not wait for those who may wait for what it has.
-                fits = declared.is_none();
-                if fits {
-                    self.reserve(&mut held, more).await?;
-                }
-            }
+            let fits = length <= in_memory
+                && match length.saturating_sub(held.bytes()) {
+                    0 => true,
+                    // What has given back its place does not wait for those who may wait for what it has.
+                    more if declared.is_some() => held.grow(more),
+                    more => self.reserve(&mut held, more).await.map(|()| true)?,
+                };
             if !fits {
                 let prefix = join(first, joined, chunk);
                 return self.beyond_memory(prefix, held, config, declared).await;

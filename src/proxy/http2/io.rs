@@ -22,9 +22,8 @@ use tokio::{
 use super::frames::Frames;
 use crate::{
     backend::Stream,
-    buffer::Reservation,
+    buffer::{BUDGET_PAUSE, Reservation},
     proxy::{
-        body::BUDGET_PAUSE,
         io::{first, take_ahead},
         state::{Stall, State},
     },
