@@ -194,7 +194,7 @@ impl Local {
     /// Connects once: [`ErrorKind::WouldBlock`] if the backlog is full.
     async fn connect_patiently(&self) -> io::Result<Stream> {
         let (stream, connected) = self.begin()?;
-        if let (Stream::Tcp(tcp), false) = (&stream, connected) {
+        if let (Self::Tcp(address), Stream::Tcp(tcp), false) = (self, &stream, connected) {
             match tokio::time::timeout(LOOPBACK_PATIENCE, tcp.writable()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Err(ErrorKind::WouldBlock.into()),
@@ -202,9 +202,7 @@ impl Local {
             if let Some(error) = tcp.take_error()? {
                 return Err(error);
             }
-            if let Ok(theirs) = tcp.peer_addr() {
-                refuse_itself(tcp, theirs)?;
-            }
+            refuse_itself(tcp, *address)?;
         }
         Ok(stream)
     }
