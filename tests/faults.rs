@@ -441,16 +441,21 @@ fn full_backlog(socket: &socket2::Socket) {
     socket.listen(1).expect("it listens");
 }
 
+/// Connections that the backend never accepts, until the kernel takes no more.
+fn fill(address: &str) -> Vec<TcpStream> {
+    let address: SocketAddr = address.parse().expect("an address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(stream);
+    }
+    waiting
+}
+
 #[test]
 fn a_tcp_backlog_that_is_full() {
     let (address, socket) = reserved();
     full_backlog(&socket);
-    let addr: SocketAddr = address.parse().expect("an address");
-    // Connections that the backend never accepts, until the kernel takes no more.
-    let mut waiting = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
-        waiting.push(stream);
-    }
+    let waiting = fill(&address);
     let gate = Tidegate::to(&address).toml(IMPATIENT).start();
     let before = Before::of(&gate);
     let started = clock::now();
@@ -483,11 +488,7 @@ fn an_endpoint_that_accepts_nobody_comes_last() {
         .toml(IMPATIENT)
         .start();
     // It accepted when tidegate looked at it first.
-    let addr: SocketAddr = address.parse().expect("an address");
-    let mut waiting = Vec::new();
-    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
-        waiting.push(stream);
-    }
+    let waiting = fill(&address);
     for _ in 0..20 {
         assert_eq!(gate.get("/").status, 200);
     }

@@ -240,6 +240,15 @@ mod tests {
         (watcher.expect("the directory can be watched"), receiver)
     }
 
+    /// A file that says "a", in a directory of its own.
+    fn watched() -> (tempfile::TempDir, PathBuf, Watcher, Receiver<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        fs::write(&file, "a").unwrap();
+        let (watcher, changes) = start(&file);
+        (dir, file, watcher, changes)
+    }
+
     /// Waits for the content; a slow machine may show an intermediate one first.
     fn expect(receiver: &Receiver<String>, content: &str) {
         while receiver.recv_timeout(LONG).expect("a change") != content {}
@@ -251,10 +260,7 @@ mod tests {
 
     #[test]
     fn a_write_in_place_is_seen_once_and_only_if_it_changes_something() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("t.toml");
-        fs::write(&file, "a").unwrap();
-        let (_watcher, changes) = start(&file);
+        let (dir, file, _watcher, changes) = watched();
         fs::write(&file, "a").unwrap();
         fs::write(dir.path().join("other"), "x").unwrap();
         expect_quiet(&changes);
@@ -286,10 +292,7 @@ mod tests {
 
     #[test]
     fn a_rename_over_the_file_is_seen_each_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("t.toml");
-        fs::write(&file, "a").unwrap();
-        let (_watcher, changes) = start(&file);
+        let (dir, file, _watcher, changes) = watched();
         for content in ["b", "c", "d"] {
             let new = dir.path().join(".t.toml.swp");
             fs::write(&new, content).unwrap();
@@ -300,10 +303,7 @@ mod tests {
 
     #[test]
     fn a_removed_file_is_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("t.toml");
-        fs::write(&file, "a").unwrap();
-        let (_watcher, changes) = start(&file);
+        let (_dir, file, _watcher, changes) = watched();
         fs::remove_file(&file).unwrap();
         expect_quiet(&changes);
         fs::write(&file, "b").unwrap();
@@ -313,10 +313,7 @@ mod tests {
     /// Root reads any file, so that permissions are no test of it.
     #[test]
     fn what_cannot_be_read_is_told_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("t.toml");
-        fs::write(&file, "a").unwrap();
-        let (_watcher, changes) = start(&file);
+        let (dir, file, _watcher, changes) = watched();
         fs::remove_file(&file).unwrap();
         expect_quiet(&changes);
         fs::create_dir(&file).unwrap();
