@@ -27,6 +27,7 @@ mod hygiene;
 mod io;
 mod listener;
 mod live;
+mod pace;
 mod preamble;
 mod probes;
 mod received;
