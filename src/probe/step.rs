@@ -4,6 +4,9 @@ use super::{tally::Tally, watch::Snapshot};
 
 /// Of the CPU of the busiest process: less than this and a process is not one of those that work.
 const WORKS: f64 = 0.05;
+/// Less than this, and one that started others that work does not: it looks after them. A short step with slow
+/// requests costs a worker of gunicorn no more than ten times what that costs its master.
+const WORKS_TOO: f64 = 0.5;
 
 /// So many clients, for so long, and what came of it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,7 +41,7 @@ pub struct Usage {
     pub cores: f64,
     /// Cores that they used or waited for.
     pub wanted: f64,
-    /// Processes that did the work: masters and helpers are idle.
+    /// Processes that did the work: masters and helpers have little to do.
     pub workers: u32,
     /// Cores that the busiest half of those used or waited for, each.
     pub per_worker: f64,
@@ -52,7 +55,7 @@ pub fn usage(before: &Snapshot, after: &Snapshot) -> Option<Usage> {
     if seconds <= 0.0 || after.processes.is_empty() {
         return None;
     }
-    let mut each: Vec<(f64, f64, u32)> = after
+    let mut each: Vec<Used> = after
         .processes
         .iter()
         .map(|(pid, now)| {
@@ -61,29 +64,47 @@ pub fn usage(before: &Snapshot, after: &Snapshot) -> Option<Usage> {
             let cpu = (now.cpu - was.cpu).max(0.0) / seconds;
             // Threads that have ended took their share with them.
             let delay = (now.waited - was.waited).max(0.0) / seconds;
-            (cpu, cpu + delay, now.threads)
+            Used {
+                pid: *pid,
+                parent: now.parent,
+                cores: cpu,
+                wanted: cpu + delay,
+                threads: now.threads,
+            }
         })
         .collect();
-    each.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let most = each.first()?.0;
-    let working = each
-        .iter()
-        .take_while(|one| one.0 >= WORKS * most && one.0 > 0.0);
-    let workers = working.clone().count();
-    let half = workers.div_ceil(2);
-    let busiest: f64 = each.iter().take(half).map(|one| one.1).sum();
+    each.sort_by(|a, b| b.cores.total_cmp(&a.cores));
+    let most = each.first()?.cores;
+    let mut working = each.clone();
+    working.retain(|one| one.cores >= WORKS * most && one.cores > 0.0);
+    let parents: Vec<u32> = working.iter().map(|one| one.parent).collect();
+    working.retain(|one| one.cores >= WORKS_TOO * most || !parents.contains(&one.pid));
+    let half = working.len().div_ceil(2);
+    let busiest: f64 = working.iter().take(half).map(|one| one.wanted).sum();
     Some(Usage {
-        cores: each.iter().map(|one| one.0).sum(),
-        wanted: each.iter().map(|one| one.1).sum(),
-        workers: workers as u32,
+        cores: each.iter().map(|one| one.cores).sum(),
+        wanted: each.iter().map(|one| one.wanted).sum(),
+        workers: working.len() as u32,
         per_worker: if half > 0 { busiest / half as f64 } else { 0.0 },
-        threads: working.map(|one| one.2).max().unwrap_or(0),
+        threads: working.iter().map(|one| one.threads).max().unwrap_or(0),
     })
+}
+
+/// What one process did.
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    pid: u32,
+    parent: u32,
+    /// Cores that it used.
+    cores: f64,
+    /// Cores that it used or waited for.
+    wanted: f64,
+    threads: u32,
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
     use crate::{clock, sense::ProcessTimes};
@@ -95,6 +116,7 @@ mod tests {
             cpu,
             waited,
             threads,
+            parent: 1,
         };
         let snapshot = |after: f64, processes: [(u32, ProcessTimes); 3]| Snapshot {
             at: at + Duration::from_secs_f64(after),
@@ -122,5 +144,37 @@ mod tests {
         assert!((usage.cores - 1.0).abs() < 1e-9 && (usage.wanted - 1.75).abs() < 1e-9);
         assert!((usage.per_worker - 1.0).abs() < 1e-9);
         assert_eq!(super::usage(&after, &after), None);
+    }
+
+    #[test]
+    fn who_looks_after_workers_is_none_and_who_works_beside_its_children_is_one() {
+        let at = clock::now();
+        let used = |master: f64| {
+            let times = |cpu, parent| ProcessTimes {
+                cpu,
+                threads: 1,
+                parent,
+                ..ProcessTimes::default()
+            };
+            let before = Snapshot {
+                at,
+                processes: BTreeMap::new(),
+                memory: None,
+            };
+            let after = Snapshot {
+                at: at + Duration::from_millis(250),
+                processes: [
+                    (1, times(master, 0)),
+                    (2, times(0.009, 1)),
+                    (3, times(0.008, 1)),
+                ]
+                .into(),
+                memory: None,
+            };
+            usage(&before, &after).unwrap()
+        };
+        assert_eq!(used(0.001).workers, 2);
+        assert!((used(0.001).cores - 0.072).abs() < 1e-9);
+        assert_eq!(used(0.009).workers, 3);
     }
 }

@@ -190,6 +190,8 @@ pub struct ProcessTimes {
     pub waited: f64,
     /// Threads now.
     pub threads: u32,
+    /// The process that started it.
+    pub parent: u32,
 }
 
 fn look_closely(endpoint: &Address, config: &Config, child: Option<u32>) -> (Findings, Eyes) {

@@ -134,6 +134,7 @@ pub fn times(pid: u32) -> Option<ProcessTimes> {
         cpu: ran.max(stat.cpu_seconds),
         waited,
         threads: stat.threads,
+        parent: stat.parent,
     })
 }
 
