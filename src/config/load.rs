@@ -17,7 +17,7 @@ use super::{
     origin::{Origin, Origins},
     problem::{Problem, Problems, Report},
     resolve::{RouteSettings, Setting, Settings, resolve},
-    schema,
+    rules, schema,
     typed::Typed,
     types::Config,
     value::Value,
@@ -124,12 +124,43 @@ impl Loaded {
         self
     }
 
+    /// Says that it would break a rule between keys in a process that was started with `started`, and so has the
+    /// values that a reload can't change from there.
+    ///
+    /// # Errors
+    /// All such problems.
+    pub fn check_reload_into(&self, started: &Loaded) -> Result<(), Problems> {
+        let mut report = Report::default();
+        let settings = self.settled(started).settings;
+        rules::apply(&settings, &self.routes, &mut report);
+        if report.is_empty() {
+            return Ok(());
+        }
+        let mut problems = report.finish();
+        for problem in &mut problems.0 {
+            let key = schema::plain_keys().find(|key| {
+                !key.hot
+                    && problem.message.contains(key.path)
+                    && settings.get(key.path).value != self.settings.get(key.path).value
+            });
+            let key = key.map_or("a key that it needs", |key| key.path);
+            problem.message += &format!(" (a reload does not change {key}: restart instead)");
+        }
+        Err(problems)
+    }
+
     /// What is in force of it in a process that was started with `started` and now works by `config`: what a
     /// reload can't change is as it was.
     #[must_use]
     pub fn in_force(&self, started: &Loaded, config: Arc<Config>) -> Loaded {
-        let mut settled = self.clone();
+        let mut settled = self.settled(started);
         settled.config = config;
+        settled
+    }
+
+    /// Its settings, but for those that a reload can't change.
+    fn settled(&self, started: &Loaded) -> Loaded {
+        let mut settled = self.clone();
         for key in schema::plain_keys().filter(|key| !key.hot) {
             let Setting { value, origin } = started.settings.get(key.path);
             if *value != self.settings.get(key.path).value {
@@ -387,6 +418,30 @@ mod tests {
         }
         let error = read_small(dir.path()).expect_err("it is a directory");
         assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    }
+
+    #[test]
+    fn a_reload_that_keeps_its_listeners_does_not_make_one_of_them_the_backend() {
+        let written = |listen: &str, endpoint: &str| {
+            let text = format!(
+                "[server]\nlisten = [\"127.0.0.1:{listen}\"]\n\n[backend]\nendpoints = [\"127.0.0.1:{endpoint}\"]\n"
+            );
+            let file = Some((Path::new("t.toml"), text.as_bytes()));
+            load_bytes(&Sources::default(), file).expect("it is valid")
+        };
+        let started = written("8000", "8001");
+        let moved = written("8002", "8003");
+        moved
+            .check_reload_into(&started)
+            .expect("somewhere else again");
+        let swapped = written("8001", "8000");
+        let problems = swapped.check_reload_into(&started).expect_err("itself");
+        assert_eq!(
+            problems.to_string(),
+            "t.toml:5:13: backend.endpoints: \"127.0.0.1:8000\" is where tidegate itself listens \
+             (server.listen \"127.0.0.1:8000\"); write the workers' address \
+             (a reload does not change server.listen: restart instead)"
+        );
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Settings {
         // One at a time, in order.
         let mut loaded = self.loaded.lock().await;
         let (sources, tried) = (self.sources.clone(), self.tried.clone());
-        let before = loaded.clone();
+        let (before, started) = (loaded.clone(), self.started.clone());
         let read = tokio::task::spawn_blocking(move || {
             let file = sources.path();
             let is_news = || file.is_some_and(|file| tried.is_outdated(&file));
@@ -83,6 +83,7 @@ impl Settings {
             }
             let new = config::load_again(&sources, &tried)?;
             new.check_successor_of(&before)?;
+            new.check_reload_into(&started)?;
             // Of more clients than before, each needs its descriptors.
             process::raise_descriptor_limit(&new.config);
             process::try_spool(&new.config);
