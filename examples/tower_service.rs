@@ -79,9 +79,9 @@ async fn work(
     Ok(Response::new(text.into()))
 }
 
-/// 503, why, and when it is worth trying again: once the queue has drained.
+/// 503, why, and when it is worth trying again.
 fn refused(refusal: Refusal) -> Response<Full<Bytes>> {
-    let seconds = refusal.drain_time.as_secs() + 1;
+    let seconds = refusal.retry_after().as_secs() + 1;
     let mut response = Response::new(format!("{refusal}\n").into());
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response.headers_mut().insert(RETRY_AFTER, seconds.into());

@@ -109,6 +109,20 @@ impl Gate {
         result
     }
 
+    /// The same for a caller with a lock of its own, which wakes them when it has given that back.
+    #[must_use]
+    pub(super) fn change_quietly(
+        &self,
+        change: impl FnOnce(&mut State, &mut Verdicts),
+    ) -> Vec<Waker> {
+        let mut inner = lock(&self.inner);
+        let Inner {
+            state, verdicts, ..
+        } = &mut *inner;
+        change(state, verdicts);
+        inner.deliver()
+    }
+
     /// Sets a lane's limit.
     pub fn set_limit(&self, lane: LaneId, limit: u32, now: Instant) {
         self.change(|state, out| state.set_limit(lane, limit, now, out));

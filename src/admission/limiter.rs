@@ -236,19 +236,24 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        self.gate.change(|state, out| {
+        let wakers = self.gate.change_quietly(|state, out| {
             state.note_law(lane.id, &law.controller);
             if limit != usage.limit {
                 state.set_limit(lane.id, limit, now, out);
             }
         });
-        let Some(decision) = decision else { return };
-        if law.decisions.len() == DECISIONS {
-            law.decisions.pop_front();
+        if let Some(decision) = &decision {
+            if law.decisions.len() == DECISIONS {
+                law.decisions.pop_front();
+            }
+            law.decisions.push_back(decision.clone());
         }
-        law.decisions.push_back(decision.clone());
         drop(law);
-        if let Some(on_decision) = &self.on_decision {
+        for waker in wakers {
+            // Whoever polls at once may give a permit back, and so come here again.
+            waker.wake();
+        }
+        if let (Some(decision), Some(on_decision)) = (decision, &self.on_decision) {
             on_decision(lane, &decision);
         }
     }
@@ -271,6 +276,7 @@ impl Limiter {
             None => Err(Refusal {
                 reason: Reason::QueueTimeout,
                 drain_time: Duration::ZERO,
+                backlog: Duration::ZERO,
             }),
         }
     }

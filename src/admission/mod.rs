@@ -91,9 +91,20 @@ pub struct Refusal {
     pub reason: Reason,
     /// How long the queue takes to drain at the pace of late; zero when that is not known.
     pub drain_time: Duration,
+    /// How long the backend takes for those who were refused over the last two seconds or so, and will ask again.
+    pub backlog: Duration,
 }
 
 impl Refusal {
+    /// No client is asked to wait for longer than this because others were refused too.
+    const BACKLOG_MOST: Duration = Duration::from_secs(30);
+
+    /// When it is worth asking again. If all the refused were told the time until the queue has drained, they would be
+    /// back together and find the same overload: the more there are of them, the longer it takes until there is room.
+    pub fn retry_after(&self) -> Duration {
+        self.drain_time + self.backlog.min(Self::BACKLOG_MOST)
+    }
+
     /// Why, for people.
     pub fn text(&self) -> &'static str {
         match self.reason {

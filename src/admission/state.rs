@@ -94,8 +94,8 @@ pub struct State {
     /// What would wait, in a dry run.
     rehearsal: Rehearsal,
     updated: Instant,
-    /// When the last permit came back that was used.
-    answered: Instant,
+    /// When the last one went whose deadline no answer of late has met.
+    tried: Instant,
     queue_seconds: f64,
 }
 
@@ -112,7 +112,7 @@ impl State {
             pace: Pace::new(now),
             rehearsal: Rehearsal::new(now),
             updated: now,
-            answered: now,
+            tried: now,
             queue_seconds: 0.0,
         }
     }
@@ -134,6 +134,7 @@ impl State {
                 false => Entry::Refused(self.refusal(Reason::Deadline)),
             };
         }
+        self.note_try(ask, now);
         if !capped
             && self.nobody_ahead(ask.class)
             && let Some(lane) = self.lanes.roomiest()
@@ -208,7 +209,6 @@ impl State {
         let limit = self.lanes.limit();
         let inside = self.lanes.waiting_inside();
         self.pace.note_release(self.excess(), inside, limit, now);
-        self.answered = now;
         self.leave_lane(lane, cap, now, out);
     }
 
@@ -312,7 +312,6 @@ impl State {
                 busy_seconds: l.usage.busy_seconds,
                 limit_seconds: l.usage.limit_seconds,
                 saturated_seconds: l.usage.saturated_seconds,
-                oldest_start: None,
             })
             .unwrap_or_default()
     }
@@ -328,6 +327,7 @@ impl State {
             standing: self.standing(now),
             closed: self.closed,
             queue_seconds: self.queue_seconds,
+            service_time: self.pace.service_time(),
         }
     }
 
@@ -427,8 +427,10 @@ impl State {
     /// Refuses who has waited longest, if others have overtaken it anyway: its place is of more use
     /// to a newcomer.
     fn evict_stale(&mut self, class: Class, now: Instant, out: &mut Verdicts) -> bool {
-        let stalest = self.stalest(class, now);
-        let evicted = stalest.and_then(|at| self.queue.take_oldest(at));
+        let evicted = self.stale_before(now).and_then(|before| {
+            let at = self.queue.lowest_before(class, before)?;
+            self.queue.take_before(at, before)
+        });
         self.evicted(evicted, out)
     }
 

@@ -92,8 +92,6 @@ pub struct Usage {
     pub limit_seconds: f64,
     /// Seconds in which in-flight was at the limit or requests waited for room.
     pub saturated_seconds: f64,
-    /// Start of the oldest request still in flight, when known.
-    pub oldest_start: Option<Instant>,
 }
 
 /// What the sensors say of the backend; every field is optional.

@@ -39,7 +39,7 @@ impl Rejection {
 /// The table: every error's status, reason and consequences.
 pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
     let shed = StatusCode::from_u16(reject.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let (status, reason, drain_time, close) = match error {
+    let (status, reason, after, close) = match error {
         Error::Head(bad) => match bad {
             BadHead::Method => (
                 StatusCode::NOT_IMPLEMENTED,
@@ -109,7 +109,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             (
                 status,
                 refusal_reason(refusal.reason),
-                Some(refusal.drain_time),
+                Some(refusal.retry_after()),
                 close,
             )
         }
@@ -167,7 +167,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
     Rejection {
         status,
         reason: Some(reason),
-        retry_after: drain_time.and_then(|drain| retry_after(drain, reject)),
+        retry_after: after.and_then(|after| retry_after(after, reject)),
         close,
     }
 }
@@ -183,13 +183,13 @@ pub fn refusal_reason(reason: admission::Reason) -> Reason {
     }
 }
 
-/// The time until the queue has drained, at least a second, spread by the jitter so that the refused
+/// That time, at least a second, spread by the jitter so that the refused
 /// do not come back all at once: uniform from `t` to `t x (1 + jitter)`, in whole seconds.
-fn retry_after(drain: Duration, reject: &Reject) -> Option<Duration> {
+fn retry_after(auto: Duration, reject: &Reject) -> Option<Duration> {
     let base = match reject.retry_after {
         RetryAfter::Off => return None,
         RetryAfter::Fixed(fixed) => fixed,
-        RetryAfter::Auto => drain,
+        RetryAfter::Auto => auto,
     };
     let least = base.as_secs_f64().ceil().max(1.0) as u64;
     let spread = (least as f64 * reject.retry_after_jitter.max(0.0)).ceil() as u64;
@@ -380,6 +380,7 @@ mod tests {
         let error = Error::Refused(admission::Refusal {
             reason: admission::Reason::QueueFull,
             drain_time: Duration::from_secs(2),
+            backlog: Duration::ZERO,
         });
         let rejection = rejection(&error, &reject(0.0));
         let id = RequestId::Sent(HeaderValue::from_static("id-1"));
@@ -424,8 +425,11 @@ mod tests {
     fn what_is_written_without_a_look_needs_none() {
         use admission::Reason::{Deadline, Draining, QueueFull, QueueTimeout, RouteLimit};
         for reason in [Deadline, Draining, QueueFull, QueueTimeout, RouteLimit] {
-            let drain_time = Duration::ZERO;
-            let refusal = admission::Refusal { reason, drain_time };
+            let refusal = admission::Refusal {
+                reason,
+                drain_time: Duration::ZERO,
+                backlog: Duration::ZERO,
+            };
             assert!(is_plain(refusal.text().as_bytes()), "{reason:?}");
         }
         assert!(is_plain(RequestId::new().as_bytes()));

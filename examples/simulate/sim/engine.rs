@@ -385,7 +385,7 @@ impl<'a> Engine<'a> {
             return;
         }
         let after = if self.scenario.client.honours_retry_after {
-            let least = refusal.drain_time.as_secs_f64().ceil().max(1.0) as u64;
+            let least = refusal.retry_after().as_secs_f64().ceil().max(1.0) as u64;
             let spread = (least as f64 * RETRY_JITTER).ceil() as u64;
             self.luck.u64(least..=least + spread) * 1_000_000_000
         } else {

@@ -118,11 +118,6 @@ impl Lanes {
         times.min().unwrap_or_default()
     }
 
-    /// Whether nothing is in flight.
-    pub(super) fn are_idle(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.in_flight == 0)
-    }
-
     /// The mean time of a request over the endpoints, as far as it is known: each has its share of the requests by what
     /// it gets done, its limit in its own time. None while it is known of none.
     pub(super) fn service_time(&self) -> Option<Duration> {

@@ -231,6 +231,12 @@ impl Pace {
         seconds(ahead as f64 * self.interval())
     }
 
+    /// The time that the backend needs for those who came over the last two seconds or so and are more than it got done.
+    pub(super) fn backlog(&self) -> Duration {
+        let load = self.offered.late.mean() * self.interval();
+        seconds((load - 1.0).clamp(0.0, 1e3) * OF_LATE_OVER)
+    }
+
     /// The time for one where so many slots work, however many are at work now: theirs by the service time, but no
     /// less than the backend has shown to need.
     pub(super) fn interval_of(&self, slots: u32) -> Duration {
@@ -485,6 +491,16 @@ mod tests {
                 arrival -= (1.0 - self.random.f64()).ln() * service / load;
             }
             first
+        }
+    }
+
+    #[test]
+    fn the_backlog_is_what_those_who_came_too_many_of_late_need() {
+        for (load, least, most) in [(0.7, 0.0, 1.0), (3.0, 3.0, 5.0), (10.0, 14.0, 22.0)] {
+            let mut bench = Bench::new(1);
+            bench.run(0.0, 8.0, load, 0.02);
+            let backlog = bench.pace.backlog().as_secs_f64();
+            assert!((least..=most).contains(&backlog), "{load}: {backlog}");
         }
     }
 

@@ -135,21 +135,20 @@ impl Queue {
 
     /// Takes out one of a class who came before that, but for those who wait for their route's cap.
     pub(super) fn take_before(&mut self, class: usize, before: Instant) -> Option<Waiting> {
-        let mut old = self.classes[class].iter().take_while(|w| w.since < before);
-        let at = old.position(|w| !w.capped)?;
+        let at = self.first_before(class, before)?;
         self.remove(class, at)
     }
 
-    /// The lowest class, not above this one, in which somebody came before that.
+    /// The lowest class, not above this one, out of which [`take_before`](Self::take_before) would take somebody.
     pub(super) fn lowest_before(&self, class: Class, before: Instant) -> Option<usize> {
         (class as usize..CLASSES)
             .rev()
-            .find(|&at| self.classes[at].front().is_some_and(|w| w.since < before))
+            .find(|&at| self.first_before(at, before).is_some())
     }
 
-    /// Takes out the oldest of a class.
-    pub(super) fn take_oldest(&mut self, class: usize) -> Option<Waiting> {
-        self.remove(class, 0)
+    fn first_before(&self, class: usize, before: Instant) -> Option<usize> {
+        let mut old = self.classes[class].iter().take_while(|w| w.since < before);
+        old.position(|w| !w.capped)
     }
 
     /// The lowest class below this one in which somebody waits.

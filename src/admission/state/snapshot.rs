@@ -1,5 +1,7 @@
 //! What the gate looks like from outside.
 
+use std::time::Duration;
+
 use super::{CLASSES, LaneId};
 
 /// A lane's integrals over time; they only grow.
@@ -46,6 +48,8 @@ pub struct Snapshot {
     pub closed: bool,
     /// Integral of the queue's length, request-seconds.
     pub queue_seconds: f64,
+    /// The backend's unloaded time for a request; zero while it is unknown.
+    pub service_time: Duration,
 }
 
 impl Snapshot {

@@ -8,7 +8,7 @@ use crate::{
     config::Class,
 };
 
-/// When nobody has been let in and nothing was answered for so long, what the backend took before is tried again.
+/// What no answer of late has met is tried again by one request, this long after the last try.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 impl State {
@@ -37,16 +37,24 @@ impl State {
     }
 
     /// Whether the deadline is nearer than any answer of late took, room or not. If nobody went any more because of that,
-    /// nobody would find out that answers take less: so from an idle gate one goes now and then.
+    /// nobody would find out that answers take less: so one goes now and then, whatever else is in flight.
     pub(super) fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
         ask.deadline.is_some_and(|at| {
             let left = at.saturating_duration_since(now);
-            let may_try = || {
-                let idle_for = now.saturating_duration_since(self.answered);
-                self.lanes.are_idle() && idle_for >= TRY_AGAIN
-            };
-            left.is_zero() || left < self.lanes.least_time() && !may_try()
+            left.is_zero() || left < self.lanes.least_time() && !self.may_try(now)
         })
+    }
+
+    fn may_try(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.tried) >= TRY_AGAIN
+    }
+
+    /// Notes one that goes although no answer of late has met such a deadline.
+    pub(super) fn note_try(&mut self, ask: &Ask, now: Instant) {
+        let least = self.lanes.least_time();
+        if ask.deadline.is_some_and(|at| at < later(now, least)) {
+            self.tried = now;
+        }
     }
 
     /// How long such a request may wait, and what is said when that is over.
@@ -150,6 +158,10 @@ impl State {
         Refusal {
             reason,
             drain_time: self.drain_time(),
+            backlog: match reason {
+                Reason::Draining => Duration::ZERO,
+                _ => self.pace.backlog(),
+            },
         }
     }
 
@@ -159,6 +171,7 @@ impl State {
             Some(cap) => Refusal {
                 reason,
                 drain_time: self.wait_for_cap(cap, self.queue.of_route(cap) + 1, self.updated),
+                backlog: Duration::ZERO,
             },
             None => self.refusal(reason),
         }
