@@ -48,17 +48,30 @@ struct Integrals {
     busy: f64,
     queue: f64,
     saturated: f64,
+    refused: u64,
+    /// Slot-seconds that those would have filled.
+    lost: f64,
 }
 
 impl Means {
     fn note(&self, now: Instant, snapshot: &Snapshot, metrics: &Metrics) {
-        lock(&self.traffic).note(now, metrics);
+        let refused = {
+            let mut traffic = lock(&self.traffic);
+            traffic.note(now, metrics);
+            traffic.refused_for_load()
+        };
         let mut history = lock(&self.history);
+        let last = history.back();
+        let new = refused.saturating_sub(last.map_or(refused, |last| last.refused));
+        let lost = new as f64 * snapshot.service_time.as_secs_f64();
+        let lost = last.map_or(0.0, |last| last.lost) + lost;
         history.push_back(Integrals {
             at: now,
             busy: snapshot.usage.busy_seconds,
             queue: snapshot.queue_seconds,
             saturated: snapshot.usage.saturated_seconds,
+            refused,
+            lost,
         });
         while history.len() > MEAN_TICKS + 1 {
             history.pop_front();
@@ -70,8 +83,9 @@ impl Means {
         lock(&self.traffic).rates()
     }
 
-    /// Slots that the traffic asked for, in flight and queued, and the share of the time in which
-    /// the limit was reached.
+    /// Slots that the traffic asked for, in flight, queued and refused, and the share of the time in which
+    /// the limit was reached. Who was refused counts with the backend's own time for a request: under a lasting overload
+    /// the queue is kept short, and would hide how much there is.
     pub fn demand_and_saturation(&self) -> (f64, f64) {
         let history = lock(&self.history);
         let (Some(first), Some(last)) = (history.front(), history.back()) else {
@@ -81,7 +95,8 @@ impl Means {
         if seconds <= 0.0 {
             return (0.0, 0.0);
         }
-        let demand = (last.busy - first.busy + last.queue - first.queue) / seconds;
+        let had = last.busy - first.busy + last.queue - first.queue;
+        let demand = (had + last.lost - first.lost) / seconds;
         let saturation = (last.saturated - first.saturated) / seconds;
         (demand, saturation.min(1.0))
     }
@@ -244,6 +259,28 @@ pub async fn first_visit(shared: &Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::labels::Reason;
+
+    #[test]
+    fn the_demand_counts_those_who_were_refused_by_what_they_would_have_filled() {
+        let (means, metrics, now) = (Means::default(), Metrics::new(), clock::now());
+        let mut snapshot = Snapshot {
+            service_time: Duration::from_millis(50),
+            ..Snapshot::default()
+        };
+        means.note(now, &snapshot, &metrics);
+        // Four slots are busy and two requests wait, all the time.
+        (snapshot.usage.busy_seconds, snapshot.queue_seconds) = (4.0, 2.0);
+        let route = metrics.route("api");
+        for reason in [Reason::QueueTimeout, Reason::RouteLimit, Reason::BadRequest] {
+            for _ in 0..100 {
+                route.rejected(reason);
+            }
+        }
+        means.note(now + Duration::from_secs(1), &snapshot, &metrics);
+        let (demand, _) = means.demand_and_saturation();
+        assert!((demand - 11.0).abs() < 1e-9, "{demand}");
+    }
 
     #[test]
     fn idle_looks_fall_on_boundaries_a_quarter_of_a_second_apart() {

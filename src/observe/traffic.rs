@@ -46,6 +46,18 @@ impl Traffic {
         }
     }
 
+    /// Requests that were refused for want of slots, so far.
+    pub fn refused_for_load(&self) -> u64 {
+        let of = |counts: &Counts| {
+            let reasons = [Reason::QueueFull, Reason::QueueTimeout, Reason::Deadline];
+            reasons
+                .map(|reason| counts.reasons[reason as usize])
+                .iter()
+                .sum()
+        };
+        self.history.back().map_or(0, |(_, counts)| of(counts))
+    }
+
     /// What happened between the oldest counts and the latest ones; `None` before there are two.
     pub fn rates(&self) -> Option<Rates> {
         let ((from, old), (to, new)) = (self.history.front()?, self.history.back()?);

@@ -143,7 +143,7 @@ fn load(out: &mut Exposition, metrics: &Metrics, snapshot: &Snapshot) {
     out.family(
         Gauge,
         "tidegate_demand_slots",
-        "Requests in flight and queued, mean of 15 s: the slots that the traffic asks for.",
+        "Requests in flight, queued and refused, mean of 15 s: the slots that the traffic asks for.",
     )
     .sample(&[], snapshot.demand_slots);
     out.family(

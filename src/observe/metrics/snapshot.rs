@@ -17,7 +17,7 @@ pub struct Snapshot {
     pub queued: [u32; 5],
     /// Places in the queue.
     pub queue_capacity: u32,
-    /// Slots that the traffic asked for, in flight and queued: the mean of 15 s.
+    /// Slots that the traffic asked for, in flight, queued and refused: the mean of 15 s.
     pub demand_slots: f64,
     /// Share of the time in which the limit was reached: the mean of 15 s, 0 to 1.
     pub saturation_ratio: f64,
