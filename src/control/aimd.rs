@@ -119,6 +119,12 @@ impl Aimd {
         ((self.limit + 1e-9) as u32).max(1)
     }
 
+    /// The same when the trial under way is over.
+    pub(super) fn settled_limit(&self) -> u32 {
+        let back = self.trials.back().unwrap_or(self.limit);
+        ((back + 1e-9) as u32).max(1)
+    }
+
     /// What last stopped the limit from growing.
     pub(super) fn cause(&self) -> BoundBy {
         self.cause
@@ -142,8 +148,8 @@ impl Aimd {
     pub(super) fn shrink(&mut self, to: f64) {
         self.slow_start = false;
         self.growths = 0;
+        self.limit = self.trials.stop_probing(self.limit).min(to);
         self.trials.abandon();
-        self.limit = self.limit.min(to);
     }
 
     /// What held the limit is gone: it rises to this.
@@ -168,7 +174,12 @@ impl Aimd {
         self.trials.fade(passed);
         self.trials.note(&m, curve);
         self.steady = Some(Steady::with(self.steady, &m.point));
+        let scale = m.scale;
         let reason = self.judge(&mut m, curve, settings);
+        if m.scale != scale {
+            // What those windows say is in terms of the baseline before.
+            self.steady = None;
+        }
         self.trials.reached(self.limit);
         self.clamp(settings.min.max(1), settings.max.max(settings.min.max(1)));
         self.last = Some(m.point);
@@ -177,10 +188,11 @@ impl Aimd {
 
     fn judge(&mut self, m: &mut Measured, curve: &mut Curve, settings: &Settings) -> &'static str {
         self.testing = false;
+        let dropping = self.dropping(m);
         if m.in_vain {
-            self.trials.stop_probing();
+            self.limit = self.trials.stop_probing(self.limit);
         }
-        if let Some((limit, reason)) = self.trials.take(m, self.limit, curve) {
+        if let Some((limit, reason)) = self.trials.take(m, self.limit, dropping, curve) {
             self.limit = limit;
             if reason == reason::REBASE {
                 self.decreases.clear();
@@ -200,7 +212,6 @@ impl Aimd {
             m.rebase(factor, curve);
             self.trials.doubt(m, curve);
         }
-        let dropping = self.dropping(m);
         let negligible = m.is_negligible();
         // Fewer than the workers, and it is not the CPU that they wait for: that takes more to believe.
         let held = m
@@ -214,6 +225,7 @@ impl Aimd {
         // While latency is flat the limit grows whatever the baseline: a dip can wait until it is not.
         let suspect = self.trials.suspects() && m.point.stretch > flat;
         if limited
+            && !dropping
             && (suspect || !(m.known || self.slow_start))
             && let Some(reason) = self.look_around(m, curve)
         {
@@ -230,6 +242,11 @@ impl Aimd {
             self.cause = BoundBy::Errors;
             self.decrease(m, settings.decrease.clamp(0.05, 0.99), 1.0, limited);
             return reason::DROPS;
+        }
+        if m.ratio.is_none() {
+            // Nothing was answered: that is no room.
+            self.growths = 0;
+            return reason::HOLD;
         }
         if stretched && (limited || m.point.in_flight >= ALONE) {
             self.cause = BoundBy::Latency;
@@ -253,7 +270,7 @@ impl Aimd {
             };
             let factor = (aim / m.point.stretch).clamp(deepest, LIGHTEST);
             // A lower limit would idle a worker.
-            let least = busy(m.point.limit, m.point.stretch).max(held.map_or(1.0, f64::from));
+            let least = busy(m.point.worked(), m.point.stretch).max(held.map_or(1.0, f64::from));
             if least < f64::from(m.point.limit) {
                 self.decrease(m, factor, least, limited);
                 self.testing = far;
@@ -314,7 +331,7 @@ impl Aimd {
         stretched: bool,
     ) -> Option<&'static str> {
         // Alone at the backend, a request waits for nobody.
-        let alone = m.point.limit == 1;
+        let alone = m.point.worked() == 1;
         let verdict = self.decreases.judge(&self.together(m.point));
         let highest = self.decreases.highest().unwrap_or(1);
         let back = match verdict {

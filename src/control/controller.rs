@@ -133,7 +133,12 @@ impl Controller {
         if self.law.algorithm() == settings.algorithm {
             self.law.clamp(min, max);
         } else {
-            self.law = Law::new(settings.algorithm, self.limit.clamp(min, max));
+            let limit = self.limit.clamp(min, max);
+            self.law = Law::new(settings.algorithm, limit);
+            if self.windows > 0 {
+                // It is the end of another law's search, not the beginning of one.
+                self.law.shrink(f64::from(limit));
+            }
         }
         self.settings = settings;
         self.cast_shadows();
@@ -182,7 +187,7 @@ impl Controller {
     pub fn remember(&self) -> Option<Remembered> {
         Some(Remembered {
             slots: self.readings.slots,
-            limit: self.law_limit(),
+            limit: self.law.settled_limit(&self.settings),
             scale: self.baseline?.scale,
             cost: self.cost,
             latency: self.latency,
@@ -227,8 +232,8 @@ impl Controller {
         let noted = self
             .pauses
             .note(sample.started, sample.finished, took, known * scale);
-        if noted.ended > 0.0 {
-            self.window.paused(noted.ended);
+        if let Some((from, to)) = noted.ended {
+            self.window.paused(from, to);
         }
         let fresh = self.settling.is_none() && sample.started >= self.epoch;
         match sample.outcome {
@@ -317,7 +322,8 @@ impl Controller {
                 self.close(now, usage);
                 self.window = Window::new(now, Some(*usage));
             } else if self.window.is_stale(now, usage, self.latency) {
-                self.limited = false;
+                // Where requests hang there are no samples, however full it is.
+                self.limited = self.window.saturation(now, usage) >= LIMITED;
                 self.window = Window::new(now, Some(*usage));
             }
         }
@@ -440,6 +446,7 @@ impl Controller {
         };
         let slow = summary.limited >= LIMITED
             && measured.point.stretch > self.settings.tolerance
+            && !measured.is_negligible()
             && self.reason != reason::REBASE;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
         self.baseline = self.curve.baseline(self.limit);

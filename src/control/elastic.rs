@@ -72,6 +72,12 @@ pub(super) struct Point {
 }
 
 impl Point {
+    /// How many are at the backend when it is busy, in whole requests: as many as the limit lets in, or more where it
+    /// holds nobody back (a dry run) or has just been lowered.
+    pub(super) fn worked(&self) -> u32 {
+        self.limit.max(self.in_flight.round() as u32)
+    }
+
     /// How much of the rise of the load throughput followed, from `before` to here; 1 = all.
     pub(super) fn gain(&self, before: &Point) -> f64 {
         let load = (self.in_flight - before.in_flight) / before.in_flight.max(0.1);

@@ -64,6 +64,8 @@ impl Gradient {
             self.usual
         };
         let gradient = (TOLERANCE * unloaded / ratio).clamp(LEAST, 1.0);
+        // Not latency moves it there.
+        self.limit = self.limit.min(f64::from(m.ceiling));
         let before = self.limit;
         let target = (gradient * before + before.sqrt()).min(f64::from(m.ceiling));
         let wanted = before + SMOOTHING * (target - before);

@@ -49,9 +49,9 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Whether nobody minds such a latency, whatever its stretch: see [`NEGLIGIBLE`].
+    /// Whether nobody minds such a latency, whatever its stretch: see [`NEGLIGIBLE`]. Without a success there is none.
     pub(super) fn is_negligible(&self) -> bool {
-        self.latency < NEGLIGIBLE.as_secs_f64()
+        self.ratio.is_some() && self.latency < NEGLIGIBLE.as_secs_f64()
     }
 
     /// Moves the baseline by a factor.
@@ -102,6 +102,14 @@ impl Law {
             Law::Gradient(gradient) => whole(gradient.limit),
             Law::Vegas(vegas) => whole(vegas.limit),
             Law::Fixed => settings.initial,
+        }
+    }
+
+    /// The same without the trial that it may be in.
+    pub(super) fn settled_limit(&self, settings: &Settings) -> u32 {
+        match self {
+            Law::Aimd(aimd) => aimd.settled_limit(),
+            _ => self.limit(settings),
         }
     }
 

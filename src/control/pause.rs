@@ -34,8 +34,8 @@ pub(super) struct Pauses {
 pub(super) struct Noted {
     /// Time that this request spent paused, seconds.
     pub(super) overlap: f64,
-    /// Length of the pause that this completion has just ended, seconds; 0 if none.
-    pub(super) ended: f64,
+    /// The pause that this completion has just ended, if one.
+    pub(super) ended: Option<(Instant, Instant)>,
 }
 
 impl Pauses {
@@ -48,7 +48,7 @@ impl Pauses {
         latency: f64,
         expected: f64,
     ) -> Noted {
-        let mut ended = 0.0;
+        let mut ended = None;
         let last = self.last.unwrap_or(finished);
         let gap = seconds(finished.saturating_duration_since(last));
         let longest_usual = (USUAL_GAPS * self.usual_gap).max(SHORTEST);
@@ -59,8 +59,8 @@ impl Pauses {
             && expected > 0.0
             && latency - gap >= REMAINDER * expected
         {
-            ended = gap;
-            self.recent[self.next] = Some((last, finished));
+            ended = Some((last, finished));
+            self.recent[self.next] = ended;
             self.next = (self.next + 1) % KEPT;
             self.newest = Some(finished);
         }
@@ -123,11 +123,11 @@ mod tests {
         }
         // Started before the gap, ended 300 ms late.
         let noted = note(&mut pauses, at(base, 995), at(base, 1315), 0.02);
-        assert!((noted.ended - 0.315).abs() < 1e-9, "{noted:?}");
+        assert_eq!(noted.ended, Some((at(base, 1000), at(base, 1315))));
         // Started within the pause: only its share is taken out.
         let noted = note(&mut pauses, at(base, 1215), at(base, 1335), 0.02);
         assert!((noted.overlap - 0.1).abs() < 1e-9, "{noted:?}");
-        assert_eq!(noted.ended, 0.0);
+        assert_eq!(noted.ended, None);
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         for pause in 0..3 {
             let end = 1315 + pause * 400;
             let noted = note(&mut pauses, at(base, end - 330), at(base, end), 0.02);
-            assert!(noted.ended > 0.0, "{noted:?}");
+            assert!(noted.ended.is_some(), "{noted:?}");
             for i in 1..=4 {
                 let end = end + i * 20;
                 note(&mut pauses, at(base, end - 20), at(base, end), 0.02);

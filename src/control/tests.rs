@@ -1,5 +1,7 @@
 //! The controller as a whole: which ceiling wins, who is named, shadows and memory.
 
+mod unusual;
+
 use super::*;
 
 fn settings() -> Settings {

@@ -162,10 +162,19 @@ impl Trials {
         }
     }
 
-    /// The limit is too high as it is. (A dip has a lower one, and goes on.)
-    pub(super) fn stop_probing(&mut self) {
-        if matches!(self.trial, Some(Trial::Probe { .. })) {
-            self.abandon();
+    /// The limit is too high as it is: without an up-probe it is this. (A dip has a lower one, and goes on.)
+    pub(super) fn stop_probing(&mut self, limit: f64) -> f64 {
+        let Some(Trial::Probe { back, .. }) = self.trial else {
+            return limit;
+        };
+        self.abandon();
+        limit.min(back)
+    }
+
+    /// Where the limit is when the trial under way, if there is one, is over.
+    pub(super) fn back(&self) -> Option<f64> {
+        match self.trial? {
+            Trial::Dip { back, .. } | Trial::Probe { back, .. } => Some(back),
         }
     }
 
@@ -211,8 +220,15 @@ impl Trials {
         self.suspect = m.point.limit > 1;
     }
 
-    /// A window of the trial under way, if there is one; the limit is `limit`.
-    pub(super) fn take(&mut self, m: &mut Measured, limit: f64, curve: &mut Curve) -> Option<Move> {
+    /// A window of the trial under way, if there is one; the limit is `limit`. Drops beyond the usual end an up-probe
+    /// at once.
+    pub(super) fn take(
+        &mut self,
+        m: &mut Measured,
+        limit: f64,
+        dropping: bool,
+        curve: &mut Curve,
+    ) -> Option<Move> {
         match self.trial.take()? {
             Trial::Dip {
                 before,
@@ -225,6 +241,10 @@ impl Trials {
                 self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
                 self.suspect = false;
                 Some((back, self.dipped(m, before, known.then_some(scale), curve)))
+            }
+            Trial::Probe { back, .. } if dropping => {
+                self.last_probe = Some(m.point.at);
+                Some(self.lost(back))
             }
             Trial::Probe {
                 before,
@@ -334,6 +354,10 @@ impl Trials {
             self.probes_lost = 0;
             return (limit, reason::REBASE);
         }
+        self.lost(back)
+    }
+
+    fn lost(&mut self, back: f64) -> Move {
         self.high *= LOST;
         self.probes_lost += 1;
         (back, reason::RESTORE)

@@ -161,9 +161,10 @@ impl Window {
         self.work += cost;
     }
 
-    /// A pause of the backend ended.
-    pub(super) fn paused(&mut self, seconds: f64) {
-        self.paused += seconds;
+    /// A pause of the backend ended, which may have begun before the window did.
+    pub(super) fn paused(&mut self, from: Instant, to: Instant) {
+        let within = to.saturating_duration_since(from.max(self.start));
+        self.paused += within.as_secs_f64();
     }
 
     pub(super) fn samples(&self) -> u32 {
@@ -210,6 +211,13 @@ impl Window {
         let age = now.saturating_duration_since(self.start).as_secs_f64();
         (n == 0 && usage.in_flight == 0 && usage.queued == 0)
             || (n < SPARSE && age > TOO_OLD.as_secs_f64().max(TOO_OLD_LATENCIES * latency))
+    }
+
+    /// The share of its time at the limit or with a queue.
+    pub(super) fn saturation(&self, now: Instant, usage: &Usage) -> f64 {
+        let age = now.saturating_duration_since(self.start).as_secs_f64();
+        let since = self.usage.unwrap_or(*usage);
+        (usage.saturated_seconds - since.saturated_seconds) / age.max(1e-6)
     }
 
     /// The first reading of usage, when there was none at the start.
@@ -308,6 +316,20 @@ mod tests {
         // A pause of the backend has driven away all who were there.
         let together = [(0, 500, false); 12];
         assert!(!closes(&together));
+    }
+
+    #[test]
+    fn of_a_pause_only_what_is_within_the_window_is_taken_out() {
+        let start = crate::clock::now() + Duration::from_secs(1);
+        let mut window = Window::new(start, Some(Usage::default()));
+        window.worked(1.0);
+        window.paused(
+            start - Duration::from_millis(300),
+            start + Duration::from_millis(200),
+        );
+        let end = start + Duration::from_millis(700);
+        let summary = window.summary(end, &Usage::default(), &Routes::new());
+        assert!((summary.work - 2.0).abs() < 1e-9, "{}", summary.work);
     }
 
     #[test]
