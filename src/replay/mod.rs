@@ -1,13 +1,14 @@
 //! What would have happened: the requests of a trace, through another configuration. The gate, the queue
 //! and the law are the product's own; the backend is a model that the trace itself gives.
 //!
-//! `model` is that backend, `lanes` its endpoints, `engine` the virtual time, `outcome` the figures,
-//! `report` shows them. Pure.
+//! `quiet` cuts out the time in which nothing was recorded, `model` is that backend, `lanes` its endpoints,
+//! `engine` the virtual time, `outcome` the figures, `report` shows them. Pure.
 
 mod engine;
 mod lanes;
 mod model;
 mod outcome;
+mod quiet;
 mod report;
 
 use crate::{
@@ -50,6 +51,11 @@ pub enum ReplayError {
 /// # Errors
 /// When the trace says nothing of the backend.
 pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError> {
+    let (entries, cut) = quiet::cut(&trace.entries);
+    let trace = &Trace {
+        entries,
+        ..trace.clone()
+    };
     let model = Model::of(trace).ok_or(ReplayError::NothingServed)?;
     let served = || trace.entries.iter().filter(|entry| lanes::is_served(entry));
     let lanes = lanes::side_by_side(&lanes::lanes(&trace.entries));
@@ -78,6 +84,16 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
         notes.push(format!(
             "{} records of the trace are damaged and left out",
             trace.damaged
+        ));
+    }
+    if cut.count > 0 {
+        notes.push(format!(
+            "nothing was recorded for more than ten minutes, {}: ten minutes of it are left, {} are cut out",
+            match cut.count {
+                1 => "once".to_owned(),
+                count => format!("{count} times"),
+            },
+            report::span(cut.micros as f64 / 1e6)
         ));
     }
     if outcome::extrapolates(&would_be, &model) {

@@ -92,7 +92,8 @@ const LATENCIES: &[(&str, Figure)] = &[
 ];
 const SHARES: &[(&str, f64)] = &[("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
 
-fn span(seconds: f64) -> String {
+/// A time for people.
+pub(super) fn span(seconds: f64) -> String {
     match seconds {
         s if s >= 7200.0 => format!("{:.1} h", s / 3600.0),
         s if s >= 120.0 => format!("{:.1} min", s / 60.0),

@@ -152,6 +152,26 @@ fn an_address_that_a_reload_changed_is_no_endpoint_more() {
     assert_eq!(limits(|at| at as u32 % 2), Some((8, 8)), "side by side");
 }
 
+/// As after a week without traffic, or a clock that was set right from 1970.
+#[test]
+fn a_pause_of_a_week_is_ten_minutes_and_is_told_of() {
+    const WEEK: u64 = 7 * 24 * 3600 * 1_000_000;
+    let burst = |from: u64| (0..100).map(move |at| served(from + at * 25_000, 2, 0.05));
+    let trace = Trace {
+        routes: vec!["default".into()],
+        entries: burst(0).chain(burst(WEEK)).chain(burst(3000 * WEEK)).collect(),
+        damaged: 0,
+    };
+    let comparison = compare(&trace, &config(&[("limit.initial", "4")])).unwrap();
+    let (was, would) = (&comparison.was, &comparison.would_be);
+    assert!((1200.0..1210.0).contains(&was.seconds), "{}", was.seconds);
+    assert_eq!((would.seconds, would.answered), (was.seconds, 300));
+    assert!(was.mean_in_flight() > 0.01 && would.mean_in_flight() > 0.01);
+    let note = "nothing was recorded for more than ten minutes, 2 times: ten minutes of it are left, ";
+    let told = comparison.notes.iter().any(|told| told.starts_with(note));
+    assert!(told, "{:?}", comparison.notes);
+}
+
 /// Two endpoints with a limit of 4 each, which the trace knows with 4 in flight each.
 #[test]
 fn both_sides_tell_of_all_endpoints_together() {
