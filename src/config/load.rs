@@ -224,6 +224,14 @@ const FILE_MAX: u64 = 1 << 20;
 /// As `std::fs::read`; [`io::ErrorKind::FileTooLarge`] for a larger one, [`io::ErrorKind::InvalidInput`] for a
 /// pipe, a device and the like: they may keep a reader waiting for ever.
 pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    read_all(open_regular(path)?)
+}
+
+/// Opens a regular file for reading, and waits for nobody.
+///
+/// # Errors
+/// As `File::open`; [`io::ErrorKind::InvalidInput`] for a pipe, a device and the like.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let file = open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
@@ -235,7 +243,7 @@ pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
             "it is no regular file (a pipe or a device); write it to a file",
         ));
     }
-    read_all(file)
+    Ok(file)
 }
 
 /// The same, or what comes through a pipe, as of a shell's `<(...)`. Whoever writes is there already, and is waited

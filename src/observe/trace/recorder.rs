@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Records of a ring: 14 MiB, and a quarter of an hour at 300 requests a second.
-const CAPACITY: u64 = 262_144;
+pub(super) const CAPACITY: u64 = 262_144;
 /// Records that wait to be written at most: more are lost, and counted.
 const WAITING: usize = 32_768;
 /// Between two writes.
