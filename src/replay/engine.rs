@@ -1,5 +1,5 @@
 //! The trace's requests, through the product's own gate, queue and law, in virtual time. Pure: a trace
-//! and a configuration give one result, always the same.
+//! and the settings give one result, always the same.
 
 use std::{
     cmp::Reverse,
@@ -35,6 +35,8 @@ pub(super) struct Setup {
     pub(super) slots: Option<u32>,
     /// By route of the trace: its class and cap, where the configuration has it.
     pub(super) routes: Vec<Option<(Class, Option<Cap>)>>,
+    /// Whether the requests' deadlines are read.
+    pub(super) deadlines: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -258,7 +260,8 @@ impl Engine<'_> {
         let patience = Duration::from_micros(entry.patience.into());
         Ask {
             class,
-            deadline: (entry.patience > 0).then(|| self.instant() + patience),
+            deadline: (self.setup.deadlines && entry.patience > 0)
+                .then(|| self.instant() + patience),
             route: entry.route,
             cap,
             client: None,
@@ -372,7 +375,7 @@ impl Engine<'_> {
         }
     }
 
-    /// As the limiter does it.
+    /// As the limiter does it, but for what is not recorded: the ceilings of CPU, memory and the accept queue.
     fn tick_lane(&mut self, at: usize) {
         let now = self.instant();
         let usage = self.state.usage(at as LaneId, now);

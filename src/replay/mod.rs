@@ -14,7 +14,8 @@ mod report;
 use crate::{
     admission::Cap,
     clock,
-    config::{Config, Route},
+    config::{Config, Route, UNROUTED},
+    control,
     observe::trace::Trace,
     proxy,
 };
@@ -64,12 +65,31 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
         .next_back()
         .filter(|slots| *slots > 0);
     let configured = Some(config.discovery.slots).filter(|slots| *slots > 0);
+    let mut notes = Vec::new();
     let mut law = proxy::control_settings(config);
-    if let (0, None, Some(slots)) = (config.limit.initial, configured, known) {
-        law.initial = slots.clamp(law.min, law.max);
+    if let (0, Some(first)) = (config.limit.initial, served().next()) {
+        let slots = configured.filter(|slots| Some(*slots) != known);
+        // Without slots a running tidegate looks at the cores of its machine. This may be another, and what the
+        // trace begins with is seldom a start.
+        let fixed = (law.algorithm == control::Algorithm::Fixed).then_some(known);
+        let begin = slots.or(fixed.flatten()).unwrap_or_else(|| {
+            notes.push(format!(
+                "limit.initial is not set: the limit starts at {}, the first that was recorded",
+                first.limit.clamp(law.min, law.max)
+            ));
+            first.limit
+        });
+        law.initial = begin.clamp(law.min, law.max);
+    }
+    let mut queue = proxy::queue_settings(config);
+    if std::mem::take(&mut queue.dry_run) {
+        notes.push(
+            "limit.dry_run is left out of account: this is what the limit would do in earnest"
+                .to_owned(),
+        );
     }
     let setup = Setup {
-        queue: proxy::queue_settings(config),
+        queue,
         law,
         slots: configured.or(known),
         routes: trace
@@ -77,9 +97,9 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
             .iter()
             .map(|name| route(config, name))
             .collect(),
+        deadlines: !config.queue.deadline_header.is_empty(),
     };
     let would_be = engine::run(&trace.entries, lanes, &model, &setup, clock::now());
-    let mut notes = Vec::new();
     if trace.damaged > 0 {
         notes.push(format!(
             "{} records of the trace are damaged and left out",
@@ -116,12 +136,52 @@ pub fn compare(trace: &Trace, config: &Config) -> Result<Comparison, ReplayError
             "the trace does not know clients apart: queue.client_key has no effect".to_owned(),
         );
     }
+    routes_apart(trace, config, &mut notes);
+    notes.push(
+        "CPU, memory and the accept queue are not in a trace: nothing of them holds the limit here, and \
+         limit.resources has no effect"
+            .to_owned(),
+    );
     Ok(Comparison {
         was: Outcome::of(trace),
         would_be,
         requests: trace.entries.len(),
         notes,
     })
+}
+
+/// Says which routes only the trace has, and which only the configuration.
+fn routes_apart(trace: &Trace, config: &Config, notes: &mut Vec<String>) {
+    let mut is_used = vec![false; trace.routes.len()];
+    for entry in &trace.entries {
+        if let Some(used) = is_used.get_mut(usize::from(entry.route)) {
+            *used = true;
+        }
+    }
+    let used = trace.routes.iter().zip(is_used);
+    let used: Vec<&str> = used
+        .filter(|(_, is_used)| *is_used)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let configured: Vec<&str> = config.routes.iter().map(|r| r.name.as_str()).collect();
+    let missing = |of: &[&str], among: &[&str]| {
+        // What does not fit into a trace's header has no name there.
+        let named = of.iter().filter(|name| !["", UNROUTED].contains(name));
+        let missing = named.filter(|name| !among.contains(name)).copied();
+        Some(missing.collect::<Vec<_>>().join(", ")).filter(|names| !names.is_empty())
+    };
+    if let Some(names) = missing(&configured, &used) {
+        notes.push(format!(
+            "no request of the trace was counted under these routes: {names}. A trace knows no paths: what a \
+             new route would match keeps the route that it had"
+        ));
+    }
+    if let Some(names) = missing(&used, &configured) {
+        notes.push(format!(
+            "the configuration lacks these routes of the trace: {names}. Their requests keep the class that \
+             was recorded, and have no cap"
+        ));
+    }
 }
 
 /// The class and the cap of a route, where the configuration has it.

@@ -36,6 +36,10 @@ fn config(set: &[(&str, &str)]) -> Config {
         .unwrap()
 }
 
+/// The note of every report.
+const ALWAYS: &str = "CPU, memory and the accept queue are not in a trace: nothing of them holds the limit here, \
+                      and limit.resources has no effect";
+
 /// Four workers at 50 ms under 120 requests a second: half as many again as they can do. It was
 /// recorded with a limit of 8, of which four only waited in the backend, and no queue to speak of.
 fn overloaded() -> Trace {
@@ -97,7 +101,7 @@ fn a_limit_at_the_workers_halves_the_time_at_the_backend() {
     );
     assert!(would.wait.at(0.99).unwrap() <= 0.1001);
     assert_eq!((would.limits, would.most_in_flight), (Some((4, 4)), 4));
-    assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
+    assert_eq!(comparison.notes, [ALWAYS]);
 }
 
 #[test]
@@ -159,7 +163,10 @@ fn a_pause_of_a_week_is_ten_minutes_and_is_told_of() {
     let burst = |from: u64| (0..100).map(move |at| served(from + at * 25_000, 2, 0.05));
     let trace = Trace {
         routes: vec!["default".into()],
-        entries: burst(0).chain(burst(WEEK)).chain(burst(3000 * WEEK)).collect(),
+        entries: burst(0)
+            .chain(burst(WEEK))
+            .chain(burst(3000 * WEEK))
+            .collect(),
         damaged: 0,
     };
     let comparison = compare(&trace, &config(&[("limit.initial", "4")])).unwrap();
@@ -167,7 +174,8 @@ fn a_pause_of_a_week_is_ten_minutes_and_is_told_of() {
     assert!((1200.0..1210.0).contains(&was.seconds), "{}", was.seconds);
     assert_eq!((would.seconds, would.answered), (was.seconds, 300));
     assert!(was.mean_in_flight() > 0.01 && would.mean_in_flight() > 0.01);
-    let note = "nothing was recorded for more than ten minutes, 2 times: ten minutes of it are left, ";
+    let note =
+        "nothing was recorded for more than ten minutes, 2 times: ten minutes of it are left, ";
     let told = comparison.notes.iter().any(|told| told.starts_with(note));
     assert!(told, "{:?}", comparison.notes);
 }
@@ -189,7 +197,7 @@ fn both_sides_tell_of_all_endpoints_together() {
         assert!((outcome.mean_limit().unwrap() - 8.0).abs() < 1e-9);
     }
     assert!(comparison.would_be.most_in_flight > 4);
-    assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
+    assert_eq!(comparison.notes, [ALWAYS]);
 }
 
 #[test]
@@ -230,13 +238,97 @@ fn the_impatient_leave_and_deadlines_are_kept() {
             _ => entry.patience = 60_000,
         }
     }
-    let one = config(&[("limit.algorithm", "fixed"), ("limit.initial", "2")]);
-    let would = compare(&trace, &one).unwrap().would_be;
+    let two = [("limit.algorithm", "fixed"), ("limit.initial", "2")];
+    let would = compare(&trace, &config(&two)).unwrap().would_be;
     assert!(
         would.left > 0 && would.refused.get("deadline") > Some(&0),
         "{would:?}"
     );
     assert_eq!(would.answered + would.refusals() + would.left, 3600);
+    let off = [&two[..], &[("queue.deadline_header", "")]].concat();
+    let would = compare(&trace, &config(&off)).unwrap().would_be;
+    assert!(
+        would.refused.contains_key("queue_timeout") && !would.refused.contains_key("deadline"),
+        "{:?}",
+        would.refused
+    );
+}
+
+#[test]
+fn a_dry_run_is_replayed_in_earnest() {
+    let two = [("limit.algorithm", "fixed"), ("limit.initial", "2")];
+    let earnest = compare(&overloaded(), &config(&two)).unwrap();
+    let dry = [&two[..], &[("limit.dry_run", "true")]].concat();
+    let dry = compare(&overloaded(), &config(&dry)).unwrap();
+    assert!(dry.would_be.refusals() > 0);
+    assert_eq!(dry.would_be, earnest.would_be);
+    assert!(dry.notes[0].starts_with("limit.dry_run is left out of account"));
+}
+
+#[test]
+fn without_an_initial_limit_it_starts_at_the_first_recorded_one() {
+    let mut trace = overloaded();
+    // Refused: the limit is that of all endpoints.
+    trace.entries[0].limit = 99;
+    let starts = |trace: &Trace, set: &[(&str, &str)]| {
+        let comparison = compare(trace, &config(set)).unwrap();
+        let told =
+            comparison.notes[0].starts_with("limit.initial is not set: the limit starts at ");
+        let limit = comparison.would_be.parts[0].limit().unwrap();
+        ((limit * 10.0).round() / 10.0, told)
+    };
+    let fixed = ("limit.algorithm", "fixed");
+    assert_eq!(starts(&trace, &[fixed]), (8.0, true));
+    assert_eq!(starts(&trace, &[fixed, ("limit.max", "5")]), (5.0, true));
+    assert_eq!(
+        starts(&trace, &[fixed, ("limit.initial", "3")]),
+        (3.0, false)
+    );
+    assert_eq!(
+        starts(&trace, &[fixed, ("discovery.slots", "6")]),
+        (6.0, false)
+    );
+    let (auto, told) = starts(&trace, &[]);
+    assert!(told && (5.0..11.0).contains(&auto), "{auto}");
+    for entry in &mut trace.entries {
+        entry.slots = 2;
+    }
+    assert_eq!(starts(&trace, &[fixed]), (2.0, false));
+    // It has long been in force: the law has moved on since.
+    assert!(starts(&trace, &[("discovery.slots", "2")]).1);
+}
+
+#[test]
+fn routes_that_only_one_side_has_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t.toml");
+    let routes = ["slow", "new", "quiet"].map(|name| format!("[[route]]\nname = \"{name}\"\n"));
+    std::fs::write(&file, format!("limit.initial = 4\n{}", routes.concat())).unwrap();
+    let sources = Sources {
+        file: Some(file),
+        ..Sources::default()
+    };
+    let config = load(&sources).unwrap().config;
+    let mut trace = overloaded();
+    trace.routes = ["default", "slow", "gone", "quiet", "long gone"]
+        .map(str::to_owned)
+        .into();
+    for (at, entry) in trace.entries.iter_mut().enumerate() {
+        entry.route = at as u16 % 3;
+    }
+    let notes = compare(&trace, &config).unwrap().notes;
+    let told = |text: &str| notes.iter().filter(|note| note.contains(text)).count();
+    assert_eq!(
+        told("no request of the trace was counted under these routes: new, quiet. "),
+        1,
+        "{notes:?}"
+    );
+    assert_eq!(
+        told("the configuration lacks these routes of the trace: gone. "),
+        1,
+        "{notes:?}"
+    );
+    assert_eq!(notes.last().map(String::as_str), Some(ALWAYS));
 }
 
 #[test]
