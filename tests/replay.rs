@@ -82,6 +82,9 @@ fn a_trace_survives_a_kill_and_tells_what_another_limit_would_have_done() {
     let ratio = figure(&would["latency_seconds"]["mean"]) / figure(&was["latency_seconds"]["mean"]);
     assert!((0.5..2.0).contains(&ratio), "{same}");
 
+    let notes = same["notes"].to_string();
+    assert!(notes.contains("limit.resources has no effect"), "{notes}");
+
     // With a worker less they would have waited longer, and without patience been refused.
     let one = replay(&trace, &[&["--limit", "1"], &PATIENT[..]].concat());
     let wait = |report: &Value| figure(&report["would_have"]["wait_seconds"]["mean"]);
@@ -115,6 +118,9 @@ fn people_read_both_sides_and_mistakes_are_named() {
     let (code, out, err) = tidegate(&["replay", foreign.to_str().unwrap()]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("it is not a trace of tidegate's"), "{err}");
+    let (code, _, err) = tidegate(&["replay", "/dev/zero"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("it is no regular file"), "{err}");
     let (code, _, err) = tidegate(&["replay", dir.path().join("none").to_str().unwrap()]);
     assert_eq!(code, 1, "{err}");
     let (code, _, err) = tidegate(&["replay", "x", "--set", "limit.min=0"]);
