@@ -1,6 +1,7 @@
 //! Settings become the typed [`Config`].
 
 use std::{
+    io,
     num::NonZero,
     path::{Path, PathBuf},
     thread::available_parallelism,
@@ -209,8 +210,17 @@ fn reject_body(settings: &mut Settings, base: &Path, report: &mut Report) -> Opt
     let content = match read_small(&path) {
         Ok(content) => content,
         Err(error) => {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "write an absolute path, or one that begins at the configuration file's directory (without a \
+                     file, at the working directory)"
+                }
+                io::ErrorKind::PermissionDenied => "let the user that runs tidegate read it",
+                io::ErrorKind::IsADirectory => "name a file in it",
+                _ => "name a file that can be",
+            };
             let message = format!(
-                "\"file:{given}\" cannot be read ({}): {error}",
+                "\"file:{given}\" cannot be read ({}): {error}; {remedy}",
                 path.display()
             );
             report.value(&origin, KEY, &message);

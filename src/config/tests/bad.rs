@@ -472,7 +472,8 @@ fn the_body_of_a_refusal_must_be_readable() {
     assert_eq!(
         lines(result),
         "/nonexistent/tidegate.toml:2:8: reject.body: \"file:missing.html\" cannot be read \
-         (/nonexistent/missing.html): No such file or directory (os error 2)"
+         (/nonexistent/missing.html): No such file or directory (os error 2); write an absolute path, or one that begins at \
+         the configuration file's directory (without a file, at the working directory)"
     );
 }
 
