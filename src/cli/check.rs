@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::CheckArgs;
-use crate::config::{Problem, Sources, load, unusable};
+use crate::config::{Problem, Sources, load, shadowed, unusable};
 
 /// Prints `FILE: ok`, or each problem on a line of stderr and exits 2. What cannot be used on this machine is a warning:
-/// the configuration may be meant for another.
+/// the configuration may be meant for another. So is a route that never matches: all it does is nothing.
 pub fn run(args: &CheckArgs) -> ExitCode {
     check(
         &args.options.sources(),
@@ -24,7 +24,7 @@ fn check(sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> ExitCod
         Ok(loaded) => {
             for Problem {
                 location, message, ..
-            } in unusable(&loaded)
+            } in shadowed(&loaded).into_iter().chain(unusable(&loaded))
             {
                 let _ = writeln!(err, "{location}: warning: {message}");
             }
@@ -80,6 +80,18 @@ mod tests {
             err,
             "t.toml:2:8: warning: trace.file: \"/nowhere/at/all\": there is no directory /nowhere/at; make it, \
              or tidegate does not start\n"
+        );
+    }
+
+    #[test]
+    fn a_route_that_never_matches_is_a_warning() {
+        let routes = "[[route]]\nname = \"all\"\n[[route]]\nname = \"api\"\npath = \"/api/*\"\n";
+        let (ok, out, err) = outcome(Some(routes));
+        assert_eq!((ok, out.as_str()), (true, "t.toml: ok\n"));
+        assert_eq!(
+            err,
+            "t.toml:3:1: warning: route \"api\" never matches: route \"all\" (t.toml:1) comes first and takes all \
+             of its requests; move this one before it, or remove it\n"
         );
     }
 

@@ -303,7 +303,7 @@ impl Settings {
         }
     }
 
-    fn texts(&self, key: &str) -> Vec<String> {
+    pub(super) fn texts(&self, key: &str) -> Vec<String> {
         match &self.get(key).value {
             Typed::Texts(texts) => texts.clone(),
             _ => self.mismatch(key),

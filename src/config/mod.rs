@@ -20,6 +20,7 @@ mod resolve;
 mod rules;
 pub mod schema;
 mod secrets;
+mod shadowed;
 mod typed;
 mod types;
 mod units;
@@ -29,12 +30,15 @@ pub mod watch;
 pub use address::{Address, AddressError};
 pub(crate) use check::log_targets;
 pub(crate) use load::open_regular;
-pub use load::{Loaded, Sources, Tried, is_pipe, load, load_again, load_noting, needs_restart};
+pub use load::{
+    Loaded, Sources, Tried, is_pipe, load, load_again, load_noting, needs_restart,
+};
 pub use origin::{Origin, Origins, Position};
 pub(crate) use places::folder;
 pub use places::unusable;
 pub use problem::{Problem, Problems};
 pub(crate) use rules::UNROUTED;
+pub use shadowed::shadowed;
 pub use types::*;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 pub use value::{Item, Value};
