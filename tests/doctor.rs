@@ -125,6 +125,25 @@ fn threads_are_slots_too_but_wait_where_the_kernel_does_not_see() {
 }
 
 #[test]
+fn what_exec_would_start_is_not_there_to_be_examined() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tidegate.toml");
+    let text = "server.listen = [\"127.0.0.1:8000\"]\nprocess.command = [\"true\"]\n";
+    fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, _, err) = tidegate(&["doctor", "-c", file]);
+    assert_eq!(code, 2, "{err}");
+    assert!(
+        err.contains("say with --backend ADDR where it listens"),
+        "{err}"
+    );
+    for command in ["check", "config"] {
+        let (code, _, err) = tidegate(&[command, "-c", file]);
+        assert_eq!((code, err.as_str()), (0, ""), "{command}");
+    }
+}
+
+#[test]
 fn a_unix_socket_is_examined_as_well() {
     let app = Gunicorn::unix(&["--workers", "1"]);
     let found = examine(app.address());

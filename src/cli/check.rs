@@ -12,7 +12,7 @@ use crate::config::{Problem, Sources, load, shadowed, unusable};
 /// the configuration may be meant for another. So is a route that never matches: all it does is nothing.
 pub fn run(args: &CheckArgs) -> ExitCode {
     check(
-        &args.options.sources(),
+        &args.options.sources_to_look_at(),
         &mut io::stdout(),
         &mut io::stderr(),
     )
@@ -51,6 +51,7 @@ mod tests {
         }
         let sources = Sources {
             file: Some(file),
+            for_exec_too: true,
             ..Sources::default()
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -93,6 +94,21 @@ mod tests {
             "t.toml:3:1: warning: route \"api\" never matches: route \"all\" (t.toml:1) comes first and takes all \
              of its requests; move this one before it, or remove it\n"
         );
+    }
+
+    #[test]
+    fn a_file_for_exec_is_ok_though_its_backend_has_no_address_yet() {
+        let listen = "[server]\nlisten = [\"127.0.0.1:8000\"]\n";
+        let (ok, _, err) = outcome(Some(listen));
+        assert!(
+            !ok && err.contains("is where tidegate itself listens"),
+            "{err}"
+        );
+        let with_command = format!("{listen}[process]\ncommand = [\"true\"]\n");
+        let expected = (true, "t.toml: ok\n".to_owned(), String::new());
+        assert_eq!(outcome(Some(&with_command)), expected);
+        let named = format!("{with_command}[backend]\nendpoints = [\"127.0.0.1:8000\"]\n");
+        assert!(!outcome(Some(&named)).0);
     }
 
     #[test]

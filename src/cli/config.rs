@@ -10,7 +10,7 @@ use crate::config::load;
 
 /// Prints the configuration; or each problem on a line of stderr and exits 2.
 pub fn run(args: &ConfigArgs) -> ExitCode {
-    let loaded = match load(&args.options.sources()) {
+    let loaded = match load(&args.options.sources_to_look_at()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             let _ = writeln!(io::stderr(), "{problems}");

@@ -7,13 +7,17 @@ use std::{
 
 use super::{
     DoctorArgs, DoctorFormat,
-    admin_client::{FAILURE, print},
+    admin_client::{FAILURE, complain, print},
 };
-use crate::{config, doctor};
+use crate::{
+    config::{self, Address},
+    doctor,
+};
 
-/// Examines each endpoint of the configuration and prints. Exits with 1 when one of them did not answer.
+/// Examines each endpoint of the configuration and prints. Exits with 1 when one of them did not answer, with 2
+/// when there is nothing to examine.
 pub fn run(args: &DoctorArgs) -> ExitCode {
-    let loaded = match config::load(&args.options.sources()) {
+    let loaded = match config::load(&args.options.sources_to_look_at()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             let _ = writeln!(io::stderr(), "{problems}");
@@ -21,6 +25,13 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
         }
     };
     let config = &loaded.config;
+    if config.backend.endpoints == [Address::any()] {
+        complain(
+            "process.command gets a free port from tidegate exec: say with --backend ADDR where it listens \
+             (tidegate status shows it)",
+        );
+        return ExitCode::from(2);
+    }
     let diagnoses: Vec<doctor::Diagnosis> = config
         .backend
         .endpoints

@@ -102,6 +102,14 @@ impl Options {
         self.sources_with(env)
     }
 
+    /// The same for who only looks at the configuration, which may be one for `exec`.
+    pub fn sources_to_look_at(&self) -> Sources {
+        Sources {
+            for_exec_too: true,
+            ..self.sources()
+        }
+    }
+
     /// [`Options::sources`] with another environment.
     pub fn sources_with(&self, env: Vec<(String, String)>) -> Sources {
         let mut flags = Vec::new();
@@ -165,6 +173,7 @@ impl Options {
             env,
             flags,
             backend: None,
+            for_exec_too: false,
         };
         sources.file = sources.path();
         sources

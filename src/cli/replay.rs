@@ -14,7 +14,7 @@ use crate::{config, observe::trace, replay};
 /// Prints both side by side. Exits with 2 when the configuration is not valid, with 1 when the trace
 /// cannot be read or says nothing.
 pub fn run(args: &ReplayArgs) -> ExitCode {
-    let loaded = match config::load(&args.options.sources()) {
+    let loaded = match config::load(&args.options.sources_to_look_at()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             let _ = writeln!(io::stderr(), "{problems}");

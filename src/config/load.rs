@@ -35,6 +35,9 @@ pub struct Sources {
     pub flags: Vec<(String, String, Value)>,
     /// Where the backend is when nobody names an endpoint, if that is not the schema's default.
     pub backend: Option<Address>,
+    /// The configuration is looked at, not run: it may be one for `exec`, which with `process.command` gives the
+    /// backend [`Address::any`] when nobody names an endpoint.
+    pub for_exec_too: bool,
 }
 
 impl Sources {

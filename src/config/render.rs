@@ -6,9 +6,11 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value as Json, json};
 
 use super::{
+    address::Address,
     load::Loaded,
     resolve::{Setting, Settings},
     schema::{self, Key},
+    typed::Typed,
 };
 
 impl Loaded {
@@ -72,7 +74,9 @@ fn table(
     out.push('\n');
     for key in keys {
         let Setting { value, origin } = settings.get(key.path);
-        let line = format!("{} = {value}", key.name());
+        // What exec chooses is nothing that can be written into a file.
+        let open = *value == Typed::Addresses(vec![Address::any()]);
+        let line = format!("{}{} = {value}", if open { "# " } else { "" }, key.name());
         // A comment ends with its line, whatever is in the file's name.
         let origin = origin.to_string().replace(char::is_control, "?");
         // Writing to a String does not fail.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    address::Address,
     file::{Entry, FileLayer, unknown_key},
     load::Sources,
     origin::Origin,
@@ -106,6 +107,9 @@ pub(super) fn resolve(
         }
     }
     make_room_for_limit(&mut settings);
+    if sources.for_exec_too && settings.get("process.command").value != Typed::Texts(Vec::new()) {
+        leave_to_exec(&mut settings);
+    }
 
     let mut routes = Vec::with_capacity(file.routes.len());
     for route in &file.routes {
@@ -199,6 +203,15 @@ fn environment(sources: &Sources, report: &mut Report) -> Vec<Entry> {
     // The long form is the more exact one: it wins.
     short.extend(long);
     short
+}
+
+/// A backend that nobody has named gets a free port.
+fn leave_to_exec(settings: &mut Settings) {
+    const KEY: &str = "backend.endpoints";
+    if settings.get(KEY).origin == Origin::Default {
+        let free = Typed::Addresses(vec![Address::any()]);
+        settings.set(KEY, free, Origin::Default);
+    }
 }
 
 /// `--limit 2000` is a limit of 2000, whatever min and max are.

@@ -242,3 +242,28 @@ fn thousands_of_routes_are_read_at_once() {
         "tidegate.toml:60002:8: route.name: \"r7\" is the name of another route (tidegate.toml:23); choose a unique one"
     );
 }
+
+#[test]
+fn a_configuration_for_exec_is_written_so_that_it_is_one_again() {
+    let text = "[server]\nlisten = [\"127.0.0.1:8000\"]\n[process]\ncommand = [\"true\"]\n";
+    let looked_at = Sources {
+        for_exec_too: true,
+        ..Sources::default()
+    };
+    let loaded = load_text(text, &looked_at).unwrap();
+    assert_eq!(loaded.config.backend.endpoints, [Address::any()]);
+    let written = loaded.render_toml();
+    assert!(written.contains("\n# endpoints = "), "{written}");
+    assert_eq!(
+        load_text(&written, &looked_at).unwrap().config,
+        loaded.config
+    );
+    let for_run = load_text(text, &Sources::default());
+    assert!(lines(for_run).contains("is where tidegate itself listens"));
+    // Whoever names an endpoint means it.
+    let named = load_text(text, &env(&[("TIDEGATE_BACKEND", ":8001")])).unwrap();
+    assert_eq!(
+        named.config.backend.endpoints[0].to_string(),
+        "127.0.0.1:8001"
+    );
+}
