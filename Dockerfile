@@ -53,8 +53,9 @@ COPY LICENSE-MIT LICENSE-APACHE /licenses/
 # Nobody in particular; there is no user database in here.
 USER 65532:65532
 
-# The admin side listens on the container's own loopback interface, where the health check finds it.
-# For Prometheus, or the kubelet, to reach it: TIDEGATE_ADMIN=0.0.0.0:9180.
+# The admin side listens on the container's own loopback interface. For Prometheus, or the kubelet, to reach it:
+# TIDEGATE_ADMIN=0.0.0.0:9180. The health check finds it by the environment, also in the file that TIDEGATE_CONFIG
+# names; what the command line of "run" says (-c, --admin) it does not see.
 EXPOSE 8080 9180
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["/tidegate", "healthcheck"]
 ENTRYPOINT ["/tidegate"]

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::{
-    cli::{self, Cli, Command},
+    cli::{self, AdminArgs, Cli, Command},
+    config::Address,
     runtime::{self, child},
 };
 
@@ -22,11 +23,21 @@ fn main() -> ExitCode {
         Command::Probe(args) => cli::probe::run(&args),
         Command::Status(args) => {
             let json = args.format == cli::StatusFormat::Json;
-            cli::status::run(&args.admin.address, json, args.watch)
+            at(&args.admin, |admin| {
+                cli::status::run(admin, json, args.watch)
+            })
         }
-        Command::Drain(args) => cli::drain::run(&args.admin.address, args.wait),
-        Command::Healthcheck(args) => cli::healthcheck::run(&args.admin.address, args.ready),
+        Command::Drain(args) => at(&args.admin, |admin| cli::drain::run(admin, args.wait)),
+        Command::Healthcheck(args) => at(&args.admin, |admin| {
+            cli::healthcheck::run(admin, args.ready)
+        }),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Completions(args) => cli::completions::run(&args),
     }
+}
+
+fn at(admin: &AdminArgs, ask: impl FnOnce(&Address) -> ExitCode) -> ExitCode {
+    admin
+        .address()
+        .map_or_else(|code| code, |admin| ask(&admin))
 }

@@ -31,6 +31,46 @@ impl Drop for Killed {
     }
 }
 
+/// As in a container, where both have one environment.
+#[test]
+fn a_health_check_asks_where_the_file_has_the_admin_server() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("tidegate.toml");
+    let admin = dir.path().join("admin.sock");
+    let text = format!(
+        "server.listen = [\"127.0.0.1:0\"]\nadmin.listen = \"unix:{}\"\nlog.format = \"json\"\n",
+        admin.display()
+    );
+    std::fs::write(&file, &text).expect("it is written");
+    let backend = ok();
+    let command = |args: &[&str]| {
+        let mut command = tidegate_command();
+        command.args(args).env("TIDEGATE_CONFIG", &file);
+        command
+    };
+    let child = command(&["run", "--backend", backend.address()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut child = Killed(child);
+    let mut log = BufReader::new(child.0.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("tidegate is ready") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "it has ended");
+    }
+    let code = |args: &[&str]| command(args).output().expect("it ends").status.code();
+    assert_eq!(code(&["healthcheck", "--ready"]), Some(0));
+    assert_eq!(code(&["status"]), Some(0));
+    // What tidegate has not taken over does not hide it.
+    std::fs::write(&file, format!("{text}limit.min = 0\n")).expect("it is written");
+    assert_eq!(code(&["healthcheck"]), Some(0));
+    assert_eq!(code(&["healthcheck", "--admin", "127.0.0.1:1"]), Some(1));
+    assert_eq!(code(&["drain", "--wait"]), Some(0));
+}
+
 #[test]
 fn a_log_that_nobody_reads_stops_nobody() {
     let backends: Vec<Raw> = (0..8).map(|_| ok()).collect();

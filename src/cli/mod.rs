@@ -14,13 +14,20 @@ pub mod probe;
 pub mod replay;
 pub mod status;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use options::Options;
 
-use crate::config::{Address, Sources, Value};
+use crate::config::{Address, Sources, Value, admin_listen};
+
+use self::admin_client::complain;
 
 const PRECEDENCE: &str = "\
 A flag wins over the environment, that over the file, that over the default. Any key can be set: \
@@ -231,24 +238,54 @@ fn step(text: &str) -> Result<Duration, String> {
 /// Where a running tidegate's admin server is.
 #[derive(Args, Clone, Debug)]
 pub struct AdminArgs {
-    /// The admin server of the running tidegate: host:port, :port or unix:/path
-    #[arg(
-        long = "admin",
-        value_name = "ADDR",
-        env = "TIDEGATE_ADMIN",
-        hide_env_values = true,
-        default_value = DEFAULT_ADMIN,
-        value_parser = admin_address
-    )]
-    pub address: Address,
+    /// The admin server of the running tidegate: host:port, :port or unix:/path [env: TIDEGATE_ADMIN,
+    /// TIDEGATE_ADMIN__LISTEN] [default: admin.listen of the file that TIDEGATE_CONFIG names, or
+    /// 127.0.0.1:9180]
+    #[arg(long = "admin", value_name = "ADDR", value_parser = admin_address)]
+    pub address: Option<Named>,
 }
 
-const DEFAULT_ADMIN: &str = "127.0.0.1:9180";
+/// What `--admin` names; an empty text is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named(Option<Address>);
 
-/// An empty variable is one that isn't set.
-fn admin_address(text: &str) -> Result<Address, String> {
-    let text = if text.is_empty() { DEFAULT_ADMIN } else { text };
-    Address::connect(text).map_err(|error| error.to_string())
+fn admin_address(text: &str) -> Result<Named, String> {
+    if text.trim().is_empty() {
+        return Ok(Named(None));
+    }
+    let address = Address::connect(text).map_err(|error| error.to_string())?;
+    Ok(Named(Some(address)))
+}
+
+impl AdminArgs {
+    /// Whom to ask. Without the flag, where a tidegate in this environment would have its admin server.
+    ///
+    /// # Errors
+    /// The exit code, when the environment names no address. What is wrong is said on standard error.
+    pub fn address(&self) -> Result<Address, ExitCode> {
+        self.address_by(&Options::default().sources())
+    }
+
+    fn address_by(&self, sources: &Sources) -> Result<Address, ExitCode> {
+        if let Some(Named(Some(address))) = &self.address {
+            return Ok(address.clone());
+        }
+        let (address, doubts) = admin_listen(sources).map_err(|problems| {
+            // Nobody who listens is no reason to panic.
+            let _ = writeln!(io::stderr(), "{problems}");
+            ExitCode::from(2)
+        })?;
+        for doubt in doubts {
+            complain(&format!("{doubt}; {address} is asked"));
+        }
+        if matches!(address, Address::Tcp { port: 0, .. }) {
+            complain(&format!(
+                "admin.listen is any free port ({address}): say with --admin which it is"
+            ));
+            return Err(ExitCode::from(2));
+        }
+        Ok(address)
+    }
 }
 
 /// `tidegate status`

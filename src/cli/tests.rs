@@ -135,8 +135,70 @@ fn the_admin_server_is_asked_where_it_listens() {
         panic!("not healthcheck");
     };
     assert!(args.ready);
-    assert_eq!(args.admin.address.to_string(), "127.0.0.1:9000");
-    assert_eq!(admin_address("").unwrap().to_string(), DEFAULT_ADMIN);
+    assert_eq!(args.admin.address().unwrap().to_string(), "127.0.0.1:9000");
+}
+
+#[test]
+fn the_admin_server_is_looked_for_where_the_server_puts_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        ("TIDEGATE_CONFIG", path.display().to_string())
+    };
+    let asked = |line: &str, env: &[(&str, String)]| {
+        let Command::Healthcheck(args) = parse(&format!("tidegate healthcheck {line}")).command
+        else {
+            panic!("not healthcheck");
+        };
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let sources = Options::default().sources_with(env.collect());
+        let asked = args
+            .admin
+            .address_by(&sources)
+            .ok()
+            .map(|at| at.to_string());
+        // As the server does it.
+        if let Ok(loaded) = load(&sources)
+            && line.is_empty()
+            && loaded.config.admin.listen != Address::any()
+        {
+            assert_eq!(asked, Some(loaded.config.admin.listen.to_string()));
+        }
+        asked.unwrap_or_default()
+    };
+    let short = |value: &str| ("TIDEGATE_ADMIN", value.to_owned());
+    let long = |value: &str| ("TIDEGATE_ADMIN__LISTEN", value.to_owned());
+    let good = file("good", "admin.listen = \"unix:/run/a\"\n");
+    // A tidegate that runs already is not stopped by a mistake in another key.
+    let edited = file(
+        "edited",
+        "admin.listen = \"unix:/run/a\"\nlimit.min = 0\nreject.body = \"file:no\"\n",
+    );
+    for (env, expected) in [
+        (vec![], "127.0.0.1:9180"),
+        (vec![short("a:1"), good.clone()], "a:1"),
+        (vec![short("  "), good.clone()], "unix:/run/a"),
+        (vec![short(":1"), long("b:2"), good.clone()], "b:2"),
+        (vec![edited], "unix:/run/a"),
+        (vec![file("syntax", "admin.listen = \n")], "127.0.0.1:9180"),
+        (
+            vec![file("off", "admin.listen = false\n")],
+            "127.0.0.1:9180",
+        ),
+        (
+            vec![("TIDEGATE_CONFIG", "/nonexistent".to_owned())],
+            "127.0.0.1:9180",
+        ),
+        (vec![short("off")], ""),
+        (vec![long("")], ""),
+        (vec![short("127.0.0.1:0")], ""),
+    ] {
+        assert_eq!(asked("", &env), expected, "{env:?}");
+    }
+    assert_eq!(asked("--admin :7", &[short("a:1"), good]), "127.0.0.1:7");
 }
 
 #[test]

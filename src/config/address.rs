@@ -47,6 +47,12 @@ impl Address {
     /// # Errors
     /// When the text is not an address, or is `fd:NAME`.
     pub fn bind(text: &str) -> Result<Self, AddressError> {
+        // What other programs switch their admin server off with.
+        if ["", "off", "false", "none", "no"].contains(&&*text.trim().to_ascii_lowercase()) {
+            return err(format!(
+                "{text:?} is not an address, and the admin server cannot be switched off; write host:port or unix:/path"
+            ));
+        }
         match Self::listen(text)? {
             Address::Fd(_) => err(format!(
                 "{text:?}: only server.listen takes a socket that is passed; write host:port or unix:/path"
@@ -369,6 +375,10 @@ mod tests {
         }
         assert!(Address::connect(&format!("unix:/{}", "x".repeat(107))).is_err());
         assert_eq!(Address::bind(":1"), Address::listen(":1"));
+        for off in ["", " ", "off", "False", "none"] {
+            let error = Address::bind(off).expect_err("it is none").to_string();
+            assert!(error.contains("cannot be switched off"), "{error}");
+        }
         let passed = Address::bind("fd:web").map_err(|error| error.to_string());
         assert!(passed.is_err_and(|said| said.contains("only server.listen")));
     }

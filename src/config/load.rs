@@ -218,6 +218,44 @@ fn load_by(
     load_bytes(sources, path.as_deref().zip(bytes.as_deref()))
 }
 
+/// Where the admin server of a tidegate with these sources listens, and what keeps it from being known. Nothing else
+/// is looked at: a mistake that was made in the file since tidegate started does not hide that address.
+///
+/// # Errors
+/// When a variable or a flag names none.
+pub fn admin_listen(sources: &Sources) -> Result<(Address, Vec<Problem>), Problems> {
+    const KEY: &str = "admin.listen";
+    let path = sources.path();
+    let mut report = Report::default();
+    let (layer, mut doubts) = match path.as_deref().map(|path| (path, read_small(path))) {
+        None => (FileLayer::default(), Vec::new()),
+        Some((path, Ok(bytes))) => (read(path, &bytes, &mut report), Vec::new()),
+        Some((path, Err(error))) => (FileLayer::default(), unreadable(path, &error).0),
+    };
+    // After an error of syntax nothing is taken from a file.
+    if layer.entries.is_empty() && layer.routes.is_empty() {
+        doubts.append(&mut report.finish().0);
+    }
+    let mut report = Report::default();
+    let (settings, _) = resolve(&layer, sources, &mut report);
+    let mut problems = report.finish().0;
+    problems.retain(|problem| problem.key.as_deref() == Some(KEY));
+    let in_file = path.map(|path| format!("{}:", path.display()));
+    let (of_file, others): (Vec<_>, Vec<_>) = problems.into_iter().partition(|problem| {
+        let in_file = in_file.as_deref();
+        in_file.is_some_and(|start| problem.location.starts_with(start))
+    });
+    if !others.is_empty() {
+        return Err(Problems(others));
+    }
+    doubts.extend(of_file);
+    let Setting { origin, .. } = settings.get(KEY);
+    if *origin != Origin::Default {
+        doubts.clear();
+    }
+    Ok((settings.address(KEY), doubts))
+}
+
 /// A configuration and the body of a refusal are small; a device or a disk image is a mistake.
 const FILE_MAX: u64 = 1 << 20;
 

@@ -31,7 +31,7 @@ pub use address::{Address, AddressError};
 pub(crate) use check::log_targets;
 pub(crate) use load::open_regular;
 pub use load::{
-    Loaded, Sources, Tried, is_pipe, load, load_again, load_noting, needs_restart,
+    Loaded, Sources, Tried, admin_listen, is_pipe, load, load_again, load_noting, needs_restart,
 };
 pub use origin::{Origin, Origins, Position};
 pub(crate) use places::folder;

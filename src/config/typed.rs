@@ -100,7 +100,11 @@ pub(super) fn typed(kind: &Kind, given: &Value) -> Result<Typed, Vec<Fault>> {
         Kind::Enum(words) => one(word(value, words)),
         Kind::Text(check) => one(checked(value, check).map(Typed::Text)),
         Kind::Texts(check) => list(value, |item| checked(item, check)).map(Typed::Texts),
-        Kind::Listen => one(address(value, Address::bind).map(Typed::Address)),
+        Kind::Listen => one(match value {
+            Value::Bool(word) => address(&Value::String(word.to_string()), Address::bind),
+            value => address(value, Address::bind),
+        }
+        .map(Typed::Address)),
         Kind::Listens => list(value, |item| address(item, Address::listen))
             .and_then(some)
             .map(Typed::Addresses),

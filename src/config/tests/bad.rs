@@ -168,6 +168,10 @@ fn each_problem_of_a_file_has_its_place_and_its_remedy() {
             "2:11: server.listen: 8080 is not an address; write \":8080\"",
         ),
         (
+            "[admin]\nlisten = false",
+            "2:10: admin.listen: \"false\" is not an address, and the admin server cannot be switched off; write host:port or unix:/path",
+        ),
+        (
             "[server]\nlisten = []",
             "2:10: server.listen: is empty; write at least one address",
         ),
