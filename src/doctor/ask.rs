@@ -86,6 +86,19 @@ pub enum Keep {
     Stale,
 }
 
+impl Keep {
+    /// How long tidegate may keep an idle connection, to be done with it well before the server is; `None` where
+    /// keeping is of no use.
+    pub(super) fn idle(self) -> Option<Duration> {
+        /// In less, next to no request comes along.
+        const LEAST: Duration = Duration::from_millis(50);
+        match self {
+            Keep::Keeps(known) => Some(known.unwrap_or(IDLE) / 2).filter(|idle| *idle >= LEAST),
+            Keep::Closes | Keep::Stale => None,
+        }
+    }
+}
+
 /// What the requests told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manners {

@@ -156,6 +156,9 @@ fn keep_alive(
     };
     let then = match keep {
         Keep::Closes | Keep::Stale => "a connection for each request, which is tidegate's default",
+        _ if keep.idle().is_none() => {
+            "tidegate opens one for each request all the same: that is too short for the next one to come along"
+        }
         _ if steered => {
             "backend.keepalive = true saves connections here, and a request finds the idle worker at once"
         }

@@ -1,10 +1,13 @@
 //! A configuration for the backend that was examined: only what tidegate would not find out by itself.
 //! Pure.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use super::{Keep, verdict::Evidence};
 use crate::{config::Profile, sense::Source};
+
+/// From here on the default of `backend.keepalive_idle`, 1 s, is short enough.
+const ENOUGH: Duration = Duration::from_millis(900);
 
 /// TOML that `tidegate check` accepts.
 pub(super) fn toml(evidence: &Evidence<'_>) -> String {
@@ -33,9 +36,13 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
     }
     let event_loop = super::known::has_loop(evidence.profile, evidence.server);
     if (event_loop || evidence.is_steered())
-        && matches!(evidence.manners.keep, Some(Keep::Keeps(_)))
+        && let Some(idle) = evidence.manners.keep.and_then(Keep::idle)
     {
         let _ = writeln!(out, "keepalive = true");
+        if idle < ENOUGH {
+            let millis = idle.as_millis() / 10 * 10;
+            let _ = writeln!(out, "keepalive_idle = \"{millis}ms\"");
+        }
     }
     let discovery = &mut String::new();
     match evidence.findings.slots() {

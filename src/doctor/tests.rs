@@ -462,6 +462,25 @@ fn every_configuration_is_a_valid_one() {
     }
 }
 
+#[test]
+fn connections_are_kept_no_longer_than_half_of_what_the_server_keeps_them() {
+    let of = |millis| {
+        let idle = Some(Duration::from_millis(millis));
+        let found = diagnose(unseen(), manners(Some("waitress"), None, Keep::Keeps(idle)));
+        let set = found
+            .toml
+            .lines()
+            .filter(|line| line.starts_with("keepalive"));
+        let says = |word| found.quirks.iter().any(|quirk| quirk.then.contains(word));
+        assert_eq!(says("backend.keepalive = true"), !says("too short"));
+        (set.collect::<Vec<_>>().join(" "), says("too short"))
+    };
+    assert_eq!(of(2010), ("keepalive = true".to_owned(), false));
+    let short = "keepalive = true keepalive_idle = \"500ms\"";
+    assert_eq!(of(1013), (short.to_owned(), false));
+    assert_eq!(of(99), (String::new(), true));
+}
+
 /// Kept connections are of use to threads where the workers can be told apart.
 #[test]
 fn several_workers_with_threads_keep_connections() {
