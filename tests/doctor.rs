@@ -125,6 +125,33 @@ fn threads_are_slots_too_but_wait_where_the_kernel_does_not_see() {
 }
 
 #[test]
+fn what_it_is_told_is_part_of_what_it_proposes() {
+    let app = Gunicorn::sync(1);
+    let lines = [
+        "gunicorn_control_socket = \"/nonexistent/g.ctl\"",
+        "cpu_limit = \"0.5\"",
+        "memory_limit = \"300MiB\"",
+    ];
+    let mut args = vec!["doctor", "--backend", app.address(), "--format", "json"];
+    for key in [
+        "discovery.gunicorn_control_socket=/nonexistent/g.ctl",
+        "discovery.cpu_limit=500m",
+        "discovery.memory_limit=300MiB",
+    ] {
+        args.extend(["--set", key]);
+    }
+    let (code, out, err) = tidegate(&args);
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let found = &report["endpoints"][0];
+    usable(found);
+    let toml = found["toml"].as_str().unwrap();
+    for line in lines {
+        assert!(toml.lines().any(|own| own == line), "{line}: {toml}");
+    }
+}
+
+#[test]
 fn what_exec_would_start_is_not_there_to_be_examined() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tidegate.toml");

@@ -19,7 +19,7 @@ pub use self::{
     report::{json, text},
 };
 use crate::{
-    config::{Address, Config, Profile},
+    config::{Address, Config, Discovery, Profile},
     sense::{Findings, Gauges, Gaze},
 };
 
@@ -131,16 +131,24 @@ pub fn examine(endpoint: &Address, config: &Config) -> Diagnosis {
     gaze.gauges();
     std::thread::sleep(WATCH);
     let gauges = gaze.gauges();
-    conclude(endpoint, gaze.findings().clone(), gauges, manners)
+    let findings = gaze.findings().clone();
+    conclude(endpoint, &config.discovery, findings, gauges, manners)
 }
 
-fn conclude(endpoint: &Address, findings: Findings, gauges: Gauges, manners: Manners) -> Diagnosis {
+fn conclude(
+    endpoint: &Address,
+    given: &Discovery,
+    findings: Findings,
+    gauges: Gauges,
+    manners: Manners,
+) -> Diagnosis {
     let server = known::recognise(&findings, &manners);
     let profile = server
         .as_ref()
         .map_or(findings.profile, |server| server.profile);
     let evidence = verdict::Evidence {
         endpoint,
+        given,
         findings: &findings,
         gauges: &gauges,
         manners: &manners,

@@ -1,10 +1,13 @@
-//! A configuration for the backend that was examined: only what tidegate would not find out by itself.
-//! Pure.
+//! A configuration for the backend that was examined: what tidegate was told of it, and beyond that only what it
+//! would not find out by itself. Pure.
 
 use std::{fmt::Write as _, time::Duration};
 
 use super::{Keep, verdict::Evidence};
-use crate::{config::Profile, sense::Source};
+use crate::{
+    config::{CgroupSetting, Discovery, Profile, format_size},
+    sense::Source,
+};
 
 /// From here on the default of `backend.keepalive_idle`, 1 s, is short enough.
 const ENOUGH: Duration = Duration::from_millis(900);
@@ -66,13 +69,14 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
             );
         }
     }
-    if evidence.findings.cpu.is_err() {
+    told(evidence.given, discovery);
+    if evidence.findings.cpu.is_err() && evidence.given.cpu_limit.is_none() {
         let _ = writeln!(
             discovery,
             "# cpu_limit = \"2\"      # its cores, which cannot be seen from here"
         );
     }
-    if evidence.gauges.memory.is_none() {
+    if evidence.gauges.memory.is_none() && evidence.given.memory_limit.is_none() {
         let _ = writeln!(
             discovery,
             "# memory_limit = \"512MiB\"   # its memory, of which no limit can be seen from here"
@@ -82,6 +86,37 @@ pub(super) fn toml(evidence: &Evidence<'_>) -> String {
         let _ = write!(out, "\n[discovery]\n{discovery}");
     }
     out
+}
+
+/// Without what it was told, it would not find all of this again. The slots are among what was found.
+fn told(given: &Discovery, out: &mut String) {
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(out, "{key} = {value}");
+    };
+    if let Some(path) = &given.gunicorn_control_socket {
+        let path = quoted(&path.display().to_string());
+        line("gunicorn_control_socket", path);
+    }
+    if let Some(address) = &given.uwsgi_stats {
+        line("uwsgi_stats", quoted(&address.to_string()));
+    }
+    if !given.proc {
+        line("proc", "false".to_owned());
+    }
+    if !given.accept_queue {
+        line("accept_queue", "false".to_owned());
+    }
+    match &given.cgroup {
+        CgroupSetting::Auto => {}
+        CgroupSetting::Off => line("cgroup", quoted("off")),
+        CgroupSetting::Path(path) => line("cgroup", quoted(path)),
+    }
+    if let Some(cores) = given.cpu_limit {
+        line("cpu_limit", quoted(&cores.to_string()));
+    }
+    if let Some(bytes) = given.memory_limit {
+        line("memory_limit", quoted(&format_size(bytes)));
+    }
 }
 
 /// A TOML string.

@@ -96,7 +96,13 @@ fn manners(server: Option<&str>, announced: Option<&str>, keep: Keep) -> Manners
 }
 
 fn diagnose(findings: Findings, manners: Manners) -> Diagnosis {
-    conclude(&address(), findings, Gauges::default(), manners)
+    conclude(
+        &address(),
+        &Discovery::default(),
+        findings,
+        Gauges::default(),
+        manners,
+    )
 }
 
 fn sync() -> Diagnosis {
@@ -181,7 +187,7 @@ fn threads_whose_allocator_keeps_what_was_freed_are_told_of() {
             ..Gauges::default()
         };
         let manners = manners(Some("gunicorn"), None, Keep::Keeps(None));
-        let advice = conclude(&address(), findings, gauges, manners).advice;
+        let advice = conclude(&address(), &Discovery::default(), findings, gauges, manners).advice;
         let mut of_memory = advice.iter().filter(|a| a.contains("MALLOC_ARENA_MAX"));
         of_memory
             .next()
@@ -294,6 +300,7 @@ fn what_is_missing_comes_with_a_way_to_get_it() {
     };
     let near = conclude(
         &address(),
+        &Discovery::default(),
         sync().findings,
         Gauges {
             cpu: Some(CpuReading {
@@ -344,7 +351,13 @@ fn a_core_that_is_pinned_makes_threads_useless() {
         }),
         ..Gauges::default()
     };
-    let diagnosis = conclude(&address(), sync().findings, gauges, sync().manners);
+    let diagnosis = conclude(
+        &address(),
+        &Discovery::default(),
+        sync().findings,
+        gauges,
+        sync().manners,
+    );
     assert!(
         diagnosis.advice[0].starts_with("Threads would not help: 2 of its processes"),
         "{:?}",
@@ -439,6 +452,7 @@ fn every_configuration_is_a_valid_one() {
         diagnose(unseen(), manners(Some("x\n[z"), None, Keep::Keeps(None))),
         conclude(
             &Address::Unix("/run/my \"app\".sock".into()),
+            &Discovery::default(),
             unseen(),
             Gauges::default(),
             manners(None, None, Keep::Closes),
@@ -459,6 +473,39 @@ fn every_configuration_is_a_valid_one() {
         );
         let keeps = diagnosis.profile() == Profile::Waitress;
         assert_eq!(loaded.config.backend.keepalive, keeps, "{}", diagnosis.toml);
+    }
+}
+
+#[test]
+fn what_it_was_told_is_in_the_configuration() {
+    let given = Discovery {
+        gunicorn_control_socket: Some("/run/g\"1\".ctl".into()),
+        uwsgi_stats: Some(Address::Unix("/run/stats".into())),
+        proc: false,
+        accept_queue: false,
+        cgroup: crate::config::CgroupSetting::Path("/app".to_owned()),
+        cpu_limit: Some(0.25),
+        memory_limit: Some(300 << 20),
+        ..Discovery::default()
+    };
+    let off = Discovery {
+        cgroup: crate::config::CgroupSetting::Off,
+        memory_limit: Some(1001),
+        ..Discovery::default()
+    };
+    for given in [given, off, Discovery::default()] {
+        let manners = manners(None, None, Keep::Closes);
+        let diagnosis = conclude(&address(), &given, unseen(), Gauges::default(), manners);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &diagnosis.toml).unwrap();
+        let sources = Sources {
+            file: Some(file.path().into()),
+            ..Sources::default()
+        };
+        let loaded = load(&sources).unwrap_or_else(|e| panic!("{}\n{e}", diagnosis.toml));
+        assert_eq!(loaded.config.discovery, given, "{}", diagnosis.toml);
+        let hint = diagnosis.toml.contains("# memory_limit");
+        assert_eq!(hint, given.memory_limit.is_none(), "{}", diagnosis.toml);
     }
 }
 

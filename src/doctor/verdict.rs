@@ -2,7 +2,7 @@
 
 use super::{Manners, Recognised, Refusal, Signal};
 use crate::{
-    config::{Address, Profile, format_size},
+    config::{Address, Discovery, Profile, format_size},
     sense::{Accepts, Crew, Findings, Gauges, Server, Slots, Source},
 };
 
@@ -10,6 +10,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evidence<'a> {
     pub(super) endpoint: &'a Address,
+    /// What tidegate was told of it.
+    pub(super) given: &'a Discovery,
     pub(super) findings: &'a Findings,
     pub(super) gauges: &'a Gauges,
     pub(super) manners: &'a Manners,
