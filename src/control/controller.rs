@@ -206,7 +206,7 @@ impl Controller {
             return false;
         }
         self.curve.recall(known.scale, &known.bins, now);
-        self.baseline = self.curve.baseline(known.limit);
+        self.baseline = self.curve.baseline(known.limit, now);
         (self.cost, self.latency, self.averaged) = (known.cost, known.latency, 1);
         let limit = self.settings.clamp(known.limit);
         self.law = Law::new(self.settings.algorithm, limit);
@@ -425,7 +425,7 @@ impl Controller {
             let gain = VARIATION_GAIN.max(1.0 / f64::from(self.windows.min(100)));
             self.variation += gain * (summary.variation - self.variation);
         }
-        self.baseline = self.curve.baseline(self.limit);
+        self.baseline = self.curve.baseline(self.limit, now);
         let measured = self.measure(now, &summary);
         self.evidence = Some(Evidence {
             samples: summary.samples,
@@ -449,7 +449,7 @@ impl Controller {
             && !measured.is_negligible()
             && self.reason != reason::REBASE;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
-        self.baseline = self.curve.baseline(self.limit);
+        self.baseline = self.curve.baseline(self.limit, now);
     }
 
     fn measure(&self, now: Instant, summary: &Summary) -> Measured {

@@ -64,6 +64,17 @@ impl Bin {
     fn ratio(&self) -> f64 {
         self.latency / self.cost
     }
+
+    /// What it counts for now: the longer it has been silent, the less.
+    fn weight(&self, now: Instant) -> f64 {
+        let age = self
+            .at
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        if age <= Duration::from_millis(250) {
+            return self.weight;
+        }
+        self.weight * 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64())
+    }
 }
 
 /// Latency per unit of cost, by requests in flight.
@@ -89,13 +100,7 @@ impl Curve {
     /// Adds one answer: latency and cost in seconds.
     pub(super) fn add(&mut self, in_flight: u32, latency: f64, cost: f64, now: Instant) {
         let bin = &mut self.bins[index(in_flight)];
-        if let Some(at) = bin.at {
-            let age = now.saturating_duration_since(at);
-            if age > Duration::from_millis(250) {
-                bin.weight *= 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64());
-            }
-        }
-        bin.weight = (bin.weight + 1.0).min(MEMORY);
+        bin.weight = (bin.weight(now) + 1.0).min(MEMORY);
         let gain = 1.0 / bin.weight;
         bin.in_flight += gain * (f64::from(in_flight.max(1)) - bin.in_flight);
         bin.latency += gain * (latency - bin.latency);
@@ -115,16 +120,18 @@ impl Curve {
         ((f64::from(limit) * LOW_SHARE) as u32).max(1)
     }
 
-    /// The unloaded latency of one unit of cost: the lowest bins first, until they hold enough.
-    pub(super) fn baseline(&mut self, limit: u32) -> Option<Baseline> {
+    /// The unloaded latency of one unit of cost: the lowest bins first, until they hold enough. A backend that is never
+    /// quiet any more, and is slower than when it was, is measured at the least load that it has now.
+    pub(super) fn baseline(&mut self, limit: u32, now: Instant) -> Option<Baseline> {
         let (mut weight, mut latency, mut cost, mut squares) = (0.0, 0.0, 0.0, 0.0);
         // A hundred cheap requests and an expensive one weigh little more than the one.
         let mut effective = 0.0;
         for bin in &self.bins[..=index(Self::low(limit))] {
-            weight += bin.weight;
-            latency += bin.weight * bin.latency;
-            cost += bin.weight * bin.cost;
-            squares += bin.weight * bin.cost_squared;
+            let counts = bin.weight(now);
+            weight += counts;
+            latency += counts * bin.latency;
+            cost += counts * bin.cost;
+            squares += counts * bin.cost_squared;
             effective = if squares > 0.0 {
                 cost * cost / squares
             } else {
@@ -294,12 +301,12 @@ mod tests {
         for _ in 0..500 {
             curve.add(4, 0.040, 0.020, now);
         }
-        assert_eq!(curve.baseline(4), None);
+        assert_eq!(curve.baseline(4, now), None);
         assert!(curve.stale(4, now));
         for _ in 0..10 {
             curve.add(2, 0.020, 0.020, now);
         }
-        assert!((curve.baseline(4).unwrap().scale - 1.0).abs() < 1e-9);
+        assert!((curve.baseline(4, now).unwrap().scale - 1.0).abs() < 1e-9);
         assert!(!curve.stale(4, now));
         assert!(curve.stale(4, now + FRESH));
         let points: Vec<_> = curve.points(1.0, 0.020).collect();
@@ -325,7 +332,7 @@ mod tests {
         curve.rebase(2.0, 2.0, 6.0, now);
         curve.rebase(3.0, 1.5, 3.0, now);
         for limit in [4, 8, 12] {
-            let scale = curve.baseline(limit).unwrap().scale;
+            let scale = curve.baseline(limit, now).unwrap().scale;
             assert!((scale - 3.0).abs() < 1e-9, "limit {limit}: {scale}");
         }
     }
