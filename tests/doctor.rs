@@ -304,7 +304,7 @@ const UWSGI_SOCKET: Expected = Expected {
             "a field of 4200 bytes (the connection ended without an answer)",
         ),
     ],
-    advice: "through tidegate with the configuration below",
+    advice: "through tidegate with the configuration below: tidegate probe --url http://127.0.0.1:8080/ --backend ",
     toml: "\nprotocol = \"uwsgi\"\n",
     ..UWSGI
 };

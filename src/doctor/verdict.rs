@@ -320,10 +320,11 @@ pub(super) fn advice(evidence: &Evidence<'_>) -> Vec<String> {
         ));
     }
     if evidence.manners.head.is_some() && evidence.manners.uwsgi {
-        advice.push(
-            "To measure it, through tidegate with the configuration below: tidegate probe --url http://127.0.0.1:8080/"
-                .to_owned(),
-        );
+        // What stands at the URL is tidegate, whose own processes say nothing.
+        advice.push(format!(
+            "To measure it, through tidegate with the configuration below: tidegate probe --url http://127.0.0.1:8080/ --backend {}",
+            evidence.endpoint
+        ));
     } else if evidence.manners.head.is_some() {
         advice.push(format!(
             "To measure it: tidegate probe --url {}",
