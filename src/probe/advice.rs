@@ -7,6 +7,9 @@ use super::{
     knee::Knee,
 };
 
+/// `limit.max` where nothing else is said.
+const DEFAULT_MAX: u32 = 1000;
+
 /// The answer, in a sentence.
 pub fn answer(knee: &Knee, binds: Binds) -> String {
     let requests = if knee.clients == 1 {
@@ -122,6 +125,10 @@ pub fn recommended(knee: &Knee, binds: Binds, slots: Option<u32>, url: &str) -> 
             // Where they are known, they are known better than by a stop-watch.
             let slots = slots.unwrap_or(clients);
             let _ = writeln!(toml, "[discovery]\nslots = {slots}");
+            if slots > DEFAULT_MAX {
+                let most = slots.saturating_add(1);
+                let _ = writeln!(toml, "\n[limit]\nmax = {most}");
+            }
         }
         Binds::Memory => {
             let _ = writeln!(toml, "[limit]\ninitial = {clients}\nmax = {clients}");
@@ -131,6 +138,9 @@ pub fn recommended(knee: &Knee, binds: Binds, slots: Option<u32>, url: &str) -> 
                 toml,
                 "# It still grew: this is where to start, not where to end.\n[limit]\ninitial = {clients}"
             );
+            if clients > DEFAULT_MAX {
+                let _ = writeln!(toml, "max = {}", clients.saturating_mul(2));
+            }
         }
         _ => {
             let _ = writeln!(
@@ -173,7 +183,10 @@ pub(super) fn size(bytes: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::config::{Config, Sources, load};
 
     const KNEE: Knee = Knee {
         clients: 4,
@@ -243,8 +256,24 @@ mod tests {
         assert!(what_if(&OneMore::default()).is_empty());
     }
 
+    /// What a file with this text configures, or none.
+    fn read(toml: Option<&str>) -> Arc<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        let sources = Sources {
+            file: toml.map(|toml| {
+                std::fs::write(&file, toml).unwrap();
+                file.clone()
+            }),
+            ..Sources::default()
+        };
+        let loaded = load(&sources).unwrap_or_else(|problem| panic!("{toml:?}: {problem}"));
+        loaded.config
+    }
+
     #[test]
     fn the_recommendation_is_a_valid_configuration() {
+        assert_eq!(read(None).limit.max, DEFAULT_MAX);
         for binds in [
             Binds::Workers,
             Binds::Cpu,
@@ -255,17 +284,14 @@ mod tests {
             Binds::Nothing,
             Binds::Unknown,
         ] {
-            let toml = recommended(&KNEE, binds, None, "http://127.0.0.1:8000/\n[x]");
-            let dir = tempfile::tempdir().unwrap();
-            let file = dir.path().join("t.toml");
-            std::fs::write(&file, &toml).unwrap();
-            let sources = crate::config::Sources {
-                file: Some(file),
-                ..Default::default()
-            };
-            let config = crate::config::load(&sources).unwrap_or_else(|e| panic!("{toml}{e}"));
-            let (limit, slots) = (config.config.limit.initial, config.config.discovery.slots);
-            assert_eq!(limit.max(slots), 4, "{toml}");
+            for clients in [4, DEFAULT_MAX, 1500] {
+                let knee = Knee { clients, ..KNEE };
+                let toml = recommended(&knee, binds, None, "http://127.0.0.1:8000/\n[x]");
+                let config = read(Some(&toml));
+                let (limit, slots) = (config.limit.initial, config.discovery.slots);
+                assert_eq!(limit.max(slots), clients, "{toml}");
+                assert!(config.limit.max >= clients, "{toml}");
+            }
         }
     }
 }
