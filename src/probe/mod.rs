@@ -172,13 +172,15 @@ pub async fn run(
         }
     }
     let (cores, memory_limit) = watch.limits().await;
+    let field = |name| {
+        let value = head.and_then(|head| head.headers.get(name))?;
+        Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     Ok(report::conclude(report::Measured {
         target: settings.plan.target.to_string(),
         keepalive: settings.plan.keepalive,
-        server: head
-            .and_then(|head| head.headers.get(http::header::SERVER))
-            .and_then(|server| server.to_str().ok())
-            .map(str::to_owned),
+        server: field(http::header::SERVER),
+        location: field(http::header::LOCATION),
         first_status: head.map_or(0, |head| head.status.as_u16()),
         step: settings.step,
         steps,

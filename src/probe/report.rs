@@ -21,6 +21,8 @@ pub(super) struct Measured {
     pub(super) keepalive: bool,
     pub(super) server: Option<String>,
     pub(super) first_status: u16,
+    /// Where the first answer sent its reader.
+    pub(super) location: Option<String>,
     pub(super) step: Duration,
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
@@ -80,6 +82,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
         keepalive,
         server,
         first_status,
+        location,
         step,
         steps,
         end,
@@ -119,7 +122,10 @@ pub(super) fn conclude(measured: Measured) -> Report {
         law: knee::law(&steps),
         // Beyond the knee requests wait, and what waits takes little.
         memory_per_request: knee::memory_per_request(&steps[..until]),
-        warnings: warnings(&steps, first_status, end),
+        warnings: first_answer(first_status, location.as_deref())
+            .into_iter()
+            .chain(warnings(&steps, end))
+            .collect(),
         target,
         keepalive,
         server,
@@ -135,13 +141,25 @@ pub(super) fn conclude(measured: Measured) -> Report {
     }
 }
 
-fn warnings(steps: &[Step], first_status: u16, end: End) -> Vec<String> {
-    let mut found = Vec::new();
-    if first_status >= 400 {
-        found.push(format!(
-            "the first answer was {first_status}: is it the right URL? An error page is cheaper than the view"
-        ));
+/// What is to be said of a first answer that is not the view's own.
+fn first_answer(status: u16, location: Option<&str>) -> Option<String> {
+    match (status, location) {
+        (400.., _) => Some(format!(
+            "the first answer was {status}: is it the right URL? An error page is cheaper than the view"
+        )),
+        (300.., Some(location)) => Some(format!(
+            "the first answer was {status}, which leads to {}: that is not followed, and what was measured is the redirect, which is cheaper than the view",
+            plain(location)
+        )),
+        (300.., None) => Some(format!(
+            "the first answer was {status}: is it the right URL? What was measured is not the view"
+        )),
+        _ => None,
     }
+}
+
+fn warnings(steps: &[Step], end: End) -> Vec<String> {
+    let mut found = Vec::new();
     if end == End::Interrupted {
         found.push("interrupted: this is what was measured until then".to_owned());
     }
@@ -403,6 +421,7 @@ pub(super) mod tests {
             keepalive: false,
             server: Some("gunicorn".into()),
             first_status: 200,
+            location: None,
             step: Duration::from_secs(1),
             steps: steps.into(),
             end: End::Past,
@@ -443,12 +462,27 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_not_the_view_is_noticed() {
+        assert_eq!(first_answer(200, None), None);
+        let led = first_answer(302, Some("/login?next=/\r\n")).unwrap();
+        assert!(
+            led.starts_with("the first answer was 302, which leads to /login?next=/  :"),
+            "{led}"
+        );
+        let lost = first_answer(304, None).unwrap();
+        assert!(lost.starts_with("the first answer was 304: "), "{lost}");
+        let error = first_answer(404, Some("/")).unwrap();
+        assert!(error.contains("error page"), "{error}");
+    }
+
+    #[test]
     fn without_a_step_there_is_no_answer_and_no_panic() {
         let empty = conclude(Measured {
             target: "http://127.0.0.1:8000/".into(),
             keepalive: false,
             server: None,
             first_status: 404,
+            location: None,
             step: Duration::from_secs(1),
             steps: Vec::new(),
             end: End::Interrupted,
