@@ -331,6 +331,27 @@ fn an_interrupt_ends_it_with_what_there_is() {
     );
 }
 
+/// Without an answer it fails, and with that of a redirect it says so.
+#[test]
+fn what_is_not_the_view_is_told_of() {
+    let _turn = alone();
+    let app = Gunicorn::sync(1);
+    let asked = |path: &str| {
+        let url = format!("http://{}{path}", app.address());
+        let (code, out, err) = tidegate(&["probe", "--url", &url, "--step", "50ms"]);
+        assert_eq!(err, "");
+        (code, out)
+    };
+    let (code, out) = asked("/status?code=500");
+    assert_eq!(code, 1, "{out}");
+    for part in ["Nothing was measured.", "the first answer was 500"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (code, out) = asked("/status?code=302");
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("note: the first answer was 302"), "{out}");
+}
+
 #[test]
 fn strangers_and_the_absent_are_not_measured() {
     let (code, _, err) = tidegate(&["probe", "--url", "http://192.0.2.1:8000/"]);

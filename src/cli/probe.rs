@@ -22,8 +22,8 @@ use crate::{
 /// The exit code of a command line or a configuration that cannot be used.
 const USAGE: u8 = 2;
 
-/// Measures and prints. Exits with 0 also when it was interrupted after a step or more: what there is
-/// by then is printed.
+/// Measures and prints. Exits with 0 also when it was interrupted after a step or more, but not without an answer:
+/// what there is by then is printed in any case.
 pub fn run(args: &ProbeArgs) -> ExitCode {
     let settings = match settings(args) {
         Ok(settings) => settings,
@@ -46,7 +46,7 @@ pub fn run(args: &ProbeArgs) -> ExitCode {
                 ProbeFormat::Json => format!("{:#}\n", probe::json(&report)),
             };
             let printed = print(&text);
-            if failed || report.steps.is_empty() {
+            if failed || report.knee.is_none() {
                 FAILURE
             } else {
                 printed
