@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     binds::{Binds, Evidence, OneMore},
     knee::Knee,
+    sweep::End,
 };
 
 /// `limit.max` where nothing else is said.
@@ -23,7 +24,7 @@ pub fn answer(knee: &Knee, binds: Binds) -> String {
         .unwrap_or_default();
     let beyond = if binds == Binds::Memory {
         "memory has no room for more".to_owned()
-    } else if !knee.reached {
+    } else if !knee.reached && binds != Binds::Workers {
         "and more may be possible: it still grows".to_owned()
     } else if knee.most > 1.15 * knee.throughput {
         format!(
@@ -81,6 +82,9 @@ pub fn because(binds: Binds, evidence: &Evidence) -> String {
             evidence.knee.equivalent
         ),
         Binds::Errors => "Most requests failed beyond this.".to_owned(),
+        Binds::Nothing if evidence.end == End::Interrupted => {
+            "Nothing yet: it was interrupted while throughput still grew.".to_owned()
+        }
         Binds::Nothing => "Nothing yet: throughput still grew at the last step. Raise --max-concurrency to go on.".to_owned(),
         Binds::Unknown => "The backend's processes cannot be seen from here; run the probe on the same machine, as the same user, to learn why.".to_owned(),
     }
@@ -187,6 +191,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Sources, load};
+    use crate::probe::binds::{self, Allowed};
 
     const KNEE: Knee = Knee {
         clients: 4,
@@ -237,6 +242,25 @@ mod tests {
             answer(&growing, Binds::Nothing),
             "1 request in parallel, 78.2 requests a second; and more may be possible: it still grows."
         );
+    }
+
+    #[test]
+    fn who_interrupts_it_has_not_chosen_too_few_clients() {
+        let nothing = |end| {
+            let knee = Knee {
+                reached: false,
+                ..KNEE
+            };
+            let evidence = binds::evidence(&[], knee, end, Allowed::default());
+            because(Binds::Nothing, &evidence)
+        };
+        assert!(nothing(End::Bound).contains("--max-concurrency"));
+        assert!(!nothing(End::Interrupted).contains("--max-concurrency"));
+        let all_taken = Knee {
+            reached: false,
+            ..KNEE
+        };
+        assert!(answer(&all_taken, Binds::Workers).ends_with("; more only wait."));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Evidence {
     pub knee: Knee,
     /// Why the sweep ended.
     pub end: End,
+    /// The most clients of a step that went well.
+    pub clients: u32,
     /// The processes at the knee and beyond, on the average.
     pub loaded: Option<Usage>,
     /// Connections waiting to be accepted beyond the knee, on the average.
@@ -134,6 +136,7 @@ pub fn evidence(steps: &[Step], knee: Knee, end: End, allowed: Allowed) -> Evide
     Evidence {
         knee,
         end,
+        clients: knee::most_clients(steps),
         quiet_cores: quiet
             .zip(cpu_per_request)
             .map(|(latency, cpu)| knee.equivalent * cpu / latency),
@@ -203,11 +206,16 @@ pub fn binds(evidence: &Evidence) -> Binds {
     if evidence.end == End::Errors {
         return Binds::Errors;
     }
-    if !evidence.knee.reached {
-        return Binds::Nothing;
-    }
     let same = |slots: f64| (parallel / slots - 1.0).abs() <= SAME;
-    match evidence.slots.map(f64::from) {
+    let known = evidence.slots.map(f64::from);
+    if !evidence.knee.reached {
+        // With as many clients as there are slots it has nothing to grow into.
+        return match known {
+            Some(slots) if same(slots) && f64::from(evidence.clients) >= slots => Binds::Workers,
+            _ => Binds::Nothing,
+        };
+    }
+    match known {
         Some(slots) if same(slots) => return Binds::Workers,
         // There would have been room for more.
         Some(slots) if parallel < slots && !queued => return Binds::Downstream,
@@ -325,6 +333,7 @@ mod tests {
                 reached: true,
             },
             end: End::Past,
+            clients: 2 * parallel.round() as u32,
             cpu_per_request: Some(loaded.cores / (20.0 * parallel)),
             quiet_cores: Some(loaded.cores),
             loaded: Some(loaded),
@@ -436,6 +445,21 @@ mod tests {
         };
         assert_eq!(binds(&known(7.6, 8)), Binds::Workers);
         assert_eq!(binds(&known(3.0, 8)), Binds::Downstream);
+        // Also where it was not seen to end, unless there were fewer clients than slots.
+        let until = |clients| {
+            let known = known(6.1, 6);
+            let knee = Knee {
+                reached: false,
+                ..known.knee
+            };
+            binds(&Evidence {
+                knee,
+                clients,
+                ..known
+            })
+        };
+        assert_eq!(until(8), Binds::Workers);
+        assert_eq!(until(5), Binds::Nothing);
     }
 
     #[test]

@@ -7,6 +7,12 @@ use crate::control::usl::{self, Point, Usl};
 const NEAR: f64 = 0.9;
 /// A step with more failures than this shows what the backend refuses, not what it can do.
 const TOO_MANY_ERRORS: f64 = 0.1;
+/// With so many times the clients of the knee it would have been seen to grow.
+const FAR: f64 = 1.4;
+/// Steps with fewer than so many times the clients of another are too close to it to say whether it grows.
+const APART: f64 = 1.15;
+/// Of the growth in clients: throughput that grows by less than this share of it does not grow.
+const FLAT: f64 = 0.3;
 /// Memory that grows by less than this with each request does not grow: allocators breathe.
 const LEAST_MEMORY: f64 = 64.0 * 1024.0;
 
@@ -50,8 +56,27 @@ pub fn find(steps: &[Step]) -> Option<Knee> {
         p50: at.tally.latency.map(|latency| latency.p50),
         equivalent: equivalent(steps)?,
         most,
-        reached: failed_beyond || f64::from(last.clients) >= 1.4 * f64::from(at.clients),
+        reached: failed_beyond
+            || f64::from(last.clients) >= FAR * f64::from(at.clients)
+            || (last.clients > at.clients && flat(steps, last)),
     })
+}
+
+/// Whether the last step brought next to nothing over the one before it.
+fn flat(steps: &[Step], last: &Step) -> bool {
+    let more = |step: &Step| f64::from(last.clients) / f64::from(step.clients.max(1));
+    let before = steps
+        .iter()
+        .rfind(|step| sound(step) && more(step) >= APART);
+    before.is_some_and(|before| {
+        last.throughput() / before.throughput() - 1.0 < FLAT * (more(before) - 1.0)
+    })
+}
+
+/// The most clients of a step that went well.
+pub(super) fn most_clients(steps: &[Step]) -> u32 {
+    let good = steps.iter().filter(|step| sound(step));
+    good.map(|step| step.clients).max().unwrap_or(0)
 }
 
 /// The number of clients at the knee, whether or not there was a step with so many.
@@ -164,6 +189,28 @@ mod tests {
         let knee = find(&steps(&measured[..4])).unwrap();
         assert_eq!((knee.clients, knee.reached), (4, false));
         assert_eq!(find(&[]), None);
+    }
+
+    #[test]
+    fn a_plateau_that_has_just_begun_is_one() {
+        let six = [
+            (1, 19.5),
+            (2, 38.9),
+            (3, 58.0),
+            (4, 77.5),
+            (6, 116.0),
+            (8, 119.0),
+        ];
+        let reached = |curve: &[(u32, f64)]| {
+            let knee = find(&steps(curve)).unwrap();
+            (knee.clients, knee.reached)
+        };
+        assert_eq!(reached(&six), (6, true));
+        assert_eq!(reached(&six[..5]), (6, false));
+        // A step that is hardly a step says nothing by itself.
+        assert_eq!(reached(&[&six[..5], &[(7, 135.0)]].concat()), (7, false));
+        let many = [(16, 320.0), (24, 480.0), (32, 640.0), (33, 640.0)];
+        assert_eq!(reached(&many), (32, false));
     }
 
     #[test]
