@@ -9,7 +9,12 @@ mod common;
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use common::{
@@ -329,6 +334,62 @@ fn an_interrupt_ends_it_with_what_there_is() {
         code,
         i32::from(report["steps"].as_array().unwrap().is_empty())
     );
+}
+
+/// A server that takes any number of requests at once, each for 100 ms. It ends with the test.
+fn unbounded() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream) {
+    let mut head = BufReader::new(&stream).lines().map_while(Result::ok);
+    if head.any(|line| line.is_empty()) {
+        drop(head);
+        thread::sleep(Duration::from_millis(100));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    }
+}
+
+/// That it may open too few files says nothing of the backend. What it may have, it takes.
+#[test]
+fn files_that_it_may_not_open_are_not_the_backends_fault() {
+    let _turn = alone();
+    let url = format!("http://{}/", unbounded());
+    let limited = |limits: &str| {
+        let exec = format!("ulimit {limits} && exec \"$@\"");
+        let mut command = Command::new("/bin/sh");
+        command.env_clear();
+        command.args(["-c", &exec, "sh"]);
+        command.arg(tidegate_command().get_program());
+        command.args(["probe", "--url", &url, "--step", "50ms"]);
+        command.args(["--max-concurrency", "32"]);
+        let output = command.output().expect("it starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, out, err) = limited("-n 20");
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+    for part in [
+        "the probe itself has nothing left",
+        "ulimit -Hn",
+        "--max-concurrency",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    let (code, out, err) = limited("-Sn 20");
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert!(!out.contains("requests failed"), "{out}");
 }
 
 /// Without an answer it fails, and with that of a redirect it says so.

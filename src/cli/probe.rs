@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime, signal, task::LocalSet};
+use tokio::{runtime::Builder, signal, task::LocalSet};
 
 use super::{
     ProbeArgs, ProbeFormat,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::{self, Address, Origin},
     probe::{self, Plan, Report, Settings, Step, Target},
+    runtime::raise_descriptors,
 };
 
 /// The exit code of a command line or a configuration that cannot be used.
@@ -100,7 +101,8 @@ fn resolved(address: Address) -> Address {
 }
 
 fn measure(settings: &Settings) -> Result<Report, String> {
-    let runtime = runtime::Builder::new_current_thread()
+    raise_descriptors(u64::from(settings.max_clients));
+    let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;

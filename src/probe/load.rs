@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use tokio::{task::spawn_local, time::timeout};
+use tokio::{sync::Notify, task::spawn_local, time::timeout};
 
 use super::{
     Target,
@@ -49,6 +49,32 @@ struct Shared {
     records: RefCell<Vec<Record>>,
     /// When each client's present request began.
     running: RefCell<Vec<Option<Instant>>>,
+    /// What kept a client from connecting, and was not the server's doing.
+    shortage: RefCell<Option<Shortage>>,
+    short: Notify,
+}
+
+/// The probe itself has nothing left to connect with. It says nothing of the server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the probe itself has nothing left to connect with ({error}): {remedy}")]
+pub struct Shortage {
+    error: String,
+    remedy: &'static str,
+}
+
+impl Shortage {
+    fn of(error: &io::Error) -> Self {
+        let remedy = match error.kind() {
+            ErrorKind::AddrNotAvailable => {
+                "its ports are used up; wait a minute, or measure a slower view"
+            }
+            _ => "allow it more open files (ulimit -Hn), or lower --max-concurrency",
+        };
+        Self {
+            error: error.to_string(),
+            remedy,
+        }
+    }
 }
 
 /// The clients. They run on the `LocalSet` that created them, until [`Load::stop`].
@@ -66,6 +92,8 @@ impl Load {
             stopped: Cell::new(false),
             records: RefCell::default(),
             running: RefCell::default(),
+            shortage: RefCell::default(),
+            short: Notify::new(),
         };
         Self {
             shared: Rc::new(shared),
@@ -95,6 +123,19 @@ impl Load {
         (self.shared.records.take(), running)
     }
 
+    /// Completes when a client had nothing left to connect with: what is measured from then on is wrong.
+    pub fn shortage(&self) -> impl Future<Output = Shortage> + use<> {
+        let shared = self.shared.clone();
+        async move {
+            loop {
+                if let Some(shortage) = shared.shortage.take() {
+                    return shortage;
+                }
+                shared.short.notified().await;
+            }
+        }
+    }
+
     /// No new requests; waits for those that run, at most for `patience`.
     pub async fn stop(self, patience: Duration) {
         self.shared.stopped.set(true);
@@ -110,8 +151,8 @@ impl Load {
 /// One request, as it is sent by a client.
 ///
 /// # Errors
-/// What kept it from being answered.
-pub async fn once(plan: &Plan) -> (Outcome, Option<http::response::Parts>) {
+/// When the probe has nothing left to connect with.
+pub async fn once(plan: &Plan) -> Result<Exchanged, Shortage> {
     exchange(plan, &mut None).await
 }
 
@@ -136,8 +177,16 @@ async fn client(shared: Rc<Shared>, number: usize) {
     while !shared.stopped.get() {
         let started = clock::now();
         shared.running.borrow_mut()[number] = Some(started);
-        let (outcome, _) = exchange(&shared.plan, &mut kept).await;
+        let exchanged = exchange(&shared.plan, &mut kept).await;
         shared.running.borrow_mut()[number] = None;
+        let outcome = match exchanged {
+            Ok((outcome, _)) => outcome,
+            Err(shortage) => {
+                shared.shortage.replace(Some(shortage));
+                shared.short.notify_one();
+                return;
+            }
+        };
         shared.records.borrow_mut().push(Record {
             started,
             ended: clock::now(),
@@ -164,10 +213,10 @@ impl Drop for Link {
     }
 }
 
-async fn exchange(
-    plan: &Plan,
-    kept: &mut Option<Link>,
-) -> (Outcome, Option<http::response::Parts>) {
+/// How it ended, and the head of the answer, if there was one.
+type Exchanged = (Outcome, Option<http::response::Parts>);
+
+async fn exchange(plan: &Plan, kept: &mut Option<Link>) -> Result<Exchanged, Shortage> {
     // A kept connection may have been closed meanwhile: that is no failure of the server's. An answer
     // that has begun and is torn is one.
     if let Some(mut link) = kept.take()
@@ -177,17 +226,21 @@ async fn exchange(
             Ok((Outcome::Broken, None)) => {}
             Ok(done) => {
                 keep(plan, kept, link);
-                return done;
+                return Ok(done);
             }
-            Err(_) => return (Outcome::Timeout, None),
+            Err(_) => return Ok((Outcome::Timeout, None)),
         }
     }
     let stream = match connect(&plan.target.address, CONNECT_TIMEOUT).await {
         Ok(stream) => stream,
-        Err(_) => return (Outcome::Unreachable, None),
+        Err(Error::Shortage(error)) => return Err(Shortage::of(&error)),
+        Err(_) => return Ok((Outcome::Unreachable, None)),
     };
+    if !plan.keepalive {
+        stream.leave_nothing();
+    }
     let Ok((sender, connection)) = handshake(TokioIo::new(stream)).await else {
-        return (Outcome::Broken, None);
+        return Ok((Outcome::Broken, None));
     };
     let mut link = Link {
         sender,
@@ -198,9 +251,9 @@ async fn exchange(
     match timeout(plan.timeout, respond(plan, &mut link)).await {
         Ok(done) => {
             keep(plan, kept, link);
-            done
+            Ok(done)
         }
-        Err(_) => (Outcome::Timeout, None),
+        Err(_) => Ok((Outcome::Timeout, None)),
     }
 }
 
@@ -210,7 +263,7 @@ fn keep(plan: &Plan, kept: &mut Option<Link>, link: Link) {
     }
 }
 
-async fn respond(plan: &Plan, link: &mut Link) -> (Outcome, Option<http::response::Parts>) {
+async fn respond(plan: &Plan, link: &mut Link) -> Exchanged {
     let Some(request) = request(plan) else {
         return (Outcome::Broken, None);
     };
@@ -249,6 +302,7 @@ fn request(plan: &Plan) -> Option<Request<Empty<Bytes>>> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
@@ -285,9 +339,17 @@ mod tests {
             timeout: Duration::from_secs(60),
         };
         let mut kept = None;
-        assert_eq!(exchange(&plan, &mut kept).await.0, Outcome::Success);
+        let first = exchange(&plan, &mut kept).await.unwrap();
+        assert_eq!(first.0, Outcome::Success);
         assert!(kept.is_some());
-        exchange(&plan, &mut kept).await.0
+        exchange(&plan, &mut kept).await.unwrap().0
+    }
+
+    #[test]
+    fn what_is_short_is_told_with_a_remedy() {
+        let said = |errno: Errno| Shortage::of(&errno.into()).to_string();
+        assert!(said(Errno::MFILE).ends_with("(ulimit -Hn), or lower --max-concurrency"));
+        assert!(said(Errno::ADDRNOTAVAIL).contains("ports are used up"));
     }
 
     #[tokio::test]

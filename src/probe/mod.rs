@@ -31,7 +31,7 @@ use tokio::time::sleep;
 pub use advice::recommended;
 pub use binds::{Binds, Evidence, OneMore};
 pub use knee::Knee;
-pub use load::Plan;
+pub use load::{Plan, Shortage};
 pub use report::{Report, json, text};
 pub use step::{Step, Usage};
 pub use svg::svg;
@@ -75,19 +75,22 @@ pub enum ProbeError {
     /// The first request was not answered.
     #[error("the first request was not answered: {0}")]
     Unanswered(String),
+    /// What was measured would say something of the probe, not of the backend.
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
 }
 
 /// Measures. `progress` is told of each step that begins, and of each that has ended. When
 /// `interrupted` completes, what there is by then is the result. Runs within a `LocalSet`.
 ///
 /// # Errors
-/// When the first request is not answered.
+/// When the first request is not answered, or the probe has nothing left to connect with.
 pub async fn run(
     settings: &Settings,
     mut progress: impl FnMut(u32, Option<&Step>),
     interrupted: impl Future<Output = ()>,
 ) -> Result<Report, ProbeError> {
-    let (outcome, head) = load::once(&settings.plan).await;
+    let (outcome, head) = load::once(&settings.plan).await?;
     match outcome {
         Outcome::Unreachable => {
             let why = load::refusal(&settings.plan).await;
@@ -105,6 +108,7 @@ pub async fn run(
         load: load::Load::new(settings.plan.clone()),
         steps: Vec::new(),
     };
+    let short = sweep.load.shortage();
     let measured = async {
         sweep.warm_up().await;
         let (_, memory_limit) = sweep.watch.limits().await;
@@ -122,6 +126,7 @@ pub async fn run(
     let mut interrupted = pin!(interrupted);
     let mut end = tokio::select! {
         end = measured => end,
+        shortage = short => return Err(shortage.into()),
         () = &mut interrupted => End::Interrupted,
     };
     let Sweep {
@@ -139,7 +144,7 @@ pub async fn run(
                 &mut progress,
                 interrupted.as_mut(),
             )
-            .await;
+            .await?;
             let Some(step) = step else {
                 end = End::Interrupted;
                 break;
@@ -160,7 +165,7 @@ pub async fn run(
             &mut progress,
             interrupted,
         )
-        .await
+        .await?
         {
             // Where nothing was answered there is nothing to show.
             Some(step) if step.tally.answered == 0 => {}
@@ -200,7 +205,7 @@ async fn alone(
     clients: u32,
     progress: &mut impl FnMut(u32, Option<&Step>),
     interrupted: Pin<&mut impl Future<Output = ()>>,
-) -> Option<Step> {
+) -> Result<Option<Step>, ProbeError> {
     let mut sweep = Sweep {
         settings,
         watch: watch.clone(),
@@ -208,15 +213,17 @@ async fn alone(
         steps: known.to_vec(),
     };
     progress(clients, None);
+    let short = sweep.load.shortage();
     let step = tokio::select! {
         step = sweep.measure(clients) => Some(step),
+        shortage = short => return Err(shortage.into()),
         () = interrupted => None,
     };
     if let Some(step) = &step {
         progress(clients, Some(step));
     }
     sweep.load.stop(FAREWELL).await;
-    step
+    Ok(step)
 }
 
 struct Sweep<'a> {

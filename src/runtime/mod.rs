@@ -11,6 +11,8 @@ mod reload;
 mod state_file;
 mod threads;
 
+pub(crate) use process::raise_descriptors;
+
 use std::{
     cell::Cell,
     fmt,

@@ -4,16 +4,32 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{config::Config, proxy};
 
-/// Descriptors beside those of the clients: backends, spool files, logs, sensors.
+/// Descriptors beside those of connections: spool files, logs, sensors.
 const SPARE: u64 = 1024;
 
 /// Raises the soft limit of descriptors so far that every client and its backend connection find
 /// one, as far as the hard limit allows.
 pub fn raise_descriptor_limit(config: &Config) {
     let max_connections = config.server.max_connections;
+    let Some(limit) = raise_descriptors(2 * max_connections as u64) else {
+        return;
+    };
+    let room = proxy::room_for_clients(proxy::descriptors(), config);
+    if room < max_connections {
+        tracing::warn!(
+            limit,
+            room,
+            "few open files are allowed: clients above that will have to wait (see ulimit -Hn, or lower server.max_connections)"
+        );
+    }
+}
+
+/// Raises the soft limit of descriptors so far that there are so many beside the usual ones, as far as the hard
+/// limit allows. The limit then; None when there is none, or it cannot be raised.
+pub fn raise_descriptors(connections: u64) -> Option<u64> {
+    let wanted = connections + SPARE;
     let limit = getrlimit(Resource::Nofile);
-    let wanted = 2 * max_connections as u64 + SPARE;
-    let Some(current) = limit.current else { return };
+    let current = limit.current?;
     let reachable = limit.maximum.map_or(wanted, |hard| wanted.min(hard));
     if reachable > current {
         let raised = Rlimit {
@@ -22,17 +38,10 @@ pub fn raise_descriptor_limit(config: &Config) {
         };
         if setrlimit(Resource::Nofile, raised).is_err() {
             tracing::warn!(current, wanted, "cannot raise the limit of open files");
-            return;
+            return None;
         }
     }
-    let room = proxy::room_for_clients(proxy::descriptors(), config);
-    if room < max_connections {
-        tracing::warn!(
-            limit = reachable.max(current),
-            room,
-            "few open files are allowed: clients above that will have to wait (see ulimit -Hn, or lower server.max_connections)"
-        );
-    }
+    Some(reachable.max(current))
 }
 
 /// Says at once what would otherwise be said of each large body.
