@@ -202,7 +202,7 @@ pub struct ProbeArgs {
     /// Never more requests at once than this
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub max_concurrency: u32,
-    /// How long each step is measured; longer when single requests take longer
+    /// How long each step is measured; up to 30 times as long when requests take longer
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = step)]
     pub step: Duration,
     /// For people, or JSON

@@ -85,6 +85,9 @@ pub fn because(binds: Binds, evidence: &Evidence) -> String {
         Binds::Nothing if evidence.end == End::Interrupted => {
             "Nothing yet: it was interrupted while throughput still grew.".to_owned()
         }
+        Binds::Nothing if evidence.end == End::Slow => {
+            "Nothing yet: throughput still grew when requests began to take too long for a step.".to_owned()
+        }
         Binds::Nothing => "Nothing yet: throughput still grew at the last step. Raise --max-concurrency to go on.".to_owned(),
         Binds::Unknown => "The backend's processes cannot be seen from here; run the probe on the same machine, as the same user, to learn why.".to_owned(),
     }
@@ -256,6 +259,7 @@ mod tests {
         };
         assert!(nothing(End::Bound).contains("--max-concurrency"));
         assert!(!nothing(End::Interrupted).contains("--max-concurrency"));
+        assert!(!nothing(End::Slow).contains("--max-concurrency"));
         let all_taken = Knee {
             reached: false,
             ..KNEE

@@ -123,6 +123,11 @@ impl Load {
         (self.shared.records.take(), running)
     }
 
+    /// Requests that have ended since the last [`Load::take`].
+    pub fn ended(&self) -> u64 {
+        self.shared.records.borrow().len() as u64
+    }
+
     /// Completes when a client had nothing left to connect with: what is measured from then on is wrong.
     pub fn shortage(&self) -> impl Future<Output = Shortage> + use<> {
         let shared = self.shared.clone();
@@ -136,15 +141,28 @@ impl Load {
         }
     }
 
-    /// No new requests; waits for those that run, at most for `patience`.
-    pub async fn stop(self, patience: Duration) {
+    /// No new requests; waits for those that run, at most for `patience`. No client is left when it returns.
+    pub async fn stop(mut self, patience: Duration) {
         self.shared.stopped.set(true);
         let all = async {
-            for client in self.clients {
+            for client in &mut self.clients {
                 let _ = client.await;
             }
         };
         let _ = timeout(patience, all).await;
+        let running = self.clients.iter_mut().filter(|one| !one.is_finished());
+        for client in running {
+            client.abort();
+            let _ = client.await;
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for client in &self.clients {
+            client.abort();
+        }
     }
 }
 
@@ -343,6 +361,31 @@ mod tests {
         assert_eq!(first.0, Outcome::Success);
         assert!(kept.is_some());
         exchange(&plan, &mut kept).await.unwrap().0
+    }
+
+    /// Its requests are never answered; yet when it is stopped, they and their connections are gone.
+    #[tokio::test]
+    async fn no_client_outlives_the_load() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let mut load = Load::new(Plan {
+            target: Target::resolve(&url, false).unwrap(),
+            keepalive: false,
+            timeout: Duration::from_secs(60),
+        });
+        let shared = Rc::downgrade(&load.shared);
+        LocalSet::new()
+            .run_until(async {
+                load.grow(1);
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                load.stop(Duration::from_millis(1)).await;
+                assert_eq!(shared.strong_count(), 0);
+                // The end, or a reset, after the rest of the request.
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            })
+            .await;
     }
 
     #[test]

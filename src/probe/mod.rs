@@ -20,13 +20,17 @@ mod target;
 mod watch;
 
 use std::{
-    pin::{Pin, pin},
+    convert::Infallible,
+    future::pending,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::time::sleep;
+use tokio::{
+    sync::watch::{Receiver, channel},
+    time::sleep,
+};
 
 pub use advice::recommended;
 pub use binds::{Binds, Evidence, OneMore};
@@ -47,11 +51,10 @@ use crate::{
 
 /// The share of a step that passes before it is measured.
 const WARM_UP: f64 = 0.25;
-/// Steps are this much longer at most, when single requests take longer than a step.
-const STRETCHED: f64 = 5.0;
 /// Pauses between looks at memory and accept queue.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the last requests may take after the end.
+/// How long the last requests may take after the end; longer when they are known to, and something is still to be
+/// measured.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What to measure, and how far to go.
@@ -75,21 +78,77 @@ pub enum ProbeError {
     /// The first request was not answered.
     #[error("the first request was not answered: {0}")]
     Unanswered(String),
+    /// No step could hold two requests.
+    #[error(
+        "a request takes {} or more, too long for steps of {}, which last for {} at most: measure with --step {}, or a \
+         faster view",
+        in_words(*.took), in_words(*.step), in_words(step::longest(*.step)),
+        in_words(step::long_enough(*.step, *.took))
+    )]
+    Slow {
+        /// So long at least.
+        took: Duration,
+        /// As long as a step was to be.
+        step: Duration,
+    },
     /// What was measured would say something of the probe, not of the backend.
     #[error(transparent)]
     Shortage(#[from] Shortage),
+}
+
+/// To a tenth of a second.
+fn in_words(time: Duration) -> humantime::FormattedDuration {
+    let tenths = (time.as_secs_f64() * 10.0).round() as u64;
+    humantime::format_duration(if tenths < 10 {
+        time
+    } else {
+        Duration::from_millis(100 * tenths)
+    })
 }
 
 /// Measures. `progress` is told of each step that begins, and of each that has ended. When
 /// `interrupted` completes, what there is by then is the result. Runs within a `LocalSet`.
 ///
 /// # Errors
-/// When the first request is not answered, or the probe has nothing left to connect with.
+/// When the first request is not answered, or takes too long for a step, or the probe has nothing left to connect with.
 pub async fn run(
     settings: &Settings,
-    mut progress: impl FnMut(u32, Option<&Step>),
+    progress: impl FnMut(u32, Option<&Step>),
     interrupted: impl Future<Output = ()>,
 ) -> Result<Report, ProbeError> {
+    let (tell, told) = channel(false);
+    let hear = async {
+        interrupted.await;
+        tell.send_replace(true);
+        pending::<Infallible>().await
+    };
+    tokio::select! {
+        done = measure(settings, progress, Interrupt(told)) => done,
+        never = hear => match never {},
+    }
+}
+
+/// What stays so once it has happened, whoever asks.
+struct Interrupt(Receiver<bool>);
+
+impl Interrupt {
+    /// Completes when it has happened, at once if it has before.
+    fn heard(&self) -> impl Future<Output = ()> + use<> {
+        let mut told = self.0.clone();
+        async move {
+            if told.wait_for(|&happened| happened).await.is_err() {
+                pending().await
+            }
+        }
+    }
+}
+
+async fn measure(
+    settings: &Settings,
+    mut progress: impl FnMut(u32, Option<&Step>),
+    interrupt: Interrupt,
+) -> Result<Report, ProbeError> {
+    let began = clock::now();
     let (outcome, head) = load::once(&settings.plan).await?;
     match outcome {
         Outcome::Unreachable => {
@@ -100,6 +159,7 @@ pub async fn run(
         Outcome::Timeout => return Err(ProbeError::Unanswered("it took too long".to_owned())),
         _ => {}
     }
+    let first = since(began);
     let head = head.as_ref();
     let watch = Watch::new(settings.watch.clone(), settings.config.clone()).await;
     let mut sweep = Sweep {
@@ -107,49 +167,64 @@ pub async fn run(
         watch: watch.clone(),
         load: load::Load::new(settings.plan.clone()),
         steps: Vec::new(),
+        single: first,
     };
     let short = sweep.load.shortage();
     let measured = async {
-        sweep.warm_up().await;
+        sweep.warm_up().await?;
         let (_, memory_limit) = sweep.watch.limits().await;
         loop {
             let clients = match sweep::next(&sweep.steps, settings.max_clients, memory_limit) {
                 sweep::Next::Step(clients) => clients,
-                sweep::Next::Done(end) => return end,
+                sweep::Next::Done(end) => return Ok::<End, ProbeError>(end),
             };
             progress(clients, None);
             let step = sweep.measure(clients).await;
+            if step.is_thin() {
+                return Ok(End::Slow);
+            }
             progress(clients, Some(&step));
             sweep.steps.push(step);
         }
     };
-    let mut interrupted = pin!(interrupted);
     let mut end = tokio::select! {
-        end = measured => end,
+        end = measured => end?,
         shortage = short => return Err(shortage.into()),
-        () = &mut interrupted => End::Interrupted,
+        () = interrupt.heard() => End::Interrupted,
+    };
+    let patience = match end {
+        End::Interrupted | End::Slow => FAREWELL,
+        _ => sweep.farewell(),
     };
     let Sweep {
-        load, mut steps, ..
+        load,
+        mut steps,
+        single,
+        ..
     } = sweep;
-    load.stop(FAREWELL).await;
+    tokio::select! {
+        () = load.stop(patience) => {}
+        () = interrupt.heard(), if end != End::Interrupted => end = End::Interrupted,
+    }
+    let mut alone = async |steps: &[Step], clients| {
+        let sweep = Sweep {
+            settings,
+            watch: watch.clone(),
+            load: load::Load::new(settings.plan.clone()),
+            steps: steps.to_vec(),
+            single,
+        };
+        alone(sweep, clients, &mut progress, &interrupt).await
+    };
     if end == End::Past {
         // On a machine that does other things too, a step may be worse than the backend is, but never better.
         for clients in sweep::doubtful(&steps) {
-            let step = alone(
-                settings,
-                &watch,
-                &steps,
-                clients,
-                &mut progress,
-                interrupted.as_mut(),
-            )
-            .await?;
-            let Some(step) = step else {
+            let Some(step) = alone(&steps, clients).await? else {
                 end = End::Interrupted;
                 break;
             };
             if let Some(known) = steps.iter_mut().find(|known| known.clients == clients)
+                && !step.is_thin()
                 && step.throughput() > known.throughput()
             {
                 *known = step;
@@ -157,18 +232,9 @@ pub async fn run(
         }
     }
     if let Some(clients) = sweep::refine(&steps).filter(|_| end != End::Interrupted) {
-        match alone(
-            settings,
-            &watch,
-            &steps,
-            clients,
-            &mut progress,
-            interrupted,
-        )
-        .await?
-        {
+        match alone(&steps, clients).await? {
             // Where nothing was answered there is nothing to show.
-            Some(step) if step.tally.answered == 0 => {}
+            Some(step) if step.tally.answered == 0 || step.is_thin() => {}
             Some(step) => {
                 let at = steps.partition_point(|known| known.clients < clients);
                 steps.insert(at, step);
@@ -199,30 +265,27 @@ pub async fn run(
 
 /// A step by itself, after the sweep, which tells how long requests take. None when it was interrupted.
 async fn alone(
-    settings: &Settings,
-    watch: &Watch,
-    known: &[Step],
+    mut sweep: Sweep<'_>,
     clients: u32,
     progress: &mut impl FnMut(u32, Option<&Step>),
-    interrupted: Pin<&mut impl Future<Output = ()>>,
+    interrupt: &Interrupt,
 ) -> Result<Option<Step>, ProbeError> {
-    let mut sweep = Sweep {
-        settings,
-        watch: watch.clone(),
-        load: load::Load::new(settings.plan.clone()),
-        steps: known.to_vec(),
-    };
     progress(clients, None);
     let short = sweep.load.shortage();
     let step = tokio::select! {
         step = sweep.measure(clients) => Some(step),
         shortage = short => return Err(shortage.into()),
-        () = interrupted => None,
+        () = interrupt.heard() => None,
     };
     if let Some(step) = &step {
         progress(clients, Some(step));
     }
-    sweep.load.stop(FAREWELL).await;
+    let patience = sweep.farewell();
+    tokio::select! {
+        () = sweep.load.stop(patience) => {}
+        // It has been heard, or will be before the next step.
+        () = async { interrupt.heard().await; sleep(FAREWELL).await } => {}
+    }
     Ok(step)
 }
 
@@ -231,19 +294,44 @@ struct Sweep<'a> {
     watch: Watch,
     load: load::Load,
     steps: Vec<Step>,
+    /// How long a request took that met no other.
+    single: Duration,
 }
 
 impl Sweep<'_> {
-    /// Lets every worker import what it imports at its first request.
-    async fn warm_up(&mut self) {
+    /// Lets a worker import what it imports at its first request, and learns how long one takes after that.
+    async fn warm_up(&mut self) -> Result<(), ProbeError> {
+        let step = self.settings.step;
+        let (least, most) = (step.mul_f64(WARM_UP), step::longest(step) / 2);
         self.load.grow(1);
-        sleep(self.settings.step.mul_f64(WARM_UP)).await;
+        let from = clock::now();
+        loop {
+            let past = since(from);
+            if past >= least && self.load.ended() > 0 {
+                break;
+            }
+            if past >= most {
+                let took = self.single.max(past);
+                return Err(ProbeError::Slow { took, step });
+            }
+            let next = if past < least { least } else { most };
+            sleep((next - past).min(LOOK)).await;
+        }
+        if let Some(last) = self.load.take().0.last() {
+            self.single = last.ended.saturating_duration_since(last.started);
+        }
+        Ok(())
+    }
+
+    /// How long the clients' last requests may take.
+    fn farewell(&self) -> Duration {
+        FAREWELL.max(self.expected_latency(self.load.clients()) * 2)
     }
 
     /// How long requests will take with so many clients, by what is known so far.
     fn expected_latency(&self, clients: u32) -> Duration {
-        Duration::from_secs_f64(expected_latency(&self.steps, clients))
-            .min(self.settings.step.mul_f64(STRETCHED / 2.0))
+        Duration::from_secs_f64(expected_latency(&self.steps, self.single, clients))
+            .min(step::longest(self.settings.step) / 2)
     }
 
     async fn measure(&mut self, clients: u32) -> Step {
@@ -252,17 +340,20 @@ impl Sweep<'_> {
         sleep(self.settings.step.mul_f64(WARM_UP).max(latency)).await;
         self.load.take();
 
-        let window = self.settings.step.max(latency * 2);
+        let window = step::window(self.settings.step, latency);
+        let longest = step::longest(self.settings.step);
         let own = own_cpu();
         let before = self.watch.snapshot().await;
         let from = clock::now();
         let (mut queues, mut memory) = (Vec::new(), before.memory);
         loop {
-            let left = window.saturating_sub(since(from));
-            if left.is_zero() {
+            let past = since(from);
+            let enough = self.load.ended() >= step::enough(clients);
+            if past >= longest || (past >= window && enough) {
                 break;
             }
-            sleep(left.min(LOOK)).await;
+            let next = if past < window { window } else { longest };
+            sleep((next - past).min(LOOK)).await;
             let glance = self.watch.glance().await;
             queues.extend(glance.accept_queue);
             memory = memory.max(glance.memory);
@@ -285,16 +376,16 @@ impl Sweep<'_> {
     }
 }
 
-/// By the step with as many clients, or else the next one with fewer: in proportion, at most. Seconds.
-fn expected_latency(steps: &[Step], clients: u32) -> f64 {
+/// By the step with as many clients, or else the next one with fewer, or a single request: in proportion, at most.
+/// Seconds.
+fn expected_latency(steps: &[Step], single: Duration, clients: u32) -> f64 {
     let fewer = steps.iter().rev().filter(|step| step.clients <= clients);
     let known = fewer.chain(steps).find_map(|step| {
         let latency = step.tally.latency?;
         Some((step.clients.max(1), latency.mean))
     });
-    known.map_or(0.0, |(known, mean)| {
-        mean * f64::from(clients.max(known)) / f64::from(known)
-    })
+    let (known, mean) = known.unwrap_or((1, single.as_secs_f64()));
+    mean * f64::from(clients.max(known)) / f64::from(known)
 }
 
 fn since(start: Instant) -> Duration {
@@ -312,29 +403,93 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
-        sync::Notify,
+        sync::{Notify, Semaphore},
         task::{LocalSet, spawn_local},
     };
 
     use super::*;
     use crate::config::{self, Sources};
 
-    /// One after the other, 5 ms each.
-    async fn serve(listener: TcpListener) {
+    /// So many at once, each of which takes so long.
+    async fn serve(listener: TcpListener, slots: usize, each: Duration) {
+        let slots = Arc::new(Semaphore::new(slots));
         loop {
+            let slot = slots.clone().acquire_owned().await.unwrap();
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                match stream.read_u8().await {
-                    Ok(byte) => request.push(byte),
-                    Err(_) => break,
+            spawn_local(async move {
+                let _slot = slot;
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => request.push(byte),
+                        Err(_) => break,
+                    }
                 }
-            }
-            sleep(Duration::from_millis(5)).await;
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                .await;
+                sleep(each).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+            });
         }
+    }
+
+    fn settings(listener: &TcpListener, step: Duration, max_clients: u32) -> Settings {
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let target = Target::resolve(&url, false).unwrap();
+        Settings {
+            watch: target.address.clone(),
+            plan: Plan {
+                target,
+                keepalive: false,
+                timeout: Duration::from_secs(60),
+            },
+            max_clients,
+            step,
+            config: config::load(&Sources::default()).unwrap().config,
+        }
+    }
+
+    /// What is found out of a server with two slots.
+    async fn two(each: Duration, step: Duration) -> Result<Report, ProbeError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let settings = settings(&listener, step, 256);
+        LocalSet::new()
+            .run_until(async {
+                spawn_local(serve(listener, 2, each));
+                run(&settings, |_, _| {}, std::future::pending()).await
+            })
+            .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn views_slower_than_a_step_have_as_many_slots_as_fast_ones() {
+        let step = Duration::from_millis(200);
+        for each in [20, 200, 600, 900, 1200] {
+            let report = two(Duration::from_millis(each), step).await.unwrap();
+            let knee = report.knee.unwrap();
+            assert_eq!(
+                (knee.clients, report.end),
+                (2, End::Past),
+                "{each} ms: {report:?}"
+            );
+            let most = 2000.0 / each as f64;
+            assert!((knee.most / most - 1.0).abs() < 0.1, "{each} ms: {knee:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn views_too_slow_for_any_step_are_not_measured_but_told_of() {
+        let step = Duration::from_millis(100);
+        let refused = two(Duration::from_secs(4), step).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "a request takes 4s or more, too long for steps of 100ms, which last for 3s at most: measure with --step 1s, or a faster view"
+        );
+        // Those that fit alone do not when they wait for one another.
+        let report = two(Duration::from_millis(1400), step).await.unwrap();
+        assert_eq!(report.end, End::Slow, "{report:?}");
+        let knee = report.knee.unwrap();
+        assert!(knee.clients <= 2 && knee.most < 1.6, "{knee:?}");
     }
 
     #[test]
@@ -351,27 +506,16 @@ mod tests {
             ..Step::default()
         };
         let steps = [step(2, Some(3.0)), step(4, Some(5.0)), step(6, None)];
-        let expected = [1, 2, 3, 4, 8].map(|clients| expected_latency(&steps, clients));
+        let expected =
+            [1, 2, 3, 4, 8].map(|clients| expected_latency(&steps, Duration::ZERO, clients));
         assert_eq!(expected, [3.0, 3.0, 4.5, 5.0, 10.0]);
-        assert_eq!(expected_latency(&[], 3), 0.0);
+        assert_eq!(expected_latency(&[], Duration::from_secs(2), 3), 6.0);
     }
 
     #[tokio::test]
     async fn an_interrupt_also_ends_the_steps_after_the_sweep() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        let target = Target::resolve(&url, false).unwrap();
-        let settings = Settings {
-            watch: target.address.clone(),
-            plan: Plan {
-                target,
-                keepalive: false,
-                timeout: Duration::from_secs(60),
-            },
-            max_clients: 256,
-            step: Duration::from_millis(100),
-            config: config::load(&Sources::default()).unwrap().config,
-        };
+        let settings = settings(&listener, Duration::from_millis(100), 256);
         let interrupt = Notify::new();
         let (mut most, mut begun) = (0, 0);
         // The first step that goes back is one after the sweep.
@@ -384,7 +528,7 @@ mod tests {
         };
         let report = LocalSet::new()
             .run_until(async {
-                spawn_local(serve(listener));
+                spawn_local(serve(listener, 1, Duration::from_millis(5)));
                 run(&settings, progress, interrupt.notified()).await
             })
             .await

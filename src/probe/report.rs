@@ -9,7 +9,7 @@ use super::{
     binds::{self, Binds, OneMore},
     knee::{self, Knee},
     plot::plot,
-    step::Step,
+    step::{self, Step},
     sweep::End,
 };
 use crate::control::usl::Usl;
@@ -124,7 +124,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
         memory_per_request: knee::memory_per_request(&steps[..until]),
         warnings: first_answer(first_status, location.as_deref())
             .into_iter()
-            .chain(warnings(&steps, end))
+            .chain(warnings(&steps, step, end))
             .collect(),
         target,
         keepalive,
@@ -158,10 +158,20 @@ fn first_answer(status: u16, location: Option<&str>) -> Option<String> {
     }
 }
 
-fn warnings(steps: &[Step], end: End) -> Vec<String> {
+fn warnings(steps: &[Step], length: Duration, end: End) -> Vec<String> {
     let mut found = Vec::new();
     if end == End::Interrupted {
         found.push("interrupted: this is what was measured until then".to_owned());
+    }
+    if end == End::Slow {
+        let slowest = steps.iter().filter_map(|step| step.tally.latency).last();
+        let latency = Duration::from_secs_f64(slowest.map_or(0.0, |latency| latency.mean));
+        found.push(format!(
+            "with more clients requests take too long for steps of {}, which last for {} at most: it goes on from there with --step {}, or with a faster view",
+            humantime::format_duration(length),
+            humantime::format_duration(step::longest(length)),
+            humantime::format_duration(step::long_enough(length, latency)),
+        ));
     }
     let own = steps.iter().map(|step| step.own_cores).fold(0.0, f64::max);
     if own > 0.8 {
@@ -196,6 +206,7 @@ fn end_word(end: End) -> &'static str {
         End::Bound => "max_concurrency",
         End::Memory => "memory",
         End::Errors => "errors",
+        End::Slow => "slow",
         End::Interrupted => "interrupted",
     }
 }
@@ -459,6 +470,20 @@ pub(super) mod tests {
         assert_eq!(document["steps"].as_array().map(Vec::len), Some(6));
         assert_eq!(document["steps"][5]["accept_queue"], 4.0);
         assert!(document["usl"]["confidence"].as_f64() > Some(0.5));
+    }
+
+    #[test]
+    fn where_it_ended_because_requests_are_slow_there_is_a_remedy() {
+        let step = Duration::from_millis(200);
+        let said = warnings(&report().steps, step, End::Slow);
+        let [slow] = said.as_slice() else {
+            panic!("{said:?}");
+        };
+        assert!(
+            slow.contains("steps of 200ms, which last for 6s at most"),
+            "{slow}"
+        );
+        assert!(slow.contains("--step 1s"), "{slow}");
     }
 
     #[test]

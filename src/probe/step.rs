@@ -1,5 +1,7 @@
 //! One step of the sweep, and what the backend's processes did in it. Pure.
 
+use std::time::Duration;
+
 use super::{tally::Tally, watch::Snapshot};
 
 /// Of the CPU of the busiest process: less than this and a process is not one of those that work.
@@ -7,6 +9,35 @@ const WORKS: f64 = 0.05;
 /// Less than this, and one that started others that work does not: it looks after them. A short step with slow
 /// requests costs a worker of gunicorn no more than ten times what that costs its master.
 const WORKS_TOO: f64 = 0.5;
+
+/// Steps are so many times as long at most, when requests take longer than a step.
+const STRETCHED: u32 = 30;
+/// Answers for each client, without which a step says little: those at its beginning and end count in part only, by
+/// what the others took.
+const ANSWERS: u64 = 2;
+
+/// How long a step is measured at most.
+pub fn longest(step: Duration) -> Duration {
+    step.saturating_mul(STRETCHED)
+}
+
+/// How long a step is measured, when requests take so long; for longer if there are too few answers by then.
+pub fn window(step: Duration, latency: Duration) -> Duration {
+    let wanted = latency.saturating_mul(ANSWERS as u32);
+    step.max(wanted).min(longest(step))
+}
+
+/// Answers that a step with so many clients needs.
+pub fn enough(clients: u32) -> u64 {
+    ANSWERS * u64::from(clients)
+}
+
+/// A step that holds requests of this length also when twice as many clients as there is room for make them wait.
+pub fn long_enough(step: Duration, latency: Duration) -> Duration {
+    let needed = latency.saturating_mul(3 * ANSWERS as u32) / STRETCHED;
+    let seconds = needed.max(step * 2).as_secs_f64().ceil();
+    Duration::from_secs_f64(seconds)
+}
 
 /// So many clients, for so long, and what came of it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +62,11 @@ impl Step {
     /// Answered requests a second.
     pub fn throughput(&self) -> f64 {
         self.tally.throughput
+    }
+
+    /// Whether too few requests ended to say anything of so many clients.
+    pub fn is_thin(&self) -> bool {
+        self.tally.answered + self.tally.errors.total() < enough(self.clients)
     }
 }
 
@@ -104,10 +140,40 @@ struct Used {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{clock, sense::ProcessTimes};
+    use crate::{clock, probe::tally::Errors, sense::ProcessTimes};
+
+    #[test]
+    fn a_step_is_as_long_as_its_requests_need_but_not_endless() {
+        let ms = Duration::from_millis;
+        assert_eq!(window(ms(200), ms(20)), ms(200));
+        assert_eq!(window(ms(200), ms(1200)), ms(2400));
+        assert_eq!(window(ms(200), ms(60_000)), longest(ms(200)));
+        for (step, latency) in [(ms(50), ms(900)), (ms(2000), ms(31_000))] {
+            let better = long_enough(step, latency);
+            assert!(window(better, latency * 3) >= latency * 6, "{better:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_needs_two_answers_for_each_client() {
+        let step = |answered| Step {
+            clients: 4,
+            tally: Tally {
+                answered,
+                errors: Errors {
+                    server: 2,
+                    ..Errors::default()
+                },
+                ..Tally::default()
+            },
+            ..Step::default()
+        };
+        assert!(step(5).is_thin());
+        assert!(!step(6).is_thin());
+    }
 
     #[test]
     fn masters_are_not_workers_and_waiting_for_a_core_counts_as_wanting_one() {

@@ -22,6 +22,8 @@ pub enum End {
     Memory,
     /// Most requests failed.
     Errors,
+    /// With more clients requests take too long for a step.
+    Slow,
     /// Somebody interrupted it.
     Interrupted,
 }
