@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, IsTerminal, Write},
+    net::{SocketAddr, ToSocketAddrs},
     path::Path,
     process::ExitCode,
     time::Duration,
@@ -64,14 +65,16 @@ fn settings(args: &ProbeArgs) -> Result<Settings, String> {
     let loaded = config::load(&args.options.sources()).map_err(|problems| problems.to_string())?;
     let config = &loaded.config;
     let target = Target::resolve(&args.url, args.yes_remote).map_err(|e| e.to_string())?;
-    // What stands between is measured, what stands behind it is watched.
     let named = loaded.origins.get("backend.endpoints") != &Origin::Default;
-    let watch = match config.backend.endpoints.first() {
-        Some(endpoint) if named => endpoint.clone(),
-        _ => target.address.clone(),
+    let known: &[Address] = if named {
+        &config.backend.endpoints
+    } else {
+        &[]
     };
+    let (watch, endpoints) = watched(known, &target.address);
     Ok(Settings {
-        watch: resolved(watch),
+        watch,
+        endpoints,
         plan: Plan {
             target,
             keepalive: config.backend.keepalive,
@@ -83,14 +86,37 @@ fn settings(args: &ProbeArgs) -> Result<Settings, String> {
     })
 }
 
+/// Whose processes to watch, and among how many endpoints the requests are divided. What stands between is measured,
+/// what stands behind it is watched; an endpoint that is itself measured has nothing to do with the others.
+fn watched(endpoints: &[Address], target: &Address) -> (Address, usize) {
+    match endpoints.first() {
+        Some(first) if !endpoints.iter().any(|one| leads_to(one, target)) => {
+            (resolved(first.clone()), endpoints.len())
+        }
+        _ => (target.clone(), 1),
+    }
+}
+
+/// Whether an endpoint is this address, which has no names any more.
+fn leads_to(endpoint: &Address, target: &Address) -> bool {
+    let (Address::Tcp { host, port }, Address::Tcp { host: ip, .. }) = (endpoint, target) else {
+        return endpoint == target;
+    };
+    let ends = |host: &str| (host, *port).to_socket_addrs().ok();
+    let same = |found: SocketAddr| {
+        found.ip().to_string() == *ip
+            && matches!(target, Address::Tcp { port, .. } if *port == found.port())
+    };
+    endpoint == target || ends(host).is_some_and(|mut all| all.any(same))
+}
+
 /// The kernel's tables know numbers only.
 fn resolved(address: Address) -> Address {
-    use std::net::ToSocketAddrs;
     let Address::Tcp { host, port } = &address else {
         return address;
     };
     let found = (host.as_str(), *port).to_socket_addrs().ok();
-    let ip = found.and_then(|mut all| all.find(std::net::SocketAddr::is_ipv4));
+    let ip = found.and_then(|mut all| all.find(SocketAddr::is_ipv4));
     match ip {
         Some(ip) => Address::Tcp {
             host: ip.ip().to_string(),
@@ -211,6 +237,25 @@ mod tests {
         assert_eq!(bar(1, 1), format!("[{}]", "#".repeat(20)));
         assert_eq!(bar(1, 256).matches('#').count(), 2);
         assert_eq!(bar(256, 256).matches('#').count(), 20);
+    }
+
+    #[test]
+    fn the_endpoint_at_the_url_is_watched() {
+        let at = |text: &str| Address::connect(text).unwrap();
+        let (a, b) = (at("127.0.0.1:8001"), at("127.0.0.1:8002"));
+        let both = [a.clone(), b.clone()];
+        assert_eq!(watched(&both, &b), (b.clone(), 1));
+        assert_eq!(
+            watched(&[a.clone(), at("localhost:8002")], &b),
+            (b.clone(), 1)
+        );
+        // tidegate stands there, and one or two behind it.
+        let gate = at("127.0.0.1:8080");
+        assert_eq!(watched(&both, &gate), (a.clone(), 2));
+        assert_eq!(watched(&both[..1], &gate), (a, 1));
+        assert_eq!(watched(&[], &gate), (gate.clone(), 1));
+        let socket = at("unix:/run/app.sock");
+        assert_eq!(watched(&[b, socket.clone()], &socket), (socket, 1));
     }
 
     #[test]

@@ -89,6 +89,10 @@ pub fn because(binds: Binds, evidence: &Evidence) -> String {
             "Nothing yet: throughput still grew when requests began to take too long for a step.".to_owned()
         }
         Binds::Nothing => "Nothing yet: throughput still grew at the last step. Raise --max-concurrency to go on.".to_owned(),
+        Binds::Unknown if evidence.endpoints > 1 => format!(
+            "{} endpoints share the requests; to learn what binds one of them, measure it by itself.",
+            evidence.endpoints
+        ),
         Binds::Unknown => "The backend's processes cannot be seen from here; run the probe on the same machine, as the same user, to learn why.".to_owned(),
     }
 }

@@ -81,6 +81,8 @@ pub struct Evidence {
     pub slots: Option<u32>,
     /// Whether the backend is known to take any number of requests at once.
     pub unbounded: bool,
+    /// Endpoints that share the requests; of more than one nothing else is known.
+    pub endpoints: usize,
     /// Cores that the backend may use.
     pub cores: Option<f64>,
     /// CPU seconds of one request.
@@ -102,6 +104,8 @@ pub struct Allowed {
     pub cores: Option<f64>,
     /// Memory, bytes.
     pub memory: Option<u64>,
+    /// Endpoints that share the requests.
+    pub endpoints: usize,
 }
 
 /// Gathers what the steps say.
@@ -149,6 +153,7 @@ pub fn evidence(steps: &[Step], knee: Knee, end: End, allowed: Allowed) -> Evide
             .map(|(used, limit)| used as f64 / (limit as f64).max(1.0)),
         slots: allowed.slots,
         unbounded: allowed.unbounded,
+        endpoints: allowed.endpoints,
         cores: allowed.cores,
         single: alone.map_or(0.0, |(rate, _)| rate),
     }
@@ -341,6 +346,7 @@ mod tests {
             memory_share: Some(0.3),
             slots: None,
             unbounded: false,
+            endpoints: 1,
             cores: Some(4.0),
             single: 20.0,
         }

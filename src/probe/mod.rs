@@ -64,6 +64,8 @@ pub struct Settings {
     pub plan: Plan,
     /// Whose processes to watch; the target's own address, unless something stands between.
     pub watch: Address,
+    /// Endpoints among which what stands at the target divides the requests; 1 when it is the backend itself.
+    pub endpoints: usize,
     /// Clients at most, at least 1.
     pub max_clients: u32,
     /// How long each step is measured.
@@ -253,6 +255,7 @@ async fn measure(
         server: field(http::header::SERVER),
         location: field(http::header::LOCATION),
         first_status: head.map_or(0, |head| head.status.as_u16()),
+        endpoints: settings.endpoints,
         step: settings.step,
         steps,
         end,
@@ -438,6 +441,7 @@ mod tests {
         let target = Target::resolve(&url, false).unwrap();
         Settings {
             watch: target.address.clone(),
+            endpoints: 1,
             plan: Plan {
                 target,
                 keepalive: false,

@@ -23,6 +23,8 @@ pub(super) struct Measured {
     pub(super) first_status: u16,
     /// Where the first answer sent its reader.
     pub(super) location: Option<String>,
+    /// Those that share the requests, of which the first is watched.
+    pub(super) endpoints: usize,
     pub(super) step: Duration,
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
@@ -83,14 +85,23 @@ pub(super) fn conclude(measured: Measured) -> Report {
         server,
         first_status,
         location,
+        endpoints,
         step,
-        steps,
+        mut steps,
         end,
-        slots,
-        unbounded,
-        cores,
+        mut slots,
+        mut unbounded,
+        mut cores,
         memory_limit,
     } = measured;
+    let divided = endpoints > 1;
+    if divided {
+        // What one of them has and does explains nothing of what all of them do together.
+        (slots, unbounded, cores) = (None, false, None);
+        for step in &mut steps {
+            (step.usage, step.accept_queue) = (None, None);
+        }
+    }
     let knee = knee::find(&steps);
     let evidence = knee.map(|knee| {
         let allowed = binds::Allowed {
@@ -98,6 +109,7 @@ pub(super) fn conclude(measured: Measured) -> Report {
             unbounded,
             cores,
             memory: memory_limit,
+            endpoints,
         };
         binds::evidence(&steps, knee, end, allowed)
     });
@@ -116,14 +128,15 @@ pub(super) fn conclude(measured: Measured) -> Report {
         one_more: evidence.as_ref().map_or(OneMore::default(), |evidence| {
             binds::one_more(evidence, binds)
         }),
-        toml: knee.map_or(String::new(), |knee| {
+        toml: knee.filter(|_| !divided).map_or(String::new(), |knee| {
             advice::recommended(&knee, binds, slots, &target)
         }),
         law: knee::law(&steps),
         // Beyond the knee requests wait, and what waits takes little.
-        memory_per_request: knee::memory_per_request(&steps[..until]),
+        memory_per_request: knee::memory_per_request(&steps[..until]).filter(|_| !divided),
         warnings: first_answer(first_status, location.as_deref())
             .into_iter()
+            .chain(divided.then(|| several(endpoints)))
             .chain(warnings(&steps, step, end))
             .collect(),
         target,
@@ -156,6 +169,13 @@ fn first_answer(status: u16, location: Option<&str>) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Limits are for each endpoint, and are not known from what all of them do.
+fn several(endpoints: usize) -> String {
+    format!(
+        "{endpoints} endpoints answered together, of which the memory is that of the first; limits are for each: for a configuration measure one by itself, with its own address as --url"
+    )
 }
 
 fn warnings(steps: &[Step], length: Duration, end: End) -> Vec<String> {
@@ -398,6 +418,10 @@ pub(super) mod tests {
 
     /// Four waiting workers.
     pub(in crate::probe) fn report() -> Report {
+        conclude(measured())
+    }
+
+    fn measured() -> Measured {
         let steps = [1_u32, 2, 3, 4, 6, 8].map(|clients| {
             let slots = f64::from(clients.min(4));
             let wait = 0.05 * f64::from(clients) / slots;
@@ -427,12 +451,13 @@ pub(super) mod tests {
                 own_cores: 0.05,
             }
         });
-        conclude(Measured {
+        Measured {
             target: "http://127.0.0.1:8000/?a=1&b=<2>".into(),
             keepalive: false,
             server: Some("gunicorn".into()),
             first_status: 200,
             location: None,
+            endpoints: 1,
             step: Duration::from_secs(1),
             steps: steps.into(),
             end: End::Past,
@@ -440,7 +465,7 @@ pub(super) mod tests {
             unbounded: false,
             cores: Some(2.0),
             memory_limit: None,
-        })
+        }
     }
 
     #[test]
@@ -459,6 +484,23 @@ pub(super) mod tests {
         }
         assert!(text.contains("bound by workers: "), "{text}");
         assert!(!text.contains("note:"), "{text}");
+    }
+
+    #[test]
+    fn several_endpoints_together_say_nothing_of_each() {
+        let both = conclude(Measured {
+            endpoints: 2,
+            ..measured()
+        });
+        assert_eq!((both.binds, both.slots), (Binds::Unknown, None));
+        assert!(both.knee.is_some() && both.toml.is_empty());
+        assert!(both.because.contains("2 endpoints"), "{}", both.because);
+        let text = text(&both);
+        assert!(
+            text.contains("note: 2 endpoints answered together"),
+            "{text}"
+        );
+        assert!(!text.contains("one more"), "{text}");
     }
 
     #[test]
@@ -508,6 +550,7 @@ pub(super) mod tests {
             server: None,
             first_status: 404,
             location: None,
+            endpoints: 1,
             step: Duration::from_secs(1),
             steps: Vec::new(),
             end: End::Interrupted,
