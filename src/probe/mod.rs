@@ -139,7 +139,7 @@ impl Interrupt {
         let mut told = self.0.clone();
         async move {
             if told.wait_for(|&happened| happened).await.is_err() {
-                pending().await
+                pending::<()>().await;
             }
         }
     }
@@ -403,9 +403,10 @@ fn own_cpu() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::UnixListener,
         sync::{Notify, Semaphore},
         task::{LocalSet, spawn_local},
     };
@@ -414,7 +415,7 @@ mod tests {
     use crate::config::{self, Sources};
 
     /// So many at once, each of which takes so long.
-    async fn serve(listener: TcpListener, slots: usize, each: Duration) {
+    async fn serve(listener: UnixListener, slots: usize, each: Duration) {
         let slots = Arc::new(Semaphore::new(slots));
         loop {
             let slot = slots.clone().acquire_owned().await.unwrap();
@@ -436,10 +437,14 @@ mod tests {
         }
     }
 
-    fn settings(listener: &TcpListener, step: Duration, max_clients: u32) -> Settings {
-        let url = format!("http://{}/", listener.local_addr().unwrap());
+    /// A socket on which what is sent is there at once, also by a clock that does not wait, and what to measure it with.
+    fn settings(step: Duration) -> (TempDir, UnixListener, Settings) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let url = format!("unix:{}:/", socket.display());
         let target = Target::resolve(&url, false).unwrap();
-        Settings {
+        let settings = Settings {
             watch: target.address.clone(),
             endpoints: 1,
             plan: Plan {
@@ -447,16 +452,16 @@ mod tests {
                 keepalive: false,
                 timeout: Duration::from_secs(60),
             },
-            max_clients,
+            max_clients: 256,
             step,
             config: config::load(&Sources::default()).unwrap().config,
-        }
+        };
+        (dir, listener, settings)
     }
 
     /// What is found out of a server with two slots.
     async fn two(each: Duration, step: Duration) -> Result<Report, ProbeError> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = settings(&listener, step, 256);
+        let (_dir, listener, settings) = settings(step);
         LocalSet::new()
             .run_until(async {
                 spawn_local(serve(listener, 2, each));
@@ -518,8 +523,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_interrupt_also_ends_the_steps_after_the_sweep() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let settings = settings(&listener, Duration::from_millis(100), 256);
+        let (_dir, listener, settings) = settings(Duration::from_millis(100));
         let interrupt = Notify::new();
         let (mut most, mut begun) = (0, 0);
         // The first step that goes back is one after the sweep.

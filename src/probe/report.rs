@@ -184,7 +184,7 @@ fn warnings(steps: &[Step], length: Duration, end: End) -> Vec<String> {
         found.push("interrupted: this is what was measured until then".to_owned());
     }
     if end == End::Slow {
-        let slowest = steps.iter().filter_map(|step| step.tally.latency).last();
+        let slowest = steps.iter().rev().find_map(|step| step.tally.latency);
         let latency = Duration::from_secs_f64(slowest.map_or(0.0, |latency| latency.mean));
         found.push(format!(
             "with more clients requests take too long for steps of {}, which last for {} at most: it goes on from there with --step {}, or with a faster view",
