@@ -12,6 +12,7 @@ pub mod dice;
 pub mod frames;
 pub mod http2;
 pub mod metrics;
+pub mod ports;
 pub mod process;
 pub mod raw;
 pub mod servers;

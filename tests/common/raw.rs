@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -11,9 +11,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Socket, Type};
-
-use super::PATIENCE;
+use super::{PATIENCE, ports::own_port};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -268,28 +266,24 @@ impl Drop for Raw {
     }
 }
 
-/// An address on loopback where nobody listens: bound for as long as the listener lives, and
-/// refused as soon as it is dropped, or from [`refuse`] on.
+/// An address on loopback where nobody else listens: bound for as long as the listener lives, and
+/// refused as soon as it is dropped, or from [`refuse`] on. See [`own_port`] for who gets it then.
 pub fn reserved_port() -> (TcpListener, String) {
-    loop {
-        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        let (first, held) = (socket(), socket());
-        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-        first.bind(&any.into()).expect("a port");
-        let address = first.local_addr().expect("an address");
-        drop(first);
-        // Asked for by its number and not to be shared, it is kept when nobody listens any more.
-        if held.bind(&address).is_ok() {
-            held.listen(128).expect("it listens");
-            let address = address.as_socket().expect("TCP").to_string();
-            return (held.into(), address);
-        }
-    }
+    let held = own_port();
+    held.listen(128).expect("it listens");
+    let listener = TcpListener::from(held);
+    let address = listener.local_addr().expect("it is bound").to_string();
+    (listener, address)
 }
 
 /// Ends listening, but holds the port: from here on connections are refused, and no other test's server gets it.
 pub fn refuse(listener: &TcpListener) {
     rustix::net::shutdown(listener, rustix::net::Shutdown::Both).expect("it listened");
+}
+
+/// Listens again.
+pub fn accept(listener: &TcpListener) {
+    rustix::net::listen(listener, 128).expect("the port is still held");
 }
 
 /// A backend that answers when the test says so.
