@@ -24,10 +24,7 @@ const FLIGHT: &str = "tidegate_in_flight_requests";
 
 /// Where the app will listen: nobody does yet.
 fn app_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port")
-        .to_string()
+    common::ports::own_address().to_string()
 }
 
 fn sidecar(app: &str) -> common::Setup {
@@ -99,7 +96,7 @@ fn a_pod_with_a_classic_sidecar_comes_and_goes_and_no_request_fails() {
 fn rehearse(classic: bool) {
     let address = app_address();
     // The sidecar first. Its start and its life ask nothing of the app, its readiness does.
-    let mut tidegate = sidecar(&address).set("drain.delay=1s").start();
+    let mut tidegate = sidecar(&address).set("drain.delay=4s").start();
     assert_eq!(tidegate.admin_get("/livez").status, 200);
     assert_eq!(tidegate.admin_get("/readyz").status, 503);
 
@@ -112,7 +109,7 @@ fn rehearse(classic: bool) {
 
     // The pod is deleted. At once the preStop hooks are called...
     let mut slow = tidegate.client();
-    slow.ask("/slow-body?ms=2500");
+    slow.ask("/slow-body?ms=8000");
     until("it is at work", || app.started("/slow-body") == 1);
     let hooks: Vec<_> = (0..if classic { 2 } else { 1 })
         .map(|_| {
@@ -125,10 +122,8 @@ fn rehearse(classic: bool) {
     });
     // ...while requests still come for as long as it takes to tell everybody.
     let before = app.started("/sleep");
-    until("requests still come", || {
-        app.started("/sleep") > before + 20
-    });
-    all_served(&load.stop(), 70);
+    until("requests still come", || app.started("/sleep") > before + 5);
+    all_served(&load.stop(), 55);
 
     // They are answered when all is finished: the slow one too.
     for hook in &hooks {
