@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 use common::{
     Client, PATIENCE, Response, Tidegate,
     cases::{self, bytes, plain},
+    until,
 };
 use serde::Deserialize;
 
@@ -28,8 +29,8 @@ const SHORT: usize = 3_000;
 /// Between the two pieces of a message, and before what comes later.
 const GAP: Duration = Duration::from_millis(3);
 const LATER: Duration = Duration::from_millis(20);
-/// By then, what came later has arrived.
-const SETTLED: Duration = Duration::from_millis(100);
+/// By then, what was sent has been read.
+const SETTLED: Duration = Duration::from_millis(20);
 
 /// See the table's head.
 #[derive(Clone, Deserialize)]
@@ -57,7 +58,8 @@ struct Case {
     pause: u64,
     #[serde(default)]
     upload: usize,
-    leaves: Option<u64>,
+    #[serde(default)]
+    leaves: bool,
     #[serde(default)]
     cut: bool,
     #[serde(default)]
@@ -102,27 +104,46 @@ enum Segments {
 /// A backend that answers `/case/NUMBER/SEGMENTS` by the table, and everything else with its path.
 struct Backend {
     address: String,
-    /// The connection's number and the path of each request.
-    served: Arc<Mutex<Vec<(usize, String)>>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What has become of the requests so far.
+#[derive(Default)]
+struct Seen {
+    /// The connection's number and the path of each.
+    served: Vec<(usize, String)>,
+    /// The paths of those for which all is sent that will be.
+    sent: BTreeSet<String>,
+    /// The paths of those whose clients have left.
+    left: BTreeSet<String>,
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend {
     fn start(cases: Arc<Vec<Case>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let served = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::new(Mutex::new(Seen::default()));
         let backend = Self {
             address,
-            served: served.clone(),
+            seen: seen.clone(),
         };
         // It ends with the process.
         std::thread::spawn(move || {
             let connections = AtomicUsize::new(0);
             for stream in listener.incoming().flatten() {
                 let number = connections.fetch_add(1, SeqCst);
-                let (cases, served) = (cases.clone(), served.clone());
+                let (cases, seen) = (cases.clone(), seen.clone());
                 std::thread::spawn(move || {
-                    let _ = serve(&stream, number, &cases, &served);
+                    let _ = serve(&stream, number, &cases, &seen);
+                    drop(stream);
+                    let mut seen = lock(&seen);
+                    let ended = seen.served.iter().rev().find(|(known, _)| *known == number);
+                    let ended = ended.map(|(_, path)| path.clone());
+                    seen.sent.extend(ended);
                 });
             }
         });
@@ -131,9 +152,14 @@ impl Backend {
 
     /// On which connection this path was asked for the last time.
     fn connection_of(&self, path: &str) -> Option<usize> {
-        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = served.iter().rev().find(|(_, known)| known == path);
+        let seen = lock(&self.seen);
+        let found = seen.served.iter().rev().find(|(_, known)| known == path);
         found.map(|(connection, _)| *connection)
+    }
+
+    /// Whether nothing more comes for this path.
+    fn has_sent(&self, path: &str) -> bool {
+        lock(&self.seen).sent.contains(path)
     }
 }
 
@@ -141,7 +167,7 @@ fn serve(
     mut stream: &TcpStream,
     number: usize,
     cases: &[Case],
-    served: &Mutex<Vec<(usize, String)>>,
+    seen: &Mutex<Seen>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -154,10 +180,7 @@ fn serve(
         }
         let head = String::from_utf8_lossy(&head).into_owned();
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        served
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((number, path.clone()));
+        lock(seen).served.push((number, path.clone()));
         let Some((case, segments)) = named(&path, cases) else {
             let length = path.len();
             let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{path}");
@@ -168,11 +191,18 @@ fn serve(
             let mut body = stream.take(case.upload as u64);
             io::copy(&mut body, &mut io::sink())?;
         }
+        if case.leaves {
+            until("the client has left", || lock(seen).left.contains(&path));
+        }
         std::thread::sleep(Duration::from_millis(case.pause));
         send(stream, &bytes(&case.send), segments)?;
         if !case.later.is_empty() {
             std::thread::sleep(LATER);
             send(stream, &bytes(&case.later), segments)?;
+        }
+        // An end is noted when it has come.
+        if !matches!(case.then, Then::Close | Then::Reset) {
+            lock(seen).sent.insert(path);
         }
         match case.then {
             Then::Wait if case.early => {
@@ -266,9 +296,12 @@ impl Lane {
         let _ = client.try_send(vec![b'u'; case.upload]);
 
         let mut stays = true;
-        if let Some(millis) = case.leaves {
-            std::thread::sleep(Duration::from_millis(millis));
+        if case.leaves {
+            until("the backend is asked", || {
+                self.backend.connection_of(&path).is_some()
+            });
             drop(client);
+            lock(&self.backend.seen).left.insert(path.clone());
             client = self.tidegate.client();
         } else {
             let answer = client.try_response(&case.method);
@@ -283,17 +316,19 @@ impl Lane {
         if of_case.is_none() {
             return Err("the backend was not asked".to_owned());
         }
-        if !case.later.is_empty() {
+        let settled = || {
+            until("all is sent", || self.backend.has_sent(&path));
             std::thread::sleep(SETTLED);
-        } else if case.reused == Some(false) {
+        };
+        if !case.leaves && (!case.later.is_empty() || case.reused == Some(false)) {
             // Nobody can tell what comes too late from the answer to a request that is on its way: that
             // is why connections are not reused unless the configuration says so.
-            std::thread::sleep(3 * GAP);
+            settled();
         }
         let first = self.innocent(if stays { Some(&mut client) } else { None })?;
         self.innocent(None)?;
-        if case.leaves.is_some() {
-            std::thread::sleep(Duration::from_millis(case.pause) + SETTLED);
+        if case.leaves {
+            settled();
             self.innocent(Some(&mut client))?;
         }
         match case.reused {
