@@ -10,7 +10,7 @@ fn a_dry_run_refuses_nothing_and_counts_what_it_would_refuse() {
         .arg("--dry-run")
         .set("queue.capacity=1")
         .start();
-    let answers = at_once(&tidegate, 6, "/sleep?ms=300");
+    let answers = at_once(&tidegate, 6, "/sleep?ms=1500");
     assert!(answers.iter().all(|answer| answer.status == 200));
     assert!(app.most_at_once("/sleep") > 2, "nobody waited");
     let metrics = tidegate.metrics();
@@ -63,6 +63,8 @@ fn the_metrics_account_for_every_request() {
         count(503)
     );
     let served = f64::from(sent) - count(503);
+    // What a request took is noted when its answer is written, which its client may have seen before that.
+    tidegate.until_metric("tidegate_request_seconds_count", &[], f64::from(sent));
     assert_eq!(
         metrics.sum("tidegate_backend_seconds_count", &[]),
         served,
@@ -75,12 +77,10 @@ fn the_metrics_account_for_every_request() {
         ),
         served
     );
-    for name in [
-        "tidegate_request_seconds_count",
-        "tidegate_first_byte_seconds_count",
-    ] {
-        assert_eq!(metrics.sum(name, &[]), f64::from(sent), "{name}");
-    }
+    assert_eq!(
+        metrics.sum("tidegate_first_byte_seconds_count", &[]),
+        f64::from(sent)
+    );
     assert_eq!(metrics.sum("tidegate_canceled_requests_total", &[]), 0.0);
     assert_eq!(
         metrics.sum("tidegate_backend_connections_total", &[]),
@@ -98,7 +98,7 @@ fn only_those_that_waited_are_said_to_have_waited() {
     let tidegate = Tidegate::to(backend.address())
         .limit(1)
         .set("queue.capacity=1")
-        .set("queue.max_wait=200ms")
+        .set("queue.max_wait=3s")
         .start();
     let mut held = occupied(&backend, &tidegate);
     let mut waits = tidegate.client();
@@ -112,7 +112,7 @@ fn only_those_that_waited_are_said_to_have_waited() {
         tidegate.metric(&name, &[("outcome", "timeout")])
     };
     assert_eq!(timeouts("count"), 1.0);
-    assert!(timeouts("sum") >= 0.2, "{}", timeouts("sum"));
+    assert!(timeouts("sum") >= 3.0, "{}", timeouts("sum"));
     let queued = |path: &str| {
         until_some("it is in the log", || {
             let entries = tidegate.events("request");
@@ -121,7 +121,7 @@ fn only_those_that_waited_are_said_to_have_waited() {
         })
     };
     assert_eq!(queued("/full"), 0.0);
-    assert!(queued("/waits") >= 200.0, "{}", queued("/waits"));
+    assert!(queued("/waits") >= 3000.0, "{}", queued("/waits"));
     backend.release(1);
     assert_eq!(held.response().status, 200);
 }
@@ -216,7 +216,7 @@ fn the_adaptive_law_says_what_holds_it_and_refuses_nobody_at_low_load() {
 #[test]
 fn readyz_follows_the_backend_and_not_the_load() {
     let (listener, address) = common::raw::reserved_port();
-    drop(listener);
+    common::raw::refuse(&listener);
     let tidegate = Tidegate::to(&address)
         .limit(1)
         .set("queue.max_wait=1ms")
@@ -228,7 +228,7 @@ fn readyz_follows_the_backend_and_not_the_load() {
     assert_eq!(tidegate.metric("tidegate_ready", &[]), 0.0);
     assert_eq!(tidegate.admin_get("/livez").status, 200);
 
-    let listener = TcpListener::bind(&address).expect("the port is still free");
+    common::raw::accept(&listener);
     let backend = Raw::on(listener, |mut conn| {
         conn.request();
         conn.sees_end_within(common::PATIENCE);
@@ -249,7 +249,7 @@ fn a_standing_overload_is_answered_promptly_one_way_or_the_other() {
     let app = Gunicorn::gthread(4);
     let tidegate = Tidegate::to(app.address())
         .limit(4)
-        .set("queue.max_wait=100ms")
+        .set("queue.max_wait=500ms")
         .start();
     let address = tidegate.address().to_owned();
     let outcome: Vec<(usize, usize)> = std::thread::scope(|scope| {
@@ -263,7 +263,7 @@ fn a_standing_overload_is_answered_promptly_one_way_or_the_other() {
                             answer if answer.status == 200 => served += 1,
                             answer => {
                                 assert_eq!(answer.status, 503, "{answer:?}");
-                                assert!(since(start) < Duration::from_secs(2));
+                                assert!(since(start) < Duration::from_secs(10));
                                 refused += 1;
                             }
                         }
