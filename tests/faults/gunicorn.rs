@@ -57,7 +57,7 @@ fn the_master_and_its_workers_are_killed() {
     let next = Gunicorn::bound(&address, &["--workers", "2"]);
     let back = clock::now();
     until("it serves again", || gate.get("/").status == 200);
-    assert!(since(back) < Duration::from_secs(1), "{:?}", since(back));
+    assert!(since(back) < Duration::from_secs(5), "{:?}", since(back));
     assert_eq!(gate.metric("tidegate_backend_up", &[]), 1.0);
     before.holds_again(&gate);
     drop(next);
@@ -224,7 +224,7 @@ fn a_unix_socket_comes_late_goes_and_comes_back() {
         let mut app = Gunicorn::bound(&address, &["--workers", "1"]);
         let back = clock::now();
         until("it serves", || gate.get("/").status == 200);
-        assert!(since(back) < Duration::from_secs(1));
+        assert!(since(back) < Duration::from_secs(5));
         app.process.kill();
         let _ = fs::remove_file(&path);
     }
