@@ -69,16 +69,22 @@ fn shares(tidegate: &Tidegate) -> BTreeMap<String, usize> {
     shares
 }
 
-/// Whether each worker has had its share, or `least` of it.
-fn assert_even(tidegate: &Tidegate, least: f64) {
-    let shares = shares(tidegate);
+/// Waits until each worker has had its share, or `least` of it: one that got no CPU for a while is late once. How often
+/// all clients have asked for that.
+#[track_caller]
+fn assert_even(tidegate: &Tidegate, least: f64) -> usize {
     let fair = (CLIENTS * TIMES) as f64 / f64::from(WORKERS);
-    let smallest = shares.values().min().copied().unwrap_or(0) as f64;
-    assert!(
-        shares.len() == WORKERS as usize && smallest >= least * fair,
-        "{shares:?}, {}",
-        steering(tidegate)
-    );
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let shares = shares(tidegate);
+        let smallest = shares.values().min().copied().unwrap_or(0) as f64;
+        let all = shares.len() == WORKERS as usize;
+        seen.push(shares);
+        if all && smallest >= least * fair {
+            return seen.len();
+        }
+    }
+    panic!("{seen:?}, {}", steering(tidegate));
 }
 
 /// Without steering one of the workers often has nothing at all: it is a matter of who accepts first.
@@ -107,7 +113,7 @@ fn fresh_connections_are_looked_at_before_they_are_used() {
     let app = Gunicorn::gthreads(WORKERS, 1);
     let tidegate = Tidegate::to(app.address()).start();
     shares(&tidegate);
-    assert_even(&tidegate, 0.5);
+    let rounds = assert_even(&tidegate, 0.65);
     let document = steering(&tidegate);
     assert!(document["looked"].as_u64() > Some(0), "{document}");
     assert!(
@@ -117,7 +123,7 @@ fn fresh_connections_are_looked_at_before_they_are_used() {
     // What was turned away never was a request.
     let sent = app.started("/pid");
     // (One before that, to see whether gunicorn answers.)
-    assert_eq!(sent, 1 + 2 * CLIENTS * TIMES);
+    assert_eq!(sent, 1 + (1 + rounds) * CLIENTS * TIMES);
     for worker in document["workers"].as_array().expect("workers") {
         assert_eq!(worker["connections"], 0, "{document}");
     }
