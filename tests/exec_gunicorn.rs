@@ -1,11 +1,15 @@
 //! A real gunicorn as the child of `tidegate exec`.
 
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "common/venv.rs"]
 mod venv;
 
 use std::{
+    fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
+    path::Path,
     time::Duration,
 };
 
@@ -30,13 +34,25 @@ fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-async fn gunicorn(addr: SocketAddr) -> Child {
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = clock::now();
+    while !done() {
+        assert!(
+            clock::now() - start < FOREVER,
+            "waited in vain until {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// With the tests' application, which notes its requests in this directory.
+async fn gunicorn(addr: SocketAddr, dir: &Path) -> Child {
     let gunicorn = venv::venv()
         .join("gunicorn")
         .to_str()
         .expect("text")
         .to_owned();
-    let app = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/flask");
+    let app = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps");
     let command = [
         &gunicorn,
         "--bind",
@@ -52,48 +68,47 @@ async fn gunicorn(addr: SocketAddr) -> Child {
     let command = child::substitute(&command, &addr.to_string(), &addr.port().to_string());
     let spec = Spec {
         command: command.into_iter().map(Into::into).collect(),
-        env: Vec::new(),
+        env: vec![("APP_DIR".to_owned(), dir.display().to_string())],
         restart: Restart::Never,
     };
     let child = Child::spawn_with(env!("CARGO_BIN_EXE_tidegate").into(), spec)
         .await
         .expect("gunicorn starts");
-    let start = clock::now();
-    while !get(addr, "/healthz").is_ok_and(|answer| answer.ends_with("ok\n")) {
-        assert!(clock::now() - start < FOREVER, "gunicorn does not answer");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("gunicorn answers", || {
+        get(addr, "/").is_ok_and(|answer| answer.ends_with("hello\n"))
+    })
+    .await;
     child
-}
-
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
 }
 
 #[tokio::test]
 async fn stop_lets_it_finish_what_it_has() {
-    let addr = free_port();
-    let mut child = gunicorn(addr).await;
-    let request = tokio::task::spawn_blocking(move || get(addr, "/io?ms=500"));
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let addr = ports::own_address();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut child = gunicorn(addr, dir.path()).await;
+    let request = tokio::task::spawn_blocking(move || get(addr, "/sleep?ms=500"));
+    until("it is at work", || {
+        let events = fs::read_to_string(dir.path().join("events"));
+        events.is_ok_and(|events| events.contains("+ /sleep"))
+    })
+    .await;
     assert_eq!(child.stop(FOREVER).await, Exit::Code(0));
     let answer = request.await.expect("no panic").expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(TcpStream::connect(addr).is_err());
+    until("nobody listens", || TcpStream::connect(addr).is_err()).await;
 }
 
 #[tokio::test]
 async fn a_master_that_is_killed_leaves_the_port_free_for_the_next() {
-    let addr = free_port();
-    let mut child = gunicorn(addr).await;
+    let addr = ports::own_address();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut child = gunicorn(addr, dir.path()).await;
     // Only the master: its workers go on listening until they notice.
     let master = rustix::process::Pid::from_raw(child.pid().cast_signed()).expect("a pid");
     rustix::process::kill_process(master, Signal::KILL).expect("kill");
     assert_eq!(child.wait().await, Exit::Signal(9));
-    assert!(TcpStream::connect(addr).is_err());
+    until("nobody listens", || TcpStream::connect(addr).is_err()).await;
 
-    let mut next = gunicorn(addr).await;
+    let mut next = gunicorn(addr, dir.path()).await;
     assert_eq!(next.stop(FOREVER).await, Exit::Code(0));
 }
