@@ -31,6 +31,16 @@ fn load(gate: &Tidegate, clients: usize, time: Duration) -> usize {
     })
 }
 
+/// Keeps four clients busy until so many answers were 200, and for a second at least.
+#[track_caller]
+fn load_until_served(gate: &Tidegate, least: usize) {
+    let mut served = 0;
+    until("enough are served", || {
+        served += load(gate, 4, Duration::from_secs(1));
+        served > least
+    });
+}
+
 fn endpoint(gate: &Tidegate) -> serde_json::Value {
     gate.status()["backend"]["endpoints"][0].clone()
 }
@@ -52,7 +62,7 @@ fn a_reload_changes_the_law_and_its_shadows() {
         .toml(&toml("gradient", "\"aimd\", \"vegas\""))
         .start();
     assert_eq!(endpoint(&gate)["law"], "gradient");
-    assert!(load(&gate, 4, Duration::from_secs(1)) > 20);
+    load_until_served(&gate, 20);
     assert!(shadow(&gate, "aimd") >= 1.0 && shadow(&gate, "vegas") >= 1.0);
     assert!(shadow(&gate, "gradient") == 0.0, "it is in force");
     let decision = gate.status()["decisions"][0].clone();
@@ -63,7 +73,7 @@ fn a_reload_changes_the_law_and_its_shadows() {
 
     fs::write(gate.file(), toml("vegas", "\"gradient\"")).expect("it is written");
     until("the law is vegas", || endpoint(&gate)["law"] == "vegas");
-    assert!(load(&gate, 4, Duration::from_secs(1)) > 20);
+    load_until_served(&gate, 20);
     assert!(shadow(&gate, "gradient") >= 1.0);
     assert_eq!(
         endpoint(&gate)["shadow_limits"]["aimd"],
@@ -75,7 +85,12 @@ fn a_reload_changes_the_law_and_its_shadows() {
 fn a_backend_that_drives_its_clients_away_is_still_measured() {
     let app = Gunicorn::sync(2);
     let gate = Tidegate::to(app.address()).start();
-    for _ in 0..30 {
+    let canceled = || gate.metric("tidegate_canceled_requests_total", &[]);
+    let mut asked = 0;
+    // On a machine that pauses, some of them are answered before they have gone.
+    while asked < 30 || canceled() < 20.0 {
+        assert!(asked < 1000, "nobody has left");
+        asked += 1;
         let mut client = TcpStream::connect(gate.address()).expect("it listens");
         client
             .write_all(b"GET /sleep?ms=60 HTTP/1.1\r\nHost: app\r\n\r\n")
@@ -89,7 +104,6 @@ fn a_backend_that_drives_its_clients_away_is_still_measured() {
         let samples = |d: &serde_json::Value| d["evidence"]["samples"].as_u64() >= Some(8);
         decisions.iter().any(samples)
     });
-    assert!(gate.metric("tidegate_canceled_requests_total", &[]) >= 20.0);
 }
 
 #[test]
