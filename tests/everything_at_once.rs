@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use tidegate::clock;
 
 /// Long enough for whoever ends by himself, on a machine with other things to do.
-const GRACE: Duration = Duration::from_secs(4);
+const GRACE: Duration = Duration::from_secs(8);
 
 /// A backend whose plain answers wait for `open`, whose streams last until the other side ends, and
 /// that switches protocols and echoes.
