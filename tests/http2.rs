@@ -401,7 +401,8 @@ fn an_answer_that_breaks_off_is_reset_and_trailers_pass() {
         while let Some(request) = conn.request() {
             if request.line().contains("/torn") {
                 conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nbefore\r\n");
-                std::thread::sleep(Duration::from_millis(50));
+                // Its beginning has been passed on by then.
+                std::thread::sleep(Duration::from_secs(1));
                 return;
             }
             conn.send(
@@ -431,7 +432,7 @@ fn server_sent_events_arrive_when_they_are_sent() {
     let app = Gunicorn::gthread(2);
     let gate = Tidegate::to(app.address()).start();
     let mut client = Http2::connect(gate.address(), &[]);
-    client.get(1, "/stream?n=2&ms=1000");
+    client.get(1, "/stream?n=2&ms=3000");
     assert_eq!(client.next(&[frames::DATA]).payload, b"data: 0\n\n");
     assert_eq!(gate.metric("tidegate_streaming_requests", &[]), 1.0);
     assert_eq!(client.next(&[frames::DATA]).payload, b"data: 1\n\n");
@@ -522,13 +523,14 @@ fn a_connection_that_breaks_takes_its_queued_streams_along() {
     drop(clients);
     gate.until_metric("tidegate_queued_requests", &[], 0.0);
     gate.until_metric("tidegate_orphaned_requests", &[], 2.0);
+    until("the backend has two", || backend.connections() >= 2);
+    backend.release(2);
+    nothing_is_left(&gate);
     assert_eq!(
         backend.connections(),
         2,
         "nothing is sent for those who left"
     );
-    backend.release(2);
-    nothing_is_left(&gate);
 }
 
 // --- drain and reload ---
