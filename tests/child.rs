@@ -224,12 +224,18 @@ async fn nothing_of_the_group_outlives_its_leader() {
 
 #[tokio::test]
 async fn a_wait_may_be_given_up_and_taken_up_again() {
-    let mut child = start(shell("sleep 0.2; exit 6")).await;
+    let (_dir, file) = scratch("ends");
+    let script = format!(
+        "while ! test -e {}; do sleep 0.01; done; exit 6",
+        file.display()
+    );
+    let mut child = start(shell(&script)).await;
     assert!(
         tokio::time::timeout(Duration::from_millis(10), child.wait())
             .await
             .is_err()
     );
+    fs::write(&file, "").expect("a file");
     assert_eq!(child.wait().await, Exit::Code(6));
 }
 
@@ -243,15 +249,22 @@ async fn a_dropped_child_is_killed() {
 
 #[tokio::test]
 async fn a_start_that_is_given_up_leaves_nothing_behind() {
-    let (_dir, file) = scratch("pid");
-    let script = format!("echo $$ > {}; exec sleep 600", file.display());
-    // The first poll sends the order; then nobody is there to take the child. Should it be there
-    // already, it is dropped here: either way it must go.
-    drop(tokio::time::timeout(Duration::ZERO, start(shell(&script))).await);
+    let mut given_up = Vec::new();
+    for millis in [0, 1, 2, 4, 8, 16, 32] {
+        let (dir, file) = scratch("pid");
+        let script = format!("echo $$ > {}; exec sleep 600", file.display());
+        // The first poll sends the order; then nobody is there to take the child. Should it be there
+        // already, it is dropped here: either way it must go.
+        let time = Duration::from_millis(millis);
+        drop(tokio::time::timeout(time, start(shell(&script))).await);
+        given_up.push((dir, file));
+    }
     // Perhaps it was killed before it could say who it is, or between opening the file and writing to it.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    if let Some(pid) = number_if_there(&file) {
-        until("the child is gone", || !alive(pid)).await;
+    for (_dir, file) in &given_up {
+        if let Some(pid) = number_if_there(file) {
+            until("the child is gone", || !alive(pid)).await;
+        }
     }
 }
 
