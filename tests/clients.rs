@@ -128,7 +128,7 @@ fn an_answer_that_is_given_up_does_not_look_whole() {
     let mut client = gate.client();
     client.send("GET /large HTTP/1.0\r\nHost: app\r\n\r\n");
     // It reads nothing.
-    gate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    gate.until_metric("tidegate_canceled_requests_total", &[], 1.0);
     gate.until_metric("tidegate_client_connections", &[("state", "active")], 0.0);
     let error = loop {
         match client.read_some() {
