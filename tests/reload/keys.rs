@@ -369,6 +369,11 @@ fn the_access_log() {
         &gate,
         &format!("{base}[log]\nlevel = \"debug\"\naccess = \"off\"\n"),
     );
+    // What was to be logged of it would be there before this.
+    change(&gate, &format!("{base}[log]\naccess = \"all\"\n"));
+    gate.get("/last");
+    gate.process
+        .logged("the last line", |log| log.contains("/last").then_some(()));
     assert!(!gate.log().contains("/unseen"));
 }
 
