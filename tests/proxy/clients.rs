@@ -4,18 +4,18 @@ use super::*;
 
 #[test]
 fn a_client_that_leaves_the_queue_frees_its_place_and_never_reaches_the_backend() {
-    let app = Gunicorn::sync(1);
-    let tidegate = Tidegate::to(app.address())
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
         .limit(1)
         .set("queue.max_wait=20s")
         .start();
     let mut first = tidegate.client();
-    first.ask("/sleep?ms=700");
+    first.ask("/held");
     tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
     let leaving: Vec<Client> = (0..5)
         .map(|_| {
             let mut client = tidegate.client();
-            client.ask("/echo");
+            client.ask("/leaving");
             client
         })
         .collect();
@@ -27,9 +27,12 @@ fn a_client_that_leaves_the_queue_frees_its_place_and_never_reaches_the_backend(
         1.0,
         "while the first is still served"
     );
-    assert_eq!(first.response().text(), "slept\n");
+    backend.release(2);
+    assert_eq!(first.response().text(), "ok");
     assert_eq!(tidegate.get("/").status, 200);
-    assert_eq!(app.started("/echo"), 0);
+    let requests = backend.requests();
+    let lines: Vec<&str> = requests.iter().map(|request| request.line()).collect();
+    assert_eq!(lines, ["GET /held HTTP/1.1", "GET / HTTP/1.1"]);
     let metrics = tidegate.metrics();
     assert_eq!(
         metrics.sum("tidegate_canceled_requests_total", &[("phase", "queued")]),
@@ -46,19 +49,23 @@ fn a_client_that_leaves_the_queue_frees_its_place_and_never_reaches_the_backend(
 
 #[test]
 fn a_client_that_leaves_in_flight_leaves_its_permit_with_the_backend() {
-    let app = Gunicorn::sync(1);
-    let tidegate = Tidegate::to(app.address())
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
         .limit(1)
         .set("queue.max_wait=20s")
         .start();
     let mut client = tidegate.client();
-    client.ask("/sleep?ms=600");
-    until("the view runs", || app.started("/sleep") == 1);
+    client.ask("/held");
+    until("the backend has it", || backend.requests().len() == 1);
     drop(client);
     tidegate.until_metric("tidegate_orphaned_requests", &[], 1.0);
     assert_eq!(tidegate.metric("tidegate_in_flight_requests", &[]), 1.0);
-    let next = tidegate.get("/");
-    assert_eq!(next.text(), "hello\n");
+    let mut next = tidegate.client();
+    next.ask("/");
+    tidegate.until_metric("tidegate_queued_requests", &[], 1.0);
+    assert_eq!(backend.requests().len(), 1, "it waits for the permit");
+    backend.release(2);
+    assert_eq!(next.response().text(), "ok");
     assert_eq!(tidegate.metric("tidegate_orphaned_requests", &[]), 0.0);
     assert_eq!(
         tidegate.metric(
@@ -84,7 +91,7 @@ fn an_orphan_gives_its_permit_back_after_orphan_max() {
     let tidegate = Tidegate::to(backend.address())
         .limit(1)
         .set("queue.max_wait=20s")
-        .set("backend.orphan_max=300ms")
+        .set("backend.orphan_max=2s")
         .start();
     let mut client = tidegate.client();
     client.ask("/");

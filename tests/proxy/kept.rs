@@ -54,6 +54,7 @@ fn connections_are_reused_with_keepalive_and_swept_when_idle() {
     });
     let tidegate = Tidegate::to(backend.address())
         .set("backend.keepalive=true")
+        .set("backend.keepalive_idle=3s")
         .start();
     let mut client = tidegate.client();
     for _ in 0..5 {
@@ -63,8 +64,8 @@ fn connections_are_reused_with_keepalive_and_swept_when_idle() {
     let metrics = tidegate.metrics();
     let reused = |yes| metrics.sum("tidegate_backend_connections_total", &[("reused", yes)]);
     assert_eq!((reused("true"), reused("false")), (4.0, 1.0));
-    // backend.keepalive_idle is 1 s: nobody asks any more, and still it is closed.
-    told.recv_timeout(Duration::from_secs(5))
+    // Nobody asks any more, and still it is closed.
+    told.recv_timeout(PATIENCE)
         .expect("the idle connection is closed");
 }
 
@@ -83,6 +84,7 @@ fn a_get_over_a_connection_that_closes_under_it_is_sent_again() {
     let backend = closing_under_the_second();
     let tidegate = Tidegate::to(backend.address())
         .set("backend.keepalive=true")
+        .set("backend.keepalive_idle=20s")
         .start();
     let mut client = tidegate.client();
     for path in ["/1", "/2", "/3"] {
@@ -111,19 +113,20 @@ fn what_may_do_something_is_never_sent_twice() {
         ("DELETE", "\r\n"),
         ("PUT", "\r\n"),
     ] {
-        let before = backend.requests().len();
-        assert_eq!(client.get("/warm").status, 200);
-        client.send(format!("{method} /pay HTTP/1.1\r\nHost: app\r\n{rest}"));
-        let answer = client.response();
-        assert_eq!(
-            (answer.status, answer.reason()),
-            (502, "backend_reset".into()),
-            "{method}"
-        );
-        let requests = backend.requests();
-        let lines = requests[before..].iter().map(|request| request.line());
-        let paid = lines.filter(|line| line.starts_with(method)).count();
-        assert_eq!(paid, 1, "{method}");
+        until("it meets a connection that closes under it", || {
+            let before = backend.requests().len();
+            assert_eq!(client.get("/warm").status, 200);
+            client.send(format!("{method} /pay HTTP/1.1\r\nHost: app\r\n{rest}"));
+            let answer = client.response();
+            let requests = backend.requests();
+            let lines = requests[before..].iter().map(|request| request.line());
+            let paid = lines.filter(|line| line.starts_with(method)).count();
+            assert_eq!(paid, 1, "{method}");
+            // On a machine that pauses, it was idle for too long to be trusted.
+            let fresh = answer.status == 200;
+            assert!(fresh || answer.reason() == "backend_reset", "{answer:?}");
+            !fresh
+        });
     }
     tidegate.until_idle();
 }
