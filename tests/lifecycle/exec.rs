@@ -9,7 +9,7 @@ fn exec_runs_gunicorn_and_ctrl_c_stops_all_of_it_with_0() {
     assert_eq!(tidegate.admin_get("/readyz").status, 200);
     let family = family_of(&tidegate, 3);
     let mut client = tidegate.client();
-    client.ask("/sleep?ms=500");
+    client.ask("/sleep?ms=2000");
     tidegate.until_metric(FLIGHT, &[], 1.0);
     tidegate.process.signal(Signal::INT);
     assert_eq!(client.response().text(), "slept\n", "before gunicorn ends");
@@ -124,7 +124,10 @@ fn exec_delivers_what_it_has_when_its_command_ends() {
     tidegate.process.logged("the drain", |log| {
         log.contains("as the backend has ended").then_some(())
     });
-    assert!(try_get(tidegate.address(), "/").is_ok_and(|answer| answer.status == 503));
+    // It has said so a moment before.
+    until("it refuses", || {
+        try_get(tidegate.address(), "/").is_ok_and(|answer| answer.status == 503)
+    });
     assert_eq!(client.response().body.len(), 12_000_000);
     assert_eq!(tidegate.process.exit_code(), 0, "{}", tidegate.log());
 }
