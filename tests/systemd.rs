@@ -12,8 +12,8 @@ use std::{
 };
 
 use common::{
-    Gunicorn, PATIENCE, Process, Tidegate, children, get, tidegate_command, try_get, until,
-    until_some,
+    Gunicorn, Held, PATIENCE, Process, Tidegate, children, get, ports::own_address,
+    tidegate_command, try_get, until, until_some,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -65,9 +65,9 @@ impl Manager {
 
 #[test]
 fn the_manager_is_told_of_readiness_reloads_and_the_end_and_that_all_is_well() {
-    let app = Gunicorn::sync(1);
+    let backend = Held::start();
     let manager = Manager::new();
-    let mut tidegate = Tidegate::to(app.address())
+    let mut tidegate = Tidegate::to(backend.address())
         .env("NOTIFY_SOCKET", &manager.path)
         .env("WATCHDOG_USEC", "100000")
         .toml("[queue]\nmax_wait = \"20s\"")
@@ -95,7 +95,7 @@ fn the_manager_is_told_of_readiness_reloads_and_the_end_and_that_all_is_well() {
 
     // The drain is not mistaken for a hang.
     let mut client = tidegate.client();
-    client.ask("/sleep?ms=600");
+    client.ask("/held");
     tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
     tidegate.process.signal(Signal::TERM);
     let stopping = until_some("the end is told", || {
@@ -103,6 +103,7 @@ fn the_manager_is_told_of_readiness_reloads_and_the_end_and_that_all_is_well() {
     });
     assert_eq!(stopping, "STOPPING=1\nSTATUS=draining");
     manager.watched();
+    backend.release(1);
     assert_eq!(client.response().status, 200);
     assert_eq!(tidegate.process.exit_code(), 0);
 }
@@ -178,7 +179,7 @@ fn a_restart_on_a_socket_of_systemd_refuses_nobody() {
         let mut kept = common::Client::connect(&address);
         assert_eq!(kept.get("/pid").status, 200);
         let mut long = common::Client::connect(&address);
-        long.ask("/slow-body?ms=400");
+        long.ask("/slow-body?ms=2000");
         until("it is at work", || app.started("/slow-body") == generation);
         let children = children(manager.pid());
         let [child] = children[..] else {
@@ -227,7 +228,7 @@ fn systemd_s_own_tool_activates_it_with_sockets_by_name() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("web.sock");
     let path = path.to_str().expect("text");
-    let addresses = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let addresses = [own_address(), own_address()].map(|address| address.to_string());
     let mut command = Command::new("systemd-socket-activate");
     command.args(["-l", path, "-l", &addresses[0], "-l", &addresses[1]]);
     // All sockets of a unit have one name.
@@ -249,13 +250,6 @@ fn systemd_s_own_tool_activates_it_with_sockets_by_name() {
     // The file is systemd's, and stays for the next start.
     assert!(std::path::Path::new(path).exists());
     assert!(try_get(&format!("unix:{path}"), "/pid").is_err());
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port")
-        .port()
 }
 
 #[test]
