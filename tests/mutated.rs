@@ -348,9 +348,9 @@ impl Lane {
                 failures.push(format!("what is refused has passed: {one:.300?}"));
             }
         }
-        // Idle connections to the backend may stay for a while.
+        // Idle connections to the backend stay for a second.
         until("its descriptors are back", || {
-            descriptors(self.gate.pid()).len() <= open || self.setting.keepalive
+            descriptors(self.gate.pid()).len() <= open
         });
         if self.gate.log().contains("panicked") {
             failures.push(self.gate.log());
