@@ -95,7 +95,7 @@ fn a_quota_that_falls_short_of_the_load_makes_nobody_wait_for_long() {
                 if nth == CUT {
                     group.set_cores(0.4);
                 }
-                if nth >= CUT && nth % 5 == 0 && !named {
+                if nth >= CUT && !named {
                     named = endpoint(&tidegate)["bound_by"] == "cpu";
                 }
                 scope.spawn(ask)
