@@ -548,9 +548,12 @@ mod tests {
 
     #[test]
     fn nobody_there_is_one_request_and_no_more() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        // Held, so that nobody else gets it meanwhile.
+        let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let held = held.unwrap();
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        held.bind(&any.into()).unwrap();
+        let port = held.local_addr().unwrap().as_socket().unwrap().port();
         let nobody = Address::Tcp {
             host: "127.0.0.1".into(),
             port,

@@ -189,7 +189,7 @@ async fn the_first_look_is_taken_at_all_endpoints_at_once() {
     let stats = silent.local_addr().expect("bound").to_string();
     let mut config = Config::default();
     config.discovery.uwsgi_stats = Some(Address::connect(&stats).expect("an address"));
-    let addresses: Vec<_> = (0..8)
+    let addresses: Vec<_> = (0..16)
         .map(|id| Address::Unix(format!("/nowhere/{id}").into()))
         .collect();
     let began = clock::now();
@@ -199,8 +199,8 @@ async fn the_first_look_is_taken_at_all_endpoints_at_once() {
         .await;
     let took = clock::now().saturating_duration_since(began);
     let ids: Vec<u32> = news.iter().map(|(id, _)| *id).collect();
-    assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6, 7]);
-    assert!(took < Duration::from_millis(3500), "{took:?}");
+    assert_eq!(ids, (0..16).collect::<Vec<_>>());
+    assert!(took < Duration::from_secs(7), "{took:?}");
 }
 
 #[test]
