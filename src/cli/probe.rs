@@ -62,7 +62,8 @@ pub fn run(args: &ProbeArgs) -> ExitCode {
 }
 
 fn settings(args: &ProbeArgs) -> Result<Settings, String> {
-    let loaded = config::load(&args.options.sources()).map_err(|problems| problems.to_string())?;
+    let loaded = config::load(&args.options.sources_to_look_at())
+        .map_err(|problems| problems.to_string())?;
     let config = &loaded.config;
     let target = Target::resolve(&args.url, args.yes_remote).map_err(|e| e.to_string())?;
     let named = loaded.origins.get("backend.endpoints") != &Origin::Default;
