@@ -38,6 +38,7 @@ pub(crate) use places::folder;
 pub use places::unusable;
 pub use problem::{Problem, Problems};
 pub(crate) use rules::UNROUTED;
+pub(crate) use secrets::hide as hide_secrets;
 pub use shadowed::shadowed;
 pub use types::*;
 pub use units::{format_duration, format_size, parse_duration, parse_size};

@@ -25,8 +25,8 @@ impl Loaded {
     }
 }
 
-/// Hides too much rather than too little: a value goes to the end of its argument.
-fn hide(command: &[String]) -> Vec<String> {
+/// A command as it may be shown. Hides too much rather than too little: a value goes to the end of its argument.
+pub fn hide(command: &[String]) -> Vec<String> {
     let mut is_value = false;
     let mut shown = Vec::with_capacity(command.len());
     for argument in command {

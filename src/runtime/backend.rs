@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::{connect, uwsgi},
     clock,
-    config::{Address, Loaded, Protocol},
+    config::{Address, Loaded, Protocol, hide_secrets},
     proxy::Shared,
     sense::Senses,
 };
@@ -276,10 +276,16 @@ impl Supervised {
             .map_err(|error| error.to_string())?;
         self.again = None;
         senses.set_child(child.pid());
+        let command: Vec<_> = self
+            .spec
+            .command
+            .iter()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect();
         tracing::info!(
             pid = child.pid(),
             address = %self.address,
-            command = %self.spec.command.join(&OsString::from(" ")).display(),
+            command = hide_secrets(&command).join(" "),
             "started the backend"
         );
         self.child = Some(child);

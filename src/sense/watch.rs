@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Address, Config, Profile},
+    config::{Address, Config, Profile, hide_secrets},
     control::{NEGLIGIBLE, Readings},
     observe::{Sight, Signals},
     sync::{Mutex, lock},
@@ -535,10 +535,13 @@ impl Watch {
         };
         let (cpu_source, cpu_missing) = source(&findings.cpu);
         let (memory_source, memory_missing) = source(&findings.memory);
-        let process =
-            findings.process.as_ref().ok().map(
-                |process| json!({ "pid": process.pid, "command": in_one_line(&process.command) }),
-            );
+        // Everybody may read it.
+        let process = findings.process.as_ref().ok().map(|process| {
+            json!({
+                "pid": process.pid,
+                "command": in_one_line(&hide_secrets(&process.command)),
+            })
+        });
         json!({
             "profile": findings.profile.as_str(),
             "server": server,

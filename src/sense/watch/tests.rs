@@ -169,6 +169,24 @@ fn workers_that_were_replaced_are_news_although_there_are_as_many() {
 }
 
 #[test]
+fn the_secrets_of_a_command_are_not_for_everybody() {
+    let now = clock::now();
+    let mut watch = watch(now);
+    let mut found = findings(7, [8, 9]);
+    if let Ok(process) = &mut found.process {
+        process.command = ["gunicorn", "--env", "DB_PASSWORD=hunter2", "-w", "2", "app"]
+            .map(str::to_owned)
+            .into();
+    }
+    watch.found(found, Eyes::default(), now);
+    let document = watch.sight().document;
+    assert_eq!(
+        document["process"]["command"],
+        "gunicorn --env DB_PASSWORD=*** -w 2 app"
+    );
+}
+
+#[test]
 fn what_was_learned_of_a_server_is_not_held_against_another() {
     let now = clock::now();
     let mut watch = watch(now);
