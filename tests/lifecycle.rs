@@ -281,13 +281,34 @@ fn who_waits_for_a_drain_hears_that_it_was_undone() {
 
 #[test]
 fn a_pre_stop_hook_without_a_shutdown_is_forgotten() {
-    let backend = Held::start();
-    backend.release(1);
-    let tidegate = Tidegate::to(backend.address()).start();
+    let mut app = Gunicorn::sync(1);
+    let address = app.address().to_owned();
+    let tidegate = Tidegate::to(&address).start();
     assert_eq!(tidegate.admin_get("/drain/wait").status, 200);
     assert_eq!(tidegate.get("/").reason(), "draining");
     // An application that is only restarted runs its hook too.
+    assert_eq!(app.process.stop(), 0);
+    assert_eq!(tidegate.get("/").reason(), "draining");
+    until("it is seen to be down", || {
+        tidegate.metric("tidegate_backend_up", &[]) == 0.0
+    });
+    let _app = Gunicorn::bound(&address, &[]);
     tidegate.until_metric("tidegate_draining", &[], 0.0);
+    assert_eq!(tidegate.get("/").status, 200);
+}
+
+#[test]
+fn a_drain_by_hand_outlasts_a_pre_stop_hooks() {
+    let mut app = Gunicorn::sync(1);
+    let address = app.address().to_owned();
+    let tidegate = Tidegate::to(&address).start();
+    assert_eq!(tidegate.admin_get("/drain/wait").status, 200);
+    assert_eq!(tidegate.admin_post("/drain", "").status, 200);
+    assert_eq!(app.process.stop(), 0);
+    let _app = Gunicorn::bound(&address, &[]);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(tidegate.get("/").reason(), "draining");
+    assert_eq!(tidegate.admin_post("/undrain", "").status, 200);
     assert_eq!(tidegate.get("/").status, 200);
 }
 
