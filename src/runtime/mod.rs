@@ -216,15 +216,16 @@ async fn serve(
     };
     let mut serving = false;
     let readiness = backend.readiness();
+    let child = backend.address().map(ToString::to_string);
     let mut ready = std::pin::pin!(async {
         readiness.wait(&shared, accept).await;
         tuner::first_look(&shared, &senses).await;
-        state_file::recall(&shared);
+        state_file::recall(&shared, child.as_deref());
         accept();
         tuner::first_visit(&shared).await;
     });
     let mut keep = tokio::time::interval(KEEP_EVERY);
-    let mut keeper = state_file::Keeper::default();
+    let mut keeper = state_file::Keeper::new(child.clone());
     let code = loop {
         tokio::select! {
             () = &mut ready, if !serving => {

@@ -30,16 +30,26 @@ const VERSION: u32 = 1;
 const LAST: Duration = Duration::from_secs(2);
 /// A file larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
+/// What the child of `exec` is called here: its address is another one at each start.
+const CHILD: &str = "exec";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     version: u32,
-    /// By endpoint, as `host:port` or `unix:/path`.
+    /// By endpoint, as `host:port`, `unix:/path` or [`CHILD`].
     endpoints: BTreeMap<String, Remembered>,
 }
 
-/// Goes on from what the file says, if there is one.
-pub fn recall(shared: &Shared) {
+/// What an endpoint is called in the file. `child` is the address of `exec`'s.
+fn name<'a>(label: &'a str, child: Option<&str>) -> &'a str {
+    match child == Some(label) {
+        true => CHILD,
+        false => label,
+    }
+}
+
+/// Goes on from what the file says, if there is one. `child` is the address of `exec`'s.
+pub fn recall(shared: &Shared, child: Option<&str>) {
     let Some(path) = path(shared) else { return };
     let state = match read(&path) {
         Ok(Some(state)) => state,
@@ -50,10 +60,12 @@ pub fn recall(shared: &Shared) {
         }
     };
     let now = clock::now();
+    let mut is_known = false;
     for lane in shared.limiter.lanes() {
-        let Some(known) = state.endpoints.get(lane.label()) else {
+        let Some(known) = state.endpoints.get(name(lane.label(), child)) else {
             continue;
         };
+        is_known = true;
         if lane.with_controller(|law| law.recall(known, now)) {
             tracing::info!(
                 endpoint = lane.label(),
@@ -67,6 +79,14 @@ pub fn recall(shared: &Shared) {
             );
         }
     }
+    if !is_known {
+        let names: Vec<&str> = state.endpoints.keys().map(String::as_str).collect();
+        tracing::warn!(
+            file = %path.display(),
+            knows = names.join(", "),
+            "limit.state_file knows none of the endpoints; learning anew"
+        );
+    }
     shared.limiter.tick(now);
 }
 
@@ -74,10 +94,20 @@ pub fn recall(shared: &Shared) {
 /// not wait.
 #[derive(Debug, Default)]
 pub struct Keeper {
+    /// The address of `exec`'s child.
+    child: Option<String>,
     writing: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
+    /// Nothing is written yet. `child` is the address of `exec`'s.
+    pub fn new(child: Option<String>) -> Self {
+        Self {
+            child,
+            writing: None,
+        }
+    }
+
     /// Writes down what is known now, unless the last time is not over yet.
     pub fn save(&mut self, shared: &Shared) {
         let Some(path) = path(shared) else { return };
@@ -87,7 +117,8 @@ impl Keeper {
             .iter()
             .filter_map(|lane| {
                 let known = lane.with_controller(|law| law.remember())?;
-                Some((lane.label().to_owned(), known))
+                let name = name(lane.label(), self.child.as_deref());
+                Some((name.to_owned(), known))
             })
             .collect();
         if endpoints.is_empty() {

@@ -60,6 +60,26 @@ fn exec_uses_the_address_that_backend_names() {
     assert_eq!(tidegate.stop(), 0);
 }
 
+#[test]
+fn exec_goes_on_from_what_was_learned_although_its_command_listens_elsewhere_each_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("state.json");
+    let said = |endpoint: &str, what: &str| {
+        let known = serde_json::json!({
+            "slots": 1, "limit": 3, "scale": 0.02, "cost": 1.0, "latency": 0.02, "bins": [],
+        });
+        let state = serde_json::json!({ "version": 1, "endpoints": { endpoint: known } });
+        fs::write(&file, state.to_string()).expect("it is written");
+        let tidegate = exec_gunicorn(&["--workers", "1"])
+            .set(format!("limit.state_file={}", file.display()))
+            .start();
+        assert_eq!(tidegate.get("/").status, 200);
+        tidegate.events(what).len()
+    };
+    assert_eq!(said("exec", "goes on from limit.state_file"), 1);
+    assert_eq!(said("127.0.0.1:1", "knows none of the endpoints"), 1);
+}
+
 /// A server that was forgotten there would be taken for the command.
 #[test]
 fn exec_says_that_somebody_else_listens_where_its_command_should() {
