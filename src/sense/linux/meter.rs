@@ -103,7 +103,8 @@ pub struct Meter {
     history: VecDeque<Point>,
     /// The processes at the last look.
     pids: Vec<u32>,
-    /// None if memory is the group's.
+    /// None if memory is the group's. Measured with the survey alone: the kernel walks through all of a process's
+    /// memory for it, and holds up what that process does with it meanwhile. Until then a new one counts whole.
     overlap: Option<Overlap>,
 }
 
@@ -232,14 +233,6 @@ impl Meter {
         };
         if let Some(before) = self.history.back() {
             point.continue_from(before);
-        }
-        if let Some(overlap) = &mut self.overlap {
-            // One that is quite new may be about to become another program.
-            let stayed = pids.iter().filter(|pid| self.pids.contains(pid));
-            for pid in stayed {
-                let part = || part(*pid, process::resident(*pid));
-                overlap.parts.entry(*pid).or_insert_with(part);
-            }
         }
         self.pids.clone_from(&pids);
         let (memory, memory_used) = self.memory();

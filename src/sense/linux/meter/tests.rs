@@ -88,21 +88,25 @@ fn what_is_shared_is_measured_again_when_it_is_old_or_memory_has_changed() {
 }
 
 #[test]
-fn what_a_process_shares_is_known_when_it_stays() {
+fn what_a_new_process_shares_is_measured_by_the_survey_alone() {
     let (now, own) = (clock::now(), std::process::id());
     let mut meter = meter(None);
     meter.root = Some(own);
-    meter.overlap = Some(Overlap {
+    let known = Overlap {
         parts: std::collections::BTreeMap::new(),
         at: now,
-    });
-    let mut is_known = || {
-        meter.read(now);
-        let known = meter.overlap().expect("it is measured");
-        known.parts.contains_key(&own)
     };
-    assert!(!is_known(), "it has just been seen");
-    assert!(is_known());
+    meter.overlap = Some(known.clone());
+    for _ in 0..3 {
+        let read = meter.read(now);
+        assert!(read.processes.contains(&own));
+        assert!(read.memory_used.is_some(), "it counts whole");
+        assert_eq!(meter.overlap(), Some(&known));
+    }
+    let root = Some(own);
+    let surveyed = Meter::new(root, Ok(None), &Discovery::default(), Some(known), now);
+    let parts = &surveyed.overlap().expect("it is measured").parts;
+    assert!(parts.contains_key(&own));
 }
 
 #[test]
