@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    pin::pin,
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
@@ -80,6 +81,37 @@ impl Listener {
         matches!(self, Self::InheritedTcp(_) | Self::InheritedUnix(_))
     }
 
+    /// The same for the runtime that this is called in.
+    ///
+    /// # Errors
+    /// If the socket cannot be used with the runtime.
+    pub fn open(self) -> io::Result<Open> {
+        let is_inherited = self.is_inherited();
+        let socket = match self {
+            Self::Tcp(bound) | Self::InheritedTcp(bound) => {
+                // A socket that we were given may take in what was sent to other ports, IP_TRANSPARENT, and
+                // who came before us has its options.
+                let own = match is_inherited {
+                    true => None,
+                    false => bound.local_addr().ok(),
+                };
+                OpenSocket::Tcp(tokio::net::TcpListener::from_std(bound)?, own)
+            }
+            Self::Unix(bound, file) => OpenSocket::Unix {
+                listener: tokio::net::UnixListener::from_std(bound)?,
+                _file: Some(file),
+            },
+            Self::InheritedUnix(bound) => OpenSocket::Unix {
+                listener: tokio::net::UnixListener::from_std(bound)?,
+                _file: None,
+            },
+        };
+        Ok(Open {
+            socket,
+            is_inherited,
+        })
+    }
+
     /// The address it is bound to, as one would write it to connect.
     pub fn local_address(&self) -> String {
         match self {
@@ -94,6 +126,25 @@ impl Listener {
                 .unwrap_or_else(|| "an inherited socket".to_owned()),
         }
     }
+}
+
+/// A bound socket in the runtime that accepts from it.
+#[derive(Debug)]
+pub struct Open {
+    socket: OpenSocket,
+    /// Whether the socket was given to us, and outlives us.
+    pub is_inherited: bool,
+}
+
+#[derive(Debug)]
+enum OpenSocket {
+    /// With the address, where all that is accepted has the same.
+    Tcp(tokio::net::TcpListener, Option<SocketAddr>),
+    Unix {
+        listener: tokio::net::UnixListener,
+        /// It goes when this is dropped.
+        _file: Option<SocketFile>,
+    },
 }
 
 /// Whether one of these is an IPv4 address with this port.
@@ -191,7 +242,7 @@ pub fn descriptors() -> u64 {
 #[derive(Debug)]
 pub enum Accepted {
     /// TCP, with the client's address and our port.
-    Tcp(std::net::TcpStream, SocketAddr, Option<u16>),
+    Tcp(std::net::TcpStream, Option<SocketAddr>, Option<u16>),
     /// Unix.
     Unix(UnixStream),
 }
@@ -218,54 +269,26 @@ impl Acceptor {
         Self { shared, workers }
     }
 
-    /// Accepts from `listener` for ever.
-    ///
-    /// # Errors
-    /// If the socket cannot be used with the runtime.
-    pub async fn run(&self, listener: Listener) -> io::Result<()> {
-        let is_inherited = listener.is_inherited();
-        match listener {
-            Listener::Tcp(bound) | Listener::InheritedTcp(bound) => {
-                // A socket that we were given may take in what was sent to other ports, IP_TRANSPARENT, and
-                // who came before us has its options.
-                let own = match is_inherited {
-                    true => None,
-                    false => bound.local_addr().ok(),
-                };
-                let listener = tokio::net::TcpListener::from_std(bound)?;
-                let mut pauses = Pauses::default();
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, peer)) => {
-                            pauses.reset();
-                            self.make_room().await;
-                            let local = own.or_else(|| {
-                                let _ = stream.set_nodelay(true);
-                                stream.local_addr().ok()
-                            });
-                            self.hand_over_tcp(stream, peer, local.map(|local| local.port()));
-                        }
-                        Err(error) => pauses.after(&error).await,
-                    }
-                }
-            }
-            Listener::Unix(bound, file) => self.run_unix(bound, Some(file)).await,
-            Listener::InheritedUnix(bound) => self.run_unix(bound, None).await,
-        }
-    }
-
-    /// The file goes when this is dropped.
-    async fn run_unix(&self, bound: UnixListener, _file: Option<SocketFile>) -> io::Result<()> {
-        let listener = tokio::net::UnixListener::from_std(bound)?;
+    /// Accepts from `listener` until `over`. Whoever has been accepted by then is handed over still.
+    pub async fn run(&self, listener: Open, over: impl Future<Output = ()>) {
+        let mut over = pin!(over);
         let mut pauses = Pauses::default();
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut over => return,
+                accepted = accept(&listener.socket) => accepted,
+            };
+            match accepted {
+                Ok(accepted) => {
                     pauses.reset();
                     self.make_room().await;
-                    self.hand_over_unix(stream);
+                    self.hand_over(accepted);
                 }
-                Err(error) => pauses.after(&error).await,
+                Err(error) => tokio::select! {
+                    () = &mut over => return,
+                    () = pauses.after(&error) => {}
+                },
             }
         }
     }
@@ -304,36 +327,55 @@ impl Acceptor {
             .unwrap_or(&self.workers[0])
     }
 
-    fn hand_over_tcp(&self, stream: tokio::net::TcpStream, peer: SocketAddr, port: Option<u16>) {
+    fn hand_over(&self, Newcomer { stream, peer, port }: Newcomer) {
         let worker = self.least_loaded();
         let counted = worker.connections.count();
-        match &worker.sender {
-            None => {
-                let stream = Stream::Tcp(stream);
-                let shared = self.shared.clone();
-                tokio::spawn(serve(stream, Some(peer), port, shared, counted));
-            }
-            Some(sender) => {
-                if let Ok(stream) = stream.into_std() {
-                    let _ = sender.send((Accepted::Tcp(stream, peer, port), counted));
-                }
-            }
+        let Some(sender) = &worker.sender else {
+            tokio::spawn(serve(stream, peer, port, self.shared.clone(), counted));
+            return;
+        };
+        let accepted = match stream {
+            Stream::Tcp(stream) => stream
+                .into_std()
+                .map(|stream| Accepted::Tcp(stream, peer, port)),
+            Stream::Unix(stream) => stream.into_std().map(Accepted::Unix),
+        };
+        if let Ok(accepted) = accepted {
+            let _ = sender.send((accepted, counted));
         }
     }
+}
 
-    fn hand_over_unix(&self, stream: tokio::net::UnixStream) {
-        let worker = self.least_loaded();
-        let counted = worker.connections.count();
-        match &worker.sender {
-            None => {
-                let shared = self.shared.clone();
-                tokio::spawn(serve(Stream::Unix(stream), None, None, shared, counted));
-            }
-            Some(sender) => {
-                if let Ok(stream) = stream.into_std() {
-                    let _ = sender.send((Accepted::Unix(stream), counted));
-                }
-            }
+/// A connection that was accepted.
+struct Newcomer {
+    stream: Stream,
+    /// The client's address.
+    peer: Option<SocketAddr>,
+    /// Ours.
+    port: Option<u16>,
+}
+
+async fn accept(socket: &OpenSocket) -> io::Result<Newcomer> {
+    match socket {
+        OpenSocket::Tcp(listener, own) => {
+            let (stream, peer) = listener.accept().await?;
+            let local = own.or_else(|| {
+                let _ = stream.set_nodelay(true);
+                stream.local_addr().ok()
+            });
+            Ok(Newcomer {
+                stream: Stream::Tcp(stream),
+                peer: Some(peer),
+                port: local.map(|local| local.port()),
+            })
+        }
+        OpenSocket::Unix { listener, .. } => {
+            let (stream, _) = listener.accept().await?;
+            Ok(Newcomer {
+                stream: Stream::Unix(stream),
+                peer: None,
+                port: None,
+            })
         }
     }
 }
@@ -347,7 +389,7 @@ pub async fn serve_accepted(
         let (stream, peer, port) = match stream {
             Accepted::Tcp(stream, peer, port) => (
                 tokio::net::TcpStream::from_std(stream).map(Stream::Tcp),
-                Some(peer),
+                peer,
                 port,
             ),
             Accepted::Unix(stream) => (
@@ -450,7 +492,10 @@ mod tests {
     }
 
     fn shared() -> Arc<Shared> {
-        let config = Config::default();
+        shared_for(Config::default())
+    }
+
+    fn shared_for(config: Config) -> Arc<Shared> {
         let limiter = Limiter::new(queue_settings(&config), None, clock::now());
         Shared::new(Arc::new(config), limiter, Arc::new(Metrics::new()))
     }
@@ -460,11 +505,16 @@ mod tests {
         open: Vec<Arc<Connections>>,
         accepted: Vec<mpsc::UnboundedReceiver<(Accepted, Counted)>>,
         address: String,
-        acceptor: tokio::task::JoinHandle<io::Result<()>>,
+        acceptor: tokio::task::JoinHandle<()>,
+        over: Option<tokio::sync::oneshot::Sender<()>>,
     }
 
     impl Threads {
         fn start() -> Self {
+            Self::start_with(shared())
+        }
+
+        fn start_with(shared: Arc<Shared>) -> Self {
             let (mut workers, mut accepted) = (Vec::new(), Vec::new());
             for _ in 0..3 {
                 let (sender, receiver) = mpsc::unbounded_channel();
@@ -479,12 +529,18 @@ mod tests {
             let mut bound = Listener::bind(&address, &[]).expect("a port");
             let listener = bound.remove(0);
             let address = listener.local_address();
-            let acceptor = Acceptor::new(shared(), workers);
+            let acceptor = Acceptor::new(shared, workers);
+            let (over, is_over) = tokio::sync::oneshot::channel();
+            let listener = listener.open().expect("a runtime");
             Self {
                 open,
                 accepted,
                 address,
-                acceptor: tokio::spawn(async move { acceptor.run(listener).await }),
+                acceptor: tokio::spawn(async move {
+                    let over = async { drop(is_over.await) };
+                    acceptor.run(listener, over).await;
+                }),
+                over: Some(over),
             }
         }
 
@@ -526,6 +582,26 @@ mod tests {
         let _third = threads.connect(8).await;
         assert_eq!(threads.counts(), [12, 12, 12]);
         threads.acceptor.abort();
+    }
+
+    /// It was taken from the backlog, where it could have waited for a successor.
+    #[tokio::test]
+    async fn who_waits_for_room_at_the_end_is_handed_over_still() {
+        let mut config = Config::default();
+        config.server.max_connections = 1;
+        let mut threads = Threads::start_with(shared_for(config));
+        let _first = threads.connect(1).await;
+        let first = threads.accepted[0].try_recv().expect("it was handed over");
+        let _second = tokio::net::TcpStream::connect(&threads.address).await;
+        // The connection is in the backlog by now, and accepted whenever the acceptor is polled.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(threads.over.take());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!threads.acceptor.is_finished(), "there is no room yet");
+        drop(first);
+        (&mut threads.acceptor).await.expect("no panic");
+        let handed_over = threads.accepted.iter_mut().map(|it| it.try_recv().is_ok());
+        assert_eq!(handed_over.filter(|is_one| *is_one).count(), 1);
     }
 
     /// Both go without saying for each connection, so nobody asks the kernel for them.

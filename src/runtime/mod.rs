@@ -202,8 +202,7 @@ async fn serve(
         let _ = leaving.await;
     }));
 
-    let data_plane = DataPlane::start(&shared, listeners)
-        .map_err(|error| Failure::Runtime(format!("cannot start a thread: {error}")))?;
+    let data_plane = DataPlane::start(&shared, listeners)?;
     tokio::spawn(notify::watchdog(data_plane.handles().to_vec()));
     let _ = running.threads.set(data_plane.handles().to_vec());
     backend.start(&senses).await.map_err(Failure::Runtime)?;

@@ -3,14 +3,17 @@
 use std::{io, sync::Arc, thread::JoinHandle, time::Duration};
 
 use tokio::{
-    runtime::Handle,
+    runtime::{Handle, Runtime},
     sync::{mpsc, watch},
 };
 
-use crate::proxy::{Acceptor, Connections, Listener, Shared, Worker, serve_accepted};
+use super::Failure;
+use crate::proxy::{Acceptor, Connections, Listener, Open, Shared, Worker, serve_accepted};
 
 /// For how long connections are given to end after a drain.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// For how long who has been accepted already is given to find room, when the data plane is closed.
+const LAST_ROOM: Duration = Duration::from_millis(100);
 
 /// How far the data plane has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +42,8 @@ impl DataPlane {
     /// Starts the threads; nothing is accepted yet.
     ///
     /// # Errors
-    /// If a thread or a runtime cannot be made.
-    pub fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> io::Result<Self> {
+    /// If a thread or a runtime cannot be made, or one cannot listen.
+    pub fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> Result<Self, Failure> {
         let addresses = listeners.iter().map(Listener::local_address).collect();
         let inherited = listeners.iter().all(Listener::is_inherited);
         let (stage, stages) = watch::channel(Stage::Waiting);
@@ -59,20 +62,32 @@ impl DataPlane {
             let connections = worker.connections.clone();
             workers.push(worker);
             let (shared, stages) = (shared.clone(), stages.clone());
-            let (handle, thread) = spawn(number, async move {
+            let runtime = runtime().map_err(no_thread)?;
+            let (handle, thread) = spawn(number, runtime, async move {
                 tokio::spawn(serve_accepted(accepted, shared));
                 finish(stages, &connections).await;
-            })?;
+            })
+            .map_err(no_thread)?;
             handles.push(handle);
             threads.push(thread);
         }
         let connections: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
         let acceptor = Arc::new(Acceptor::new(shared.clone(), workers));
         let own = connections[0].clone();
-        let (handle, thread) = spawn(0, async move {
+        let runtime = runtime().map_err(no_thread)?;
+        let listeners = match open(&runtime, listeners) {
+            Ok(listeners) => listeners,
+            Err(failure) => {
+                // It must not be waited for in here, which is a runtime's too.
+                runtime.shutdown_background();
+                return Err(failure);
+            }
+        };
+        let (handle, thread) = spawn(0, runtime, async move {
             accept(&acceptor, listeners, stages.clone()).await;
             finish(stages, &own).await;
-        })?;
+        })
+        .map_err(no_thread)?;
         handles.push(handle);
         threads.push(thread);
         Ok(Self {
@@ -128,13 +143,31 @@ impl DataPlane {
     }
 }
 
+fn open(runtime: &Runtime, listeners: Vec<Listener>) -> Result<Vec<Open>, Failure> {
+    let _within = runtime.enter();
+    let open = listeners.into_iter().map(|listener| {
+        let address = listener.local_address();
+        let open = listener.open();
+        open.map_err(|error| Failure::Bind(format!("cannot listen on {address}: {error}")))
+    });
+    open.collect()
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Failure::Runtime(format!("cannot start a thread: {error}"))
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
 fn spawn(
     number: usize,
+    runtime: Runtime,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<(Handle, JoinHandle<()>)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let handle = runtime.handle().clone();
     let thread = std::thread::Builder::new()
         .name(format!("data-{number}"))
@@ -147,7 +180,7 @@ fn spawn(
 
 async fn accept(
     acceptor: &Arc<Acceptor>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Open>,
     mut stages: watch::Receiver<Stage>,
 ) {
     let open = stages.wait_for(|stage| *stage != Stage::Waiting).await;
@@ -158,18 +191,21 @@ async fn accept(
     for listener in listeners {
         let (acceptor, mut stages) = (acceptor.clone(), stages.clone());
         tasks.spawn(async move {
-            let is_inherited = listener.is_inherited();
-            let accepted = tokio::select! {
-                biased;
-                _ = stages.wait_for(|stage| *stage == Stage::HandedOver), if is_inherited => Ok(()),
-                ended = acceptor.run(listener) => ended,
+            let is_inherited = listener.is_inherited;
+            let over = async {
+                let is_over = |stage: &Stage| match stage {
+                    Stage::Waiting | Stage::Accepting => false,
+                    Stage::HandedOver => is_inherited,
+                    Stage::Closed => true,
+                };
+                let _ = stages.wait_for(is_over).await;
             };
-            if let Err(error) = accepted {
-                tracing::error!(%error, "cannot accept connections");
-            }
+            acceptor.run(listener, over).await;
         });
     }
     let _ = stages.wait_for(|stage| *stage == Stage::Closed).await;
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_ROOM, ended).await;
     // Dropping the tasks closes the sockets.
     tasks.shutdown().await;
 }
