@@ -37,6 +37,8 @@ const REMIND: Duration = Duration::from_secs(60);
 const HOLD: Duration = Duration::from_secs(30);
 /// For how long the child may take to end after TERM. gunicorn gives its workers 30 s.
 const GRACE: Duration = Duration::from_secs(35);
+/// For how long it may take to end after KILL.
+const KILLED: Duration = Duration::from_secs(2);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -248,14 +250,22 @@ impl Backend {
         }
     }
 
-    /// KILL to the child.
+    /// KILL to the child, which is not waited for for ever: what waits for a disk does not die before it has it.
     pub async fn kill(&mut self) -> u8 {
-        self.give_up_start().await;
         if let Self::Child(supervised) = self
             && let Some(child) = &mut supervised.child
         {
             child.kill();
-            child.wait().await;
+        }
+        self.give_up_start().await;
+        if let Self::Child(supervised) = self
+            && let Some(child) = &mut supervised.child
+            && tokio::time::timeout(KILLED, child.wait()).await.is_err()
+        {
+            tracing::warn!(
+                pid = child.pid(),
+                "the backend does not end although it was killed"
+            );
         }
         1
     }

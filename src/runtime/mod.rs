@@ -265,15 +265,18 @@ async fn serve(
                         () = drain.finish(way) => true,
                         () = signals.stop(&running) => false,
                     };
-                    data_plane.close();
                     break if stopped {
+                        data_plane.close();
                         tokio::select! {
                             code = backend.stop() => code,
                             () = signals.stop(&running) => backend.kill().await,
                         }
                     } else {
                         tracing::warn!("ended by a second signal");
-                        backend.kill().await
+                        // First: whoever kills us next is in a hurry, and would leave it behind.
+                        let code = backend.kill().await;
+                        data_plane.close();
+                        code
                     };
                 }
                 Signal::Reload => reload(&settings, Cause::Asked("HUP"), serving),

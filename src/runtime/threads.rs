@@ -8,12 +8,17 @@ use tokio::{
 };
 
 use super::Failure;
-use crate::proxy::{Acceptor, Connections, Listener, Open, Shared, Worker, serve_accepted};
+use crate::{
+    clock,
+    proxy::{Acceptor, Connections, Listener, Open, Shared, Worker, serve_accepted},
+};
 
 /// For how long connections are given to end after a drain.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// For how long who has been accepted already is given to find room, when the data plane is closed.
 const LAST_ROOM: Duration = Duration::from_millis(100);
+/// For how long the threads are waited for when it is closed: one that hangs does not hold up the end.
+const JOIN: Duration = Duration::from_millis(1500);
 
 /// How far the data plane has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +142,16 @@ impl DataPlane {
         for connections in &self.connections {
             connections.wake_all();
         }
+        let until = clock::now() + JOIN;
         for thread in self.threads.drain(..) {
+            while !thread.is_finished() {
+                if clock::now() >= until {
+                    let name = thread.thread().name();
+                    tracing::warn!(name, "a thread hangs: it is not waited for");
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let _ = thread.join();
         }
     }
