@@ -2,10 +2,15 @@
 
 use std::{
     io::{self, Write},
-    sync::Mutex,
+    os::fd::AsFd,
+    sync::{Mutex, OnceLock},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FileType, fstat},
+    net::{SendFlags, send},
+};
 use tracing_subscriber::fmt::{
     format::Writer,
     time::{FormatTime, SystemTime},
@@ -41,16 +46,71 @@ impl Write for Stderr {
 }
 
 /// What a line is written to.
-trait Output: Write {
-    /// Whether a write of up to [`AT_ONCE`] bytes returns at once: also with an error, as one to a pipe
-    /// that is closed.
-    fn is_ready(&self) -> bool;
+trait Output {
+    /// Writes up to [`AT_ONCE`] bytes, or fails at once where that would have to wait.
+    fn write_now(&mut self, part: &[u8]) -> io::Result<usize>;
 }
 
 impl Output for io::StderrLock<'_> {
-    fn is_ready(&self) -> bool {
-        let mut one = [PollFd::new(self, PollFlags::OUT)];
+    fn write_now(&mut self, part: &[u8]) -> io::Result<usize> {
+        static KIND: OnceLock<FileType> = OnceLock::new();
+        let kind = KIND.get_or_init(|| {
+            let stat = fstat(self.as_fd());
+            stat.map_or(FileType::Unknown, |stat| {
+                FileType::from_raw_mode(stat.st_mode)
+            })
+        });
+        let written = match kind {
+            FileType::Fifo => write_to_pipe(self.as_fd(), part),
+            FileType::Socket => {
+                Some(send(self.as_fd(), part, SendFlags::DONTWAIT).map_err(io::Error::from))
+            }
+            _ => None,
+        };
+        written.unwrap_or_else(|| write_if_ready(self, part))
+    }
+}
+
+/// `None` where the kernel cannot tell a pipe not to wait for this one write. `O_NONBLOCK` would hold for everybody who
+/// has the same pipe.
+#[cfg(target_os = "linux")]
+fn write_to_pipe(pipe: impl AsFd, part: &[u8]) -> Option<io::Result<usize>> {
+    use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    static CANNOT: AtomicBool = AtomicBool::new(false);
+    /// Where a pipe is written to, which has no places.
+    const HERE: u64 = u64::MAX;
+    if CANNOT.load(Relaxed) {
+        return None;
+    }
+    match pwritev2(
+        pipe,
+        &[io::IoSlice::new(part)],
+        HERE,
+        ReadWriteFlags::NOWAIT,
+    ) {
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::SPIPE | Errno::PERM) => {
+            CANNOT.store(true, Relaxed);
+            None
+        }
+        written => Some(written.map_err(io::Error::from)),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_to_pipe(_pipe: impl AsFd, _part: &[u8]) -> Option<io::Result<usize>> {
+    None
+}
+
+/// Somebody else who has the same output may fill it in between, and then this waits.
+fn write_if_ready(to: &mut (impl Write + AsFd), part: &[u8]) -> io::Result<usize> {
+    let is_ready = {
+        let mut one = [PollFd::new(to, PollFlags::OUT)];
         poll(&mut one, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    };
+    match is_ready {
+        true => to.write(part),
+        false => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 
@@ -86,11 +146,7 @@ impl Missed {
         let mut rest = line;
         while !rest.is_empty() {
             let part = &rest[..rest.len().min(AT_ONCE)];
-            let written = match to.is_ready() {
-                true => to.write(part),
-                false => Err(io::ErrorKind::WouldBlock.into()),
-            };
-            match written {
+            match to.write_now(part) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => rest = &rest[count..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -118,37 +174,30 @@ fn tell(lost: u64, json: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, iter};
+    use std::iter;
 
     use super::*;
 
     /// A pipe that says in this order whether it takes something; afterwards it does.
     struct Pipe<I> {
-        ready: RefCell<I>,
+        ready: I,
         taken: Vec<u8>,
     }
 
     impl<I: Iterator<Item = bool>> Output for Pipe<I> {
-        fn is_ready(&self) -> bool {
-            self.ready.borrow_mut().next().unwrap_or(true)
-        }
-    }
-
-    impl<I> Write for Pipe<I> {
-        fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        fn write_now(&mut self, part: &[u8]) -> io::Result<usize> {
+            if !self.ready.next().unwrap_or(true) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             self.taken.extend_from_slice(part);
             Ok(part.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
         }
     }
 
     /// The lines that such a pipe gets of a long one and three short ones.
     fn lines(ready: impl Iterator<Item = bool>) -> Vec<String> {
         let mut pipe = Pipe {
-            ready: RefCell::new(ready),
+            ready,
             taken: Vec::new(),
         };
         let mut missed = Missed {
@@ -161,6 +210,36 @@ mod tests {
         }
         let text = String::from_utf8(pipe.taken).expect("text");
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// Whatever was found out before: another process may have filled it since.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_pipe_is_not_waited_for() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let line = [b'l'; AT_ONCE];
+        let mut taken = 0;
+        // It takes 64 KiB, or what the system allows.
+        let full = loop {
+            match write_to_pipe(&writer, &line) {
+                // An older kernel, or a sandbox.
+                None => return,
+                Some(Ok(count)) => taken += count,
+                Some(Err(error)) => break error,
+            }
+            assert!(taken < 1 << 30);
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let mut read = vec![0; taken];
+        io::Read::read_exact(&mut reader, &mut read).expect("it is there");
+        let again = write_to_pipe(&writer, &line).expect("it could before");
+        assert_eq!(again.expect("there is room"), AT_ONCE);
+        drop(reader);
+        let gone = write_to_pipe(&writer, &line).expect("it could before");
+        assert_eq!(
+            gone.expect_err("nobody reads").kind(),
+            io::ErrorKind::BrokenPipe
+        );
     }
 
     #[test]
