@@ -31,7 +31,7 @@ but `/drain/wait` takes HEAD as well.
 | method | path | who may | answer |
 |---|---|---|---|
 | GET | `/` | everybody | the dashboard, one page of HTML |
-| GET | `/livez` | everybody | 200 `ok` while the process runs |
+| GET | `/livez` | everybody | 200 `ok` while the process runs; 503 if a thread that serves clients has been seen to hang for 5 s, which takes a second look |
 | GET | `/readyz` | everybody | 200 `ready` while the backend accepts connections and no drain is under way; else 503 `not ready` or `draining` |
 | GET | `/readyz?verbose` | everybody | the same, and before it a line for each check: `[+] NAME: ok` or `[-] NAME: why not` |
 | GET | `/metrics` | everybody | the metrics below; gzip where `Accept-Encoding` allows it |

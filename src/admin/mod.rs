@@ -6,7 +6,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /livez` | 200 while the process runs |
+//! | `GET /livez` | 200 while the process runs, and its threads do |
 //! | `GET /readyz[?verbose]` | 200 while the backend accepts and no drain is under way, else 503 |
 //! | `GET /metrics` | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`; gzip |
 //! | `GET /status` | JSON; with `Accept: text/event-stream`, as server-sent events, once a second |
@@ -31,7 +31,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 pub use listener::AdminListener;
 pub use server::serve;
@@ -52,6 +52,10 @@ pub trait Handle: Send + Sync {
     /// The effective configuration, as TOML and as JSON, without what looks like a secret in
     /// `process.command`.
     fn config(&self) -> (String, serde_json::Value);
+
+    /// Whether the threads that serve clients run; or for how long one of them has not. It should take less than a
+    /// second.
+    fn alive(&self) -> Answer<'_, Result<(), Duration>>;
 
     /// Whether requests should be sent here. It should take less than a second.
     fn ready(&self) -> Answer<'_, Readiness>;

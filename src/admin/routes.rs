@@ -105,7 +105,17 @@ async fn get(desk: &Desk, request: &Parts) -> Reply {
     let handle = &desk.handle;
     let accept = field(&request.headers, header::ACCEPT).unwrap_or_default();
     match request.uri.path() {
-        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/livez" => match handle.alive().await {
+            Ok(()) => text(StatusCode::OK, "ok\n"),
+            Err(without) => {
+                let detail = format!(
+                    "A thread that serves clients has been hanging for {} s.",
+                    without.as_secs()
+                );
+                tracing::error!("{detail}");
+                problem(StatusCode::SERVICE_UNAVAILABLE, &detail)
+            }
+        },
         "/readyz" => readiness(desk, request).await,
         "/metrics" => {
             let format = Format::negotiate(accept);

@@ -27,6 +27,7 @@ use crate::config::{self, Address, Mutations};
 
 struct Fake {
     ready: AtomicBool,
+    hangs: AtomicBool,
     draining: AtomicBool,
     drained: watch::Sender<bool>,
     limit: Mutex<Option<u32>>,
@@ -36,6 +37,7 @@ impl Fake {
     fn new() -> Arc<Self> {
         Arc::new(Fake {
             ready: AtomicBool::new(true),
+            hangs: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             drained: watch::channel(false).0,
             limit: Mutex::new(None),
@@ -55,6 +57,15 @@ impl Handle for Fake {
     }
     fn config(&self) -> (String, Value) {
         ("[server]\n".to_owned(), json!({ "server": {} }))
+    }
+    fn alive(&self) -> Answer<'_, Result<(), Duration>> {
+        let hangs = self.hangs.load(Relaxed);
+        Box::pin(async move {
+            match hangs {
+                true => Err(Duration::from_secs(7)),
+                false => Ok(()),
+            }
+        })
     }
     fn ready(&self) -> Answer<'_, Readiness> {
         let draining = self.draining.load(Relaxed);
@@ -191,6 +202,11 @@ async fn exchange(
 async fn liveness_and_readiness() {
     let server = Server::start(Mutations::Loopback).await;
     assert_eq!(server.get("/livez").await.status, 200);
+    server.fake.hangs.store(true, Relaxed);
+    let hanging = server.get("/livez").await;
+    assert_eq!(hanging.status, 503);
+    assert!(hanging.text().contains("hanging for 7 s"));
+    server.fake.hangs.store(false, Relaxed);
     let ready = server.get("/readyz").await;
     assert_eq!((ready.status, ready.text().as_str()), (200, "ready\n"));
     server.fake.ready.store(false, Relaxed);

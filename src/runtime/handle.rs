@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     drain::{Drain, Way},
+    pulse::Heart,
     reload::{Cause, Settings},
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct Running {
     pub serving: Arc<AtomicBool>,
     /// The runtimes of the threads that serve clients, once there are any.
     pub threads: OnceLock<Vec<tokio::runtime::Handle>>,
+    /// Whether they run.
+    pub heart: Heart,
 }
 
 impl Running {
@@ -121,9 +124,15 @@ impl Running {
         }
     }
 
+    fn threads(&self) -> &[tokio::runtime::Handle] {
+        self.threads.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
     fn tasks(&self) -> usize {
-        let threads = self.threads.get().map(Vec::as_slice).unwrap_or_default();
-        let tasks = threads.iter().map(|it| it.metrics().num_alive_tasks());
+        let tasks = self
+            .threads()
+            .iter()
+            .map(|it| it.metrics().num_alive_tasks());
         tasks.sum()
     }
 
@@ -175,6 +184,10 @@ impl Handle for Running {
     fn config(&self) -> (String, serde_json::Value) {
         let loaded = self.settings.in_force().without_secrets();
         (loaded.render_toml(), loaded.to_json())
+    }
+
+    fn alive(&self) -> Answer<'_, Result<(), Duration>> {
+        Box::pin(self.heart.look(self.threads()))
     }
 
     fn ready(&self) -> Answer<'_, Readiness> {

@@ -7,6 +7,7 @@ mod drain;
 mod handle;
 mod notify;
 mod process;
+mod pulse;
 mod reload;
 mod state_file;
 mod threads;
@@ -31,6 +32,7 @@ use self::{
     backend::Backend,
     drain::{Drain, Way},
     handle::Running,
+    pulse::Heart,
     reload::{Cause, Settings},
     threads::DataPlane,
 };
@@ -194,6 +196,7 @@ async fn serve(
         admin: admin_address.clone(),
         serving: Arc::default(),
         threads: OnceLock::new(),
+        heart: Heart::default(),
     });
     let up = running.serving.clone();
     tokio::spawn(tuner::run(shared.clone(), means, senses.clone(), up, zero));

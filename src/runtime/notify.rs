@@ -4,6 +4,8 @@
 use sd_notify::NotifyState;
 use tokio::{runtime::Handle, time};
 
+use super::pulse::pulse;
+
 /// Clients are let in.
 pub fn ready() {
     send(&[NotifyState::Ready, NotifyState::Status("serving")]);
@@ -49,44 +51,5 @@ pub async fn watchdog(threads: Vec<Handle>) {
         ticks.tick().await;
         pulse(&threads).await;
         send(&[NotifyState::Watchdog]);
-    }
-}
-
-/// Done when every thread has run something new: one that hangs keeps it waiting. A thread that has
-/// ended does not.
-async fn pulse(threads: &[Handle]) {
-    for thread in threads {
-        let _ = thread.spawn(std::future::ready(())).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{sync::mpsc, thread, time::Duration};
-
-    #[tokio::test]
-    async fn a_thread_that_hangs_has_no_pulse() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        let threads = vec![Handle::current(), runtime.handle().clone()];
-        let (go_on, hang) = mpsc::channel::<()>();
-        let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let thread = thread::spawn(move || {
-            runtime.block_on(async move {
-                let _ = hang.recv();
-                let _ = ended.await;
-            });
-        });
-        let early = time::timeout(Duration::from_millis(50), pulse(&threads)).await;
-        assert!(early.is_err(), "it hangs, and yet there is a pulse");
-
-        go_on.send(()).expect("it waits for this");
-        pulse(&threads).await;
-
-        end.send(()).expect("it waits for this");
-        thread.join().expect("it ends");
-        pulse(&threads).await;
     }
 }
