@@ -183,11 +183,15 @@ fn is_at(socket: &Socket, path: &Path, file: &fs::Metadata) -> bool {
     let Local::Unix { name, file: vfs } = &socket.local else {
         return false;
     };
+    let is_named = name == path.as_os_str().as_encoded_bytes();
     // The kernel's own encoding of a device: 20 bits of minor, above them the major.
     let device = rustix::fs::major(file.dev()) << 20 | rustix::fs::minor(file.dev());
     match vfs {
-        Some((inode, on)) => u64::from(*inode) == file.ino() & 0xffff_ffff && *on == device,
-        None => name == path.as_os_str().as_encoded_bytes(),
+        // On btrfs and overlayfs, stat(2) tells of another device than the kernel has for itself.
+        Some((inode, on)) => {
+            u64::from(*inode) == file.ino() & 0xffff_ffff && (*on == device || is_named)
+        }
+        None => is_named,
     }
 }
 
@@ -401,6 +405,35 @@ Num       RefCount Protocol Flags    Type St Inode Path
         };
         assert!(slow(io::ErrorKind::WouldBlock), "it is asked again");
         assert!(!slow(io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_unix_socket_is_known_by_its_file_on_whatever_device_the_kernel_says_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let file = fs::metadata(&path).expect("a file");
+        let device = rustix::fs::major(file.dev()) << 20 | rustix::fs::minor(file.dev());
+        let inode = file.ino() as u32;
+        let name = path.as_os_str().as_encoded_bytes();
+        let found = |name: &[u8], file_of: Option<(u32, u32)>| {
+            let socket = Socket {
+                local: Local::Unix {
+                    name: name.to_vec(),
+                    file: file_of,
+                },
+                inode: 1,
+                queued: None,
+                backlog: None,
+            };
+            is_at(&socket, &path, &file)
+        };
+        assert!(found(name, Some((inode, device))));
+        assert!(found(b"s", Some((inode, device))), "bound by another name");
+        assert!(found(name, Some((inode, device + 1))), "btrfs");
+        assert!(!found(b"s", Some((inode, device + 1))));
+        assert!(!found(name, Some((inode + 1, device))), "bound anew since");
+        assert!(found(name, None));
     }
 
     #[test]
