@@ -38,22 +38,47 @@ impl Setting {
     }
 }
 
+/// The variable with arguments.
+const ARGUMENTS: &str = "GUNICORN_CMD_ARGS";
+/// What it is recognised by where there is no command line any more.
+const TITLE: &str = "process title";
+
 pub(super) fn recognise(
     process: &ProcessFacts,
     args: &Args,
     read: &ReadFile<'_>,
 ) -> Option<Server> {
-    let titled = process
-        .command
-        .first()
-        .is_some_and(|title| title.starts_with("gunicorn: "));
-    let by_variable = process.environment.get("GUNICORN_CMD_ARGS");
+    let title = process.command.first();
     let how = match args.program.as_str() {
         "gunicorn" | "gunicorn_paster" => "command line",
-        _ if titled => "process title",
-        _ if by_variable.is_some() => "environment",
+        _ if title.is_some_and(|title| title.starts_with("gunicorn: ")) => TITLE,
         _ => return None,
     };
+    server(process, args, read, how)
+}
+
+/// Started by a program of the app's own. Only if it can be no other server: an image may set the variable for whatever
+/// is run of it.
+pub(super) fn by_environment(
+    process: &ProcessFacts,
+    args: &Args,
+    read: &ReadFile<'_>,
+) -> Option<Server> {
+    let has_workers = process.children.iter().any(|child| child.listens);
+    let is_set = process.environment.contains_key(ARGUMENTS);
+    (is_set && has_workers)
+        .then(|| server(process, args, read, "environment"))
+        .flatten()
+}
+
+fn server(
+    process: &ProcessFacts,
+    args: &Args,
+    read: &ReadFile<'_>,
+    how: &'static str,
+) -> Option<Server> {
+    let titled = how == TITLE;
+    let by_variable = process.environment.get(ARGUMENTS);
     let from_variable = by_variable
         .map(|text| Args::of_text(text))
         .unwrap_or_default();

@@ -109,6 +109,8 @@ pub fn recognise(process: &ProcessFacts, read: &ReadFile<'_>) -> Option<Server> 
     gunicorn::recognise(process, &args, read)
         .or_else(|| uwsgi::recognise(process, &args, read))
         .or_else(|| others::recognise(process, &args, read))
+        .or_else(|| gunicorn::by_environment(process, &args, read))
+        .or_else(|| others::by_libraries(process, read))
 }
 
 /// What is known of a server whose profile was configured.

@@ -78,7 +78,7 @@ pub(super) fn recognise(
             )
         }
         "httpd" | "apache2" | "mod_wsgi-express" => apache(process, args, read),
-        _ => embedded(process, args, read),
+        _ => embedded(process, args),
     }
 }
 
@@ -146,7 +146,7 @@ fn cores(read: &ReadFile<'_>) -> Option<u32> {
 }
 
 /// A server inside of the app's own program.
-fn embedded(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<Server> {
+fn embedded(process: &ProcessFacts, args: &Args) -> Option<Server> {
     if DEVELOPMENT
         .iter()
         .any(|name| process.environment.contains_key(*name))
@@ -169,11 +169,12 @@ fn embedded(process: &ProcessFacts, args: &Args, read: &ReadFile<'_>) -> Option<
             slots: Count::new(threads, counted(threads, "thread")),
         });
     }
-    by_libraries(process, &read("/proc/self/maps")?)
+    None
 }
 
 /// By the extension modules that it has loaded.
-fn by_libraries(process: &ProcessFacts, maps: &str) -> Option<Server> {
+pub(super) fn by_libraries(process: &ProcessFacts, read: &ReadFile<'_>) -> Option<Server> {
+    let maps = read("/proc/self/maps")?;
     let server = |name, accepts, slots| Server {
         profile: Profile::Generic,
         name,

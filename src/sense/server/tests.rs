@@ -47,6 +47,30 @@ fn seen(
 
 const GUNICORN: &str = "/venv/bin/python3 /venv/bin/gunicorn";
 
+/// An image sets it for all that is run of it.
+#[test]
+fn gunicorns_variable_makes_no_gunicorn_of_another_server() {
+    let variable = [("GUNICORN_CMD_ARGS", "--threads 8")];
+    let name = |command: &str, children| {
+        let server = recognise(&process(command, &variable, children), &no_files);
+        server.map(|server| (server.name, server.how))
+    };
+    assert_eq!(
+        name("/venv/bin/python3 /venv/bin/waitress-serve app:app", 0),
+        Some(("waitress", "command line"))
+    );
+    assert_eq!(
+        name("uwsgi --http-socket :8000 -w app", 2),
+        Some(("uWSGI", "command line"))
+    );
+    // gunicorn never serves by itself, whoever starts it.
+    assert_eq!(name("python3 serve.py", 0), None);
+    assert_eq!(
+        name("python3 serve.py", 2),
+        Some(("gunicorn", "environment"))
+    );
+}
+
 #[test]
 fn gunicorns_workers_are_counted_and_its_threads_read() {
     use Accepts::{Eagerly, WhenIdle};
