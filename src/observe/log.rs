@@ -67,8 +67,16 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
 /// directory which is gone, as at each swap of a ConfigMap, need not be watched any more.
 const QUIET: &str = "h2=off,notify=off";
 
+/// The whole state, which whoever sends USR2 wants to see whatever `log.level` is.
+const ASKED_FOR: &str = "tidegate::state=info";
+
+/// Logs the whole state, as one event.
+pub fn state(state: &serde_json::Value) {
+    tracing::info!(target: "tidegate::state", %state, "state");
+}
+
 fn parse_filter(level: &str) -> Result<Targets, String> {
-    config::log_targets(&format!("{QUIET},{level}"))
+    config::log_targets(&format!("{QUIET},{ASKED_FOR},{level}"))
         .map_err(|error| format!("{level:?} is not a log filter: {error}"))
 }
 
@@ -337,6 +345,20 @@ mod tests {
             tracing::info!("three");
         });
         assert!(!lines.contains("one") && lines.contains("two") && lines.contains("three"));
+    }
+
+    #[test]
+    fn the_state_is_logged_whatever_the_level_is() {
+        for level in ["warn", "off", "tidegate=warn"] {
+            let lines = logged(false, level, |_| {
+                tracing::info!(target: "tidegate::other", "one");
+                state(&serde_json::json!({ "limit": 7 }));
+            });
+            assert!(
+                !lines.contains("one") && lines.contains("\"limit\":7"),
+                "{lines}"
+            );
+        }
     }
 
     #[test]

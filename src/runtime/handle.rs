@@ -138,7 +138,7 @@ impl Running {
 
     /// The whole state as one log event: USR2.
     pub fn log_state(&self) {
-        tracing::info!(state = %self.status(), "state");
+        observe::log::state(&self.status());
     }
 }
 
