@@ -212,6 +212,34 @@ fn a_restart_on_a_socket_of_systemd_refuses_nobody() {
 }
 
 #[test]
+fn a_socket_that_nobody_asked_for_is_told_of_and_not_passed_on() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/apps/activate.py");
+    let tidegate = tidegate_command();
+    let mut command = Command::new("python3");
+    command.args([script, "spare:http:other"]);
+    command.arg(tidegate.get_program());
+    command.args(["exec", "--listen", "fd:http", "--admin", "127.0.0.1:0"]);
+    let open = "echo \"open: $(ls -l /proc/$$/fd | tr '\\n' ' ')\"; exec sleep 600";
+    command.args(["--log-format", "json", "--", "sh", "-c", open]);
+    for (unwanted, _) in tidegate.get_envs() {
+        command.env_remove(unwanted);
+    }
+    let mut manager = Process::start("activate.py", &mut command);
+    let open = manager.logged("what the command has", |log| {
+        log.lines()
+            .find_map(|line| line.strip_prefix("open: ").map(str::to_owned))
+    });
+    assert!(!open.contains("socket:"), "{open}");
+    let log = manager.log();
+    for (name, told) in [("spare", 1), ("http", 0), ("other", 1)] {
+        let line = |line: &&str| {
+            line.contains("server.listen does not name") && line.contains(&format!("\"{name}\""))
+        };
+        assert_eq!(log.lines().filter(line).count(), told, "{name}: {log}");
+    }
+}
+
+#[test]
 fn systemd_s_own_tool_activates_it_with_sockets_by_name() {
     let found = Command::new("systemd-socket-activate")
         .arg("--version")

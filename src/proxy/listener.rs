@@ -35,8 +35,19 @@ const SPARE_MIN: u64 = 32;
 const SPARE_MAX: u64 = 1024;
 
 /// The sockets that systemd passed. They are looked up once: the environment forgets them.
-static PASSED: LazyLock<Mutex<listenfd::ListenFd>> =
-    LazyLock::new(|| Mutex::new(listenfd::ListenFd::from_env()));
+static PASSED: LazyLock<Mutex<Passed>> = LazyLock::new(|| {
+    let process = std::env::var("LISTEN_PID").ok();
+    Mutex::new(Passed {
+        are_ours: process.is_some_and(|pid| pid == std::process::id().to_string()),
+        sockets: listenfd::ListenFd::from_env(),
+    })
+});
+
+struct Passed {
+    sockets: listenfd::ListenFd,
+    /// Whether they were passed to this very process, so that no descriptor of its own is among them.
+    are_ours: bool,
+}
 
 /// A bound socket.
 #[derive(Debug)]
@@ -191,7 +202,7 @@ fn inherited(name: &str) -> io::Result<Vec<Listener>> {
     let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut listeners = Vec::new();
     for (at, _) in names.split(':').enumerate().filter(|(_, it)| *it == name) {
-        listeners.extend(take(&mut passed, at)?);
+        listeners.extend(take(&mut passed.sockets, at)?);
     }
     if listeners.is_empty() {
         return Err(io::Error::new(
@@ -200,6 +211,30 @@ fn inherited(name: &str) -> io::Result<Vec<Listener>> {
         ));
     }
     Ok(listeners)
+}
+
+/// Closes what systemd passed and nobody listens on: the command of `exec` would have it too. Says which these were.
+pub fn close_unused() {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !passed.are_ours {
+        return;
+    }
+    let names: Vec<&str> = names.split(':').collect();
+    for at in 0..passed.sockets.len() {
+        let name = names.get(at);
+        let sockets = &mut passed.sockets;
+        let is_closed = sockets.take_tcp_listener(at).is_ok_and(|it| it.is_some())
+            || sockets.take_unix_listener(at).is_ok_and(|it| it.is_some())
+            || sockets.take_udp_socket(at).is_ok_and(|it| it.is_some())
+            || sockets.take_unix_datagram(at).is_ok_and(|it| it.is_some());
+        if is_closed {
+            tracing::warn!(
+                name,
+                "a socket was passed that server.listen does not name: whoever connects to it is not answered"
+            );
+        }
+    }
 }
 
 fn take(passed: &mut listenfd::ListenFd, at: usize) -> io::Result<Option<Listener>> {

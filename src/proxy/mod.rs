@@ -52,7 +52,10 @@ pub use self::{
     connections::Connections,
     context::Peer,
     error::Error,
-    listener::{Acceptor, Listener, Open, Worker, descriptors, room_for_clients, serve_accepted},
+    listener::{
+        Acceptor, Listener, Open, Worker, close_unused, descriptors, room_for_clients,
+        serve_accepted,
+    },
     live::{Live, Phase, Shared, control_settings, queue_settings},
     record::ClientBody,
 };

@@ -164,6 +164,7 @@ async fn serve(
         },
         None => loaded.config.admin.listen.clone(),
     };
+    proxy::close_unused();
     let mut backend = Backend::prepare(&loaded, exec)?;
     if let Some(address) = backend.address() {
         loaded = loaded.with_backend(address);
