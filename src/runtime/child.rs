@@ -17,6 +17,8 @@
 //! - **Zombies reaped**. As PID 1 of a container tidegate inherits every orphan; [`reap_orphans`]
 //!   collects them, and never takes the status that [`Child::wait`] is waiting for.
 //!
+//! - **The limit of open files that tidegate was started with**, and not the one that it has raised for its clients.
+//!
 //! The child reads from `/dev/null`: it is not in the terminal's foreground, so reading from the
 //! terminal would stop it.
 //!
@@ -43,6 +45,7 @@ use tokio::{
     time,
 };
 
+use super::process::descriptors_at_start;
 use crate::config::Restart;
 
 mod helper;
@@ -379,12 +382,14 @@ fn start(helper: &Path, spec: &Spec) -> io::Result<Pid> {
         ));
     };
     let (mut failure, report) = io::pipe()?;
+    let descriptors = descriptors_at_start().map(|limit| limit.to_string());
     let mut command = Command::new(helper);
     command
         .arg0("tidegate")
         .args([
             OsStr::new(HELPER),
             OsStr::new(&std::process::id().to_string()),
+            OsStr::new(&descriptors.unwrap_or_default()),
             OsStr::new("--"),
         ])
         .args(&spec.command)

@@ -1,11 +1,33 @@
 //! What the process asks of the system.
 
+use std::sync::OnceLock;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{config::Config, proxy};
 
 /// Descriptors beside those of connections: spool files, logs, sensors.
 const SPARE: u64 = 1024;
+
+/// The soft limit of descriptors that the process was started with.
+static STARTED_WITH: OnceLock<Option<u64>> = OnceLock::new();
+
+/// The soft limit of descriptors that the process was started with, if there is one: what `select(2)` can take may
+/// depend on it, so the command of `exec` gets it back.
+pub fn descriptors_at_start() -> Option<u64> {
+    *STARTED_WITH.get_or_init(|| getrlimit(Resource::Nofile).current)
+}
+
+/// Sets the soft limit of descriptors back to what it was.
+pub fn restore_descriptor_limit(current: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let restored = Rlimit {
+        current: Some(current),
+        maximum,
+    };
+    // Without it the command is as well off as tidegate.
+    let _ = setrlimit(Resource::Nofile, restored);
+}
 
 /// Raises the soft limit of descriptors so far that every client and its backend connection find
 /// one, as far as the hard limit allows.
@@ -28,6 +50,7 @@ pub fn raise_descriptor_limit(config: &Config) {
 /// limit allows. The limit then; None when there is none, or it cannot be raised.
 pub fn raise_descriptors(connections: u64) -> Option<u64> {
     let wanted = connections + SPARE;
+    descriptors_at_start();
     let limit = getrlimit(Resource::Nofile);
     let current = limit.current?;
     let reachable = limit.maximum.map_or(wanted, |hard| wanted.min(hard));

@@ -80,6 +80,30 @@ fn exec_goes_on_from_what_was_learned_although_its_command_listens_elsewhere_eac
     assert_eq!(said("127.0.0.1:1", "knows none of the endpoints"), 1);
 }
 
+/// tidegate raises its own for its clients, and an application may use `select(2)`.
+#[test]
+fn exec_gives_its_command_the_limit_of_open_files_that_it_was_started_with() {
+    let tidegate = tidegate_command();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -Sn 300; exec \"$0\" \"$@\""]);
+    command.arg(tidegate.get_program());
+    command.args(["exec", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let script = "echo \"files: $(ulimit -Sn), tidegate: $(grep 'open files' /proc/$PPID/limits)\"";
+    command.args(["--", "sh", "-c", &format!("{script}; exec sleep 600")]);
+    for (unwanted, _) in tidegate.get_envs() {
+        command.env_remove(unwanted);
+    }
+    let mut process = common::Process::start("tidegate", &mut command);
+    let files = process.logged("the command's limit", |log| {
+        log.lines()
+            .find_map(|line| line.strip_prefix("files: ").map(str::to_owned))
+    });
+    let (command, tidegate) = files.split_once(", tidegate: ").expect("both");
+    assert_eq!(command, "300");
+    let raised = tidegate.split_whitespace().nth(3).expect("a limit");
+    assert!(raised.parse::<u64>().expect("a number") > 300, "{tidegate}");
+}
+
 /// A server that was forgotten there would be taken for the command.
 #[test]
 fn exec_says_that_somebody_else_listens_where_its_command_should() {
