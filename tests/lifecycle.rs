@@ -125,6 +125,29 @@ fn the_same_signal_twice_at_once_is_one() {
     panic!("two signals were never sent at once");
 }
 
+/// As process 1, where the kernel drops a signal that nobody handles, it would be lost.
+#[test]
+fn a_signal_while_the_configuration_is_read_ends_it_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pipe = dir.path().join("config.toml");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    // Somebody is there to write to it, and takes his time.
+    let _writer = fs::File::options().read(true).write(true).open(&pipe);
+    let mut command = tidegate_command();
+    command.arg("run").arg("--config").arg(&pipe);
+    let mut process = common::Process::start("tidegate", &mut command);
+    let pid = process.pid();
+    until("it handles TERM", || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        caught.is_some_and(|mask| mask >> (15 - 1) & 1 == 1)
+    });
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(), 0);
+}
+
 #[test]
 fn the_drains_delay_keeps_serving_while_readyz_says_no() {
     let backend = Raw::answering(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec());

@@ -108,6 +108,39 @@ fn complain(text: &str) {
 }
 
 fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> {
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Runtime(format!("cannot start a runtime: {error}")))?;
+    let code = control.block_on(async {
+        // Before all that takes time: process 1 loses a signal that it does not handle.
+        let mut signals = Signals::new().map_err(|error| Failure::Runtime(error.to_string()))?;
+        let preparing = tokio::task::spawn_blocking(|| prepare(sources));
+        let prepared = tokio::select! {
+            prepared = preparing => prepared.map_err(|error| Failure::Runtime(error.to_string()))??,
+            // There is nothing to drain yet.
+            () = signals.stop_early() => return Ok(0),
+        };
+        serve(prepared, signals, exec, started).await
+    })?;
+    // What still runs on this thread has nobody left to work for.
+    control.shutdown_timeout(Duration::from_millis(100));
+    Ok(code)
+}
+
+/// What is read and tried before anything is served.
+struct Prepared {
+    sources: Sources,
+    tried: Tried,
+    loaded: Loaded,
+    log: LogControl,
+    /// Told of when the file may have changed.
+    changed: mpsc::UnboundedReceiver<()>,
+    _watcher: Option<config::watch::Watcher>,
+}
+
+/// The disk may keep this waiting.
+fn prepare(sources: Sources) -> Result<Prepared, Failure> {
     // Before anything is read, so that no later change is missed.
     let (changes, changed) = mpsc::unbounded_channel();
     let tried = Tried::default();
@@ -132,29 +165,33 @@ fn start(sources: Sources, exec: bool, started: Instant) -> Result<u8, Failure> 
     process::raise_descriptor_limit(&loaded.config);
     process::try_spool(&loaded.config);
     state_file::try_write(&loaded.config);
-    let control = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Runtime(format!("cannot start a runtime: {error}")))?;
-    let code = control.block_on(serve((sources, tried), loaded, log, exec, started, changed))?;
-    // What still runs on this thread has nobody left to work for.
-    control.shutdown_timeout(Duration::from_millis(100));
-    drop(watcher);
-    Ok(code)
+    Ok(Prepared {
+        sources,
+        tried,
+        loaded,
+        log,
+        changed,
+        _watcher: watcher.and_then(Result::ok),
+    })
 }
 
 /// Everything between the start and the end of the process, on the control thread.
 async fn serve(
-    (mut sources, tried): (Sources, Tried),
-    mut loaded: Loaded,
-    log: LogControl,
+    prepared: Prepared,
+    mut signals: Signals,
     exec: bool,
     started: Instant,
-    mut changed: mpsc::UnboundedReceiver<()>,
 ) -> Result<u8, Failure> {
     // As near to the start of the runtime's own clock as can be.
     let zero = clock::now();
-    let mut signals = Signals::new().map_err(|error| Failure::Runtime(error.to_string()))?;
+    let Prepared {
+        mut sources,
+        tried,
+        mut loaded,
+        log,
+        mut changed,
+        _watcher,
+    } = prepared;
     let listeners = bind(&loaded)?;
     let admin = bind_admin(&loaded).await?;
     let admin_address = match admin.local_addr() {
@@ -492,6 +529,11 @@ impl Signals {
             }
             return signal;
         }
+    }
+
+    /// The first TERM or INT, while there is nothing yet that the others could be for.
+    async fn stop_early(&mut self) {
+        while !matches!(self.next().await, Signal::Stop) {}
     }
 
     /// The next TERM or INT during a drain. The others mean what they always do; but systemd, which has
