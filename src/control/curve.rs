@@ -9,8 +9,10 @@ use super::memory::RememberedBin;
 const BINS: usize = 64;
 /// Memory of a bin, in samples.
 const MEMORY: f64 = 150.0;
-/// Time in which the weight of a silent bin halves.
+/// Time in which the weight of a silent bin halves...
 const HALF_LIFE: Duration = Duration::from_secs(60);
+/// ... but what it says of low load counts in full for this long.
+const SILENT: Duration = Duration::from_secs(60);
 /// The baseline comes from bins at or below this share of the limit.
 pub(super) const LOW_SHARE: f64 = 0.55;
 /// The lowest bins are pooled until they hold this many samples, of equal cost.
@@ -65,15 +67,22 @@ impl Bin {
         self.latency / self.cost
     }
 
-    /// What it counts for now: the longer it has been silent, the less.
-    fn weight(&self, now: Instant) -> f64 {
-        let age = self
-            .at
-            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        if age <= Duration::from_millis(250) {
-            return self.weight;
+    /// What is left of its weight after a silence of this length.
+    fn faded(&self, silence: Duration) -> f64 {
+        self.weight * 0.5_f64.powf(silence.as_secs_f64() / HALF_LIFE.as_secs_f64())
+    }
+
+    fn silence(&self, now: Instant) -> Duration {
+        self.at
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// What it counts for now beside other bins.
+    fn counts(&self, now: Instant) -> f64 {
+        match self.silence(now).checked_sub(SILENT) {
+            Some(silence) => self.faded(silence),
+            None => self.weight,
         }
-        self.weight * 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64())
     }
 }
 
@@ -100,7 +109,11 @@ impl Curve {
     /// Adds one answer: latency and cost in seconds.
     pub(super) fn add(&mut self, in_flight: u32, latency: f64, cost: f64, now: Instant) {
         let bin = &mut self.bins[index(in_flight)];
-        bin.weight = (bin.weight(now) + 1.0).min(MEMORY);
+        let silence = bin.silence(now);
+        if silence > Duration::from_millis(250) {
+            bin.weight = bin.faded(silence);
+        }
+        bin.weight = (bin.weight + 1.0).min(MEMORY);
         let gain = 1.0 / bin.weight;
         bin.in_flight += gain * (f64::from(in_flight.max(1)) - bin.in_flight);
         bin.latency += gain * (latency - bin.latency);
@@ -127,7 +140,7 @@ impl Curve {
         // A hundred cheap requests and an expensive one weigh little more than the one.
         let mut effective = 0.0;
         for bin in &self.bins[..=index(Self::low(limit))] {
-            let counts = bin.weight(now);
+            let counts = bin.counts(now);
             weight += counts;
             latency += counts * bin.latency;
             cost += counts * bin.cost;
