@@ -137,6 +137,8 @@ pub struct MemoryReading {
     pub pressure: f64,
     /// How often it ran into its limit (`memory.events` high, max; `failcnt`), ever: only its growth counts.
     pub hits: u64,
+    /// How many of its processes were killed for want of memory (`oom_kill`), ever: only its growth counts.
+    pub kills: u64,
 }
 
 /// Which law computes the limit.

@@ -583,6 +583,7 @@ impl Watch {
                 "limit_bytes": self.gauges.memory_limit,
                 "pressure": self.gauges.memory.map(|memory| memory.pressure),
                 "hits": self.gauges.memory.map(|memory| memory.hits),
+                "kills": self.gauges.memory.map(|memory| memory.kills),
             },
         })
     }

@@ -34,8 +34,11 @@ const PRESSED: f64 = 0.05;
 const VIEW_EVERY: Duration = Duration::from_secs(10);
 /// Points of the long view.
 const VIEW: usize = 12;
-/// A base that grew by this share of the limit over the long view, at nearly every step, leaks.
+/// A base that grew by this share of the limit over the long view, at nearly every step, leaks...
 const LEAK: f64 = 0.05;
+/// ... if in its second half no more were in flight than so many times those of the first, and so many.
+const FLAT: f64 = 1.1;
+const FLAT_BY: f64 = 0.5;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
@@ -50,10 +53,12 @@ pub(super) struct Memory {
     ceiling: Option<f64>,
     /// So many were in flight with room left.
     proven: f64,
-    view: Vec<f64>,
+    /// What is in use without any request, and requests in flight.
+    view: Vec<(f64, f64)>,
     viewed: Option<Instant>,
     leaking: bool,
     hits: u64,
+    kills: u64,
 }
 
 impl Memory {
@@ -80,8 +85,9 @@ impl Memory {
             return;
         }
         let hit = self.at.is_some() && reading.hits > self.hits;
+        let killed = self.at.is_some() && reading.kills > self.kills;
         self.at = Some(now);
-        self.hits = reading.hits;
+        (self.hits, self.kills) = (reading.hits, reading.kills);
         // While it is being brought down, what is in use is not of those in flight.
         if !self.hold.is_lowering() || used < room {
             self.fit.add(in_flight, used, age);
@@ -106,10 +112,15 @@ impl Memory {
             self.hold = Hold::default();
             return;
         }
+        let most = AFTER_BRINK * f64::from(limit);
         if self.hold.note(now, &look) {
             self.fit = Fit::default();
             self.each = None;
-            let most = AFTER_BRINK * f64::from(limit);
+            self.ceiling = self.ceiling.map(|ceiling| ceiling.min(most));
+        }
+        if killed {
+            // It went over the brink between two looks: so many do not fit any more, whatever fitted once.
+            self.proven = self.proven.min(most);
             self.ceiling = self.ceiling.map(|ceiling| ceiling.min(most));
         }
         self.learn(room);
@@ -172,14 +183,25 @@ impl Memory {
         if self.view.len() == VIEW {
             self.view.remove(0);
         }
-        self.view.push(self.fit.base());
-        let steps = self.view.windows(2);
-        let up = steps.filter(|pair| pair[1] > pair[0]).count();
-        let grown = self.view.last().unwrap_or(&0.0) - self.view.first().unwrap_or(&0.0);
-        self.leaking = self.view.len() == VIEW && up >= VIEW - 2 && grown >= LEAK * limit;
+        self.view.push((self.fit.base(), self.fit.recent.0));
+        self.leaking = self.view.len() == VIEW && self.grows_by_itself(LEAK * limit);
         if self.leaking {
             self.ceiling = None;
         }
+    }
+
+    /// Whether the base has grown by that much and at nearly every step, but not the requests in flight: where what one
+    /// of them needs is not known, all that is in use is the base.
+    fn grows_by_itself(&self, least: f64) -> bool {
+        let (Some(first), Some(last)) = (self.view.first(), self.view.last()) else {
+            return false;
+        };
+        let up = self.view.windows(2).filter(|pair| pair[1].0 > pair[0].0);
+        let in_flight = |half: &[(f64, f64)]| half.iter().map(|point| point.1).sum::<f64>();
+        let (early, late) = self.view.split_at(VIEW / 2);
+        up.count() >= VIEW - 2
+            && last.0 - first.0 >= least
+            && in_flight(late) <= FLAT * in_flight(early) + FLAT_BY * early.len() as f64
     }
 }
 
@@ -347,7 +369,16 @@ mod tests {
         assert!(bench.memory.leaking());
         assert_eq!(bench.memory.ceiling(), None);
         assert!(!bench.memory.veto());
-        // More and more requests for minutes are none.
+        // More and more requests for minutes are none, nor are those that an allocator hides.
+        for spread in [1.0, 40.0] {
+            let (mut bench, mut random) = (Bench::new(), fastrand::Rng::with_seed(3));
+            for i in 0..800 {
+                let n = f64::from(i) / 100.0 + 2.0;
+                let noise = spread * MB * random.f64();
+                bench.look(n, 100.0 * MB + n * 10.0 * MB + noise);
+            }
+            assert!(!bench.memory.leaking(), "{spread}");
+        }
         let mut bench = Bench::new();
         for i in 0..800 {
             let n = f64::from(i) / 40.0 + f64::from(i % 3);

@@ -73,6 +73,8 @@ pub struct MemoryCounts {
     pub limit: Option<u64>,
     /// How often the limit was hit, ever.
     pub hits: u64,
+    /// Processes killed for want of memory, ever.
+    pub kills: u64,
 }
 
 /// Stall times of a group, seconds, ever growing.
@@ -233,7 +235,8 @@ impl Cgroup {
         let (limit, dir) = Self::tightest_limit(group);
         let read = |file: &str| fs::read_to_string(dir.join(file)).ok();
         let stat = read("memory.stat")?;
-        let (current, inactive, hits) = match group.version {
+        let count = |file, name| field(&read(file)?, name);
+        let (current, inactive, hits, kills) = match group.version {
             Version::Two => (
                 number(&read("memory.current")?)?,
                 field(&stat, "inactive_file"),
@@ -241,17 +244,20 @@ impl Cgroup {
                     let count = |name| field(&events, name).unwrap_or(0);
                     count("high") + count("max")
                 }),
+                count("memory.events", "oom_kill"),
             ),
             Version::One => (
                 number(&read("memory.usage_in_bytes")?)?,
                 field(&stat, "total_inactive_file"),
                 read("memory.failcnt").and_then(|count| number(&count)),
+                count("memory.oom_control", "oom_kill"),
             ),
         };
         Some(MemoryCounts {
             used: current.saturating_sub(inactive.unwrap_or(0)),
             limit,
             hits: hits.unwrap_or(0),
+            kills: kills.unwrap_or(0),
         })
     }
 

@@ -312,10 +312,12 @@ impl Meter {
     /// the last look.
     pub fn memory(&self) -> (Option<MemoryReading>, Option<u64>) {
         let counts = self.group().and_then(Cgroup::memory);
-        let (used, limit, hits) = match counts {
-            Some(counts) if self.is_of_group(counts.limit, self.root) => {
-                (counts.used, self.memory_limit.or(counts.limit), counts.hits)
-            }
+        let (used, limit, (hits, kills)) = match counts {
+            Some(counts) if self.is_of_group(counts.limit, self.root) => (
+                counts.used,
+                self.memory_limit.or(counts.limit),
+                (counts.hits, counts.kills),
+            ),
             _ => {
                 let twice = |pid| {
                     let part = self.overlap.as_ref()?.parts.get(&pid);
@@ -324,7 +326,7 @@ impl Meter {
                 let own = self
                     .resident()
                     .map(|(pid, resident)| resident.saturating_sub(twice(pid).unwrap_or(0)));
-                (own.sum(), self.memory_limit, 0)
+                (own.sum(), self.memory_limit, (0, 0))
             }
         };
         if used == 0 {
@@ -335,6 +337,7 @@ impl Meter {
             limit,
             pressure: 0.0,
             hits,
+            kills,
         });
         (reading, Some(used))
     }

@@ -45,6 +45,7 @@ impl Engine<'_> {
                 used: self.backend.memory(),
                 limit: settings.memory_limit,
                 hits: self.backend.killed,
+                kills: self.backend.killed,
                 ..MemoryReading::default()
             }),
             ..Readings::default()

@@ -96,6 +96,7 @@ fn version_two_is_read() {
             used: 320_000_000,
             limit: Some(536_870_912),
             hits: 7,
+            kills: 1,
         })
     );
     assert_eq!(
@@ -211,6 +212,11 @@ fn version_one_is_read() {
         (memory, "memory.limit_in_bytes", "536870912\n"),
         (memory, "memory.stat", MEMORY_STAT_ONE),
         (memory, "memory.failcnt", "12\n"),
+        (
+            memory,
+            "memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+        ),
     ] {
         tree.write(&format!("{dir}/{file}"), text);
     }
@@ -231,6 +237,7 @@ fn version_one_is_read() {
             used: 320_000_000,
             limit: Some(536_870_912),
             hits: 12,
+            kills: 2,
         })
     );
     assert_eq!(group.stalls(), Stalls::default());
