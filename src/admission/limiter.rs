@@ -8,7 +8,10 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -55,6 +58,8 @@ pub struct Lane {
     id: LaneId,
     label: String,
     law: Mutex<Law>,
+    /// Streams and upgraded connections in flight.
+    streams: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -154,6 +159,7 @@ impl Limiter {
                 readings,
                 decisions: decision.into_iter().collect(),
             }),
+            streams: AtomicU32::new(0),
         });
         // Known here before the gate sends anyone there.
         self.change_lanes(now, |lanes| lanes.open.push(lane.clone()));
@@ -232,7 +238,8 @@ impl Limiter {
         // All of it under the law's lock: of two ticks the later one sees what the earlier one did,
         // and its limit is the one that stays.
         let mut law = lock(&lane.law);
-        let usage = self.gate.change(|state, _| state.usage(lane.id, now));
+        let mut usage = self.gate.change(|state, _| state.usage(lane.id, now));
+        usage.streams = lane.streams.load(Relaxed);
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
@@ -271,6 +278,7 @@ impl Limiter {
                 lane: lane.clone(),
                 limiter: self.clone(),
                 permit: Some(permit),
+                is_stream: false,
             }),
             // A lane that was added behind the limiter's back.
             None => Err(Refusal {
@@ -290,6 +298,7 @@ pub struct Permit {
     lane: Arc<Lane>,
     permit: Option<gate::Permit>,
     waited: Option<Duration>,
+    is_stream: bool,
 }
 
 impl std::fmt::Debug for Permit {
@@ -327,6 +336,15 @@ impl Permit {
         self.permit.as_ref().and_then(gate::Permit::would_refuse)
     }
 
+    /// Its request has become a stream or an upgraded connection, which lasts as long as somebody likes: complete it as
+    /// [`Outcome::Excluded`]. Until then the law leaves it out of account, and the limit is higher by one as far as slots
+    /// and bounds allow.
+    pub fn note_stream(&mut self) {
+        if !std::mem::replace(&mut self.is_stream, true) {
+            self.lane.streams.fetch_add(1, Relaxed);
+        }
+    }
+
     /// The backend is done. Returns how long it had the request.
     pub fn complete(self, outcome: Outcome) -> Duration {
         self.complete_at(outcome, clock::now())
@@ -348,6 +366,9 @@ impl Permit {
             route: permit.route(),
             outcome,
         };
+        if self.is_stream {
+            self.lane.streams.fetch_sub(1, Relaxed);
+        }
         permit.release(now);
         let due = {
             let mut law = lock(&self.lane.law);

@@ -307,6 +307,7 @@ impl State {
             .find(|l| l.id == lane)
             .map(|l| Usage {
                 in_flight: l.in_flight,
+                streams: 0,
                 limit: l.limit,
                 queued,
                 busy_seconds: l.usage.busy_seconds,

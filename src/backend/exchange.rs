@@ -45,6 +45,9 @@ pub trait Lease: Send + 'static {
     /// The backend has said something on the way to its answer: RFC 9110 15.2.
     fn told(&self, interim: Box<Response<()>>);
 
+    /// The answer is a stream of events or a tunnel, which lasts as long as somebody likes.
+    fn note_stream(&mut self) {}
+
     /// The backend is done, at this time.
     fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant);
 }
@@ -52,6 +55,10 @@ pub trait Lease: Send + 'static {
 impl<L: Lease> Lease for Box<L> {
     fn told(&self, interim: Box<Response<()>>) {
         (**self).told(interim);
+    }
+
+    fn note_stream(&mut self) {
+        (**self).note_stream();
     }
 
     fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant) {

@@ -182,6 +182,13 @@ impl<L: Lease> Flight<L> {
         self.finish(Completion::Streamed);
     }
 
+    /// See [`Lease::note_stream`].
+    pub(super) fn note_stream(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            inner.lease.note_stream();
+        }
+    }
+
     /// The backend is done: closes or keeps the connection, then gives the lease back.
     pub(super) fn finish(mut self, completion: Completion) {
         let Some(inner) = self.inner.take() else {

@@ -273,6 +273,9 @@ pub(super) async fn pump<L: Lease>(
 ) {
     let raise = || Raised::new(&metrics, |metrics| &metrics.streaming);
     let mut counted = stream.then(raise);
+    if stream {
+        flight.note_stream();
+    }
     let mut timer = pin!(tokio::time::sleep(read_timeout));
     let mut waited = Duration::ZERO;
     // For the budget, of whose room nobody tells.

@@ -55,9 +55,10 @@ impl Upgraded {
     pub(super) fn new<L: Lease>(
         stream: Stream,
         first: Bytes,
-        (seat, lease): (Option<Seat>, L),
+        (seat, mut lease): (Option<Seat>, L),
         metrics: &Arc<Metrics>,
     ) -> Self {
+        lease.note_stream();
         let complete = move || {
             drop(seat);
             let status = http::StatusCode::SWITCHING_PROTOCOLS;

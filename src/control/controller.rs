@@ -41,6 +41,11 @@ pub struct Controller {
     settings: Settings,
     law: Law,
     limit: u32,
+    /// Streams at the last look. The law decides about the others; a stream is let in as one of them, and then is one
+    /// more than they.
+    streams: u32,
+    /// What the law had for the others before streams took what bounds the limit.
+    crowded: Option<u32>,
     bound_by: BoundBy,
     pinned: Option<u32>,
     /// What [`Controller::begin`] was told.
@@ -88,6 +93,8 @@ impl Controller {
             settings,
             law,
             limit,
+            streams: 0,
+            crowded: None,
             bound_by: BoundBy::Idle,
             pinned: None,
             begun: None,
@@ -133,7 +140,7 @@ impl Controller {
         if self.law.algorithm() == settings.algorithm {
             self.law.clamp(min, max);
         } else {
-            let limit = self.limit.clamp(min, max);
+            let limit = self.of_short(self.limit).clamp(min, max);
             self.law = Law::new(settings.algorithm, limit);
             if self.windows > 0 {
                 // It is the end of another law's search, not the beginning of one.
@@ -148,7 +155,8 @@ impl Controller {
 
     fn cast_shadows(&mut self) {
         let in_force = self.law.algorithm();
-        self.shadows.cast(&self.settings, in_force, self.limit);
+        let limit = self.of_short(self.limit);
+        self.shadows.cast(&self.settings, in_force, limit);
     }
 
     /// Starts at this limit instead, unless something has been learned already: the backend's slots
@@ -248,22 +256,18 @@ impl Controller {
         }
         self.quickest.note(took);
         let latency = (took - noted.overlap).max(1e-6);
-        let low = sample.in_flight <= Curve::low(self.limit);
+        let in_flight = self.of_short(sample.in_flight);
+        let low = in_flight <= Curve::low(self.of_short(self.limit));
         let expected = match (low, scale > 0.0) {
             (true, true) => scale,
-            (false, true) => self
-                .curve
-                .ratio(sample.in_flight)
-                .unwrap_or(scale)
-                .max(scale),
+            (false, true) => self.curve.ratio(in_flight).unwrap_or(scale).max(scale),
             (_, false) => 1.0,
         };
         // What began before the last change of the limit may have had more beside it than when it began.
         let steady = low && sample.started >= self.epoch;
         self.routes.learn(route, latency / expected, steady);
         let cost = self.routes.cost(route);
-        self.curve
-            .add(sample.in_flight, latency, cost, sample.finished);
+        self.curve.add(in_flight, latency, cost, sample.finished);
         self.averaged = (self.averaged + 1).min(1 << 20);
         let warm = f64::from(self.averaged) * AVERAGE_GAIN >= 1.0;
         let gain = if warm {
@@ -299,6 +303,7 @@ impl Controller {
     /// when [`due`](Self::due). `Some` when a window closed, or when the limit or what binds it
     /// changed.
     pub fn tick(&mut self, now: Instant, usage: &Usage, readings: &Readings) -> Option<Decision> {
+        self.note_streams(usage.streams);
         let moved = self.moved.take().filter(|(from, _)| *from != self.limit);
         let (from, bound_by) = (moved.map_or(self.limit, |(from, _)| from), self.bound_by);
         self.window.anchor(now, usage);
@@ -313,7 +318,8 @@ impl Controller {
             && slots > before
         {
             // It was only the workers that held the limit, and there are more of them.
-            self.law.raise(f64::from(self.ceiling().min(slots + 1)));
+            let raised = self.of_short(self.ceiling().min(slots + 1));
+            self.law.raise(f64::from(raised));
         }
         let mut closed = false;
         if self.settling.is_none() {
@@ -387,10 +393,11 @@ impl Controller {
             self.slow >= SLOW_WINDOWS && self.settling.is_none() && self.pace() == Pace::Usual;
         let cut = self.ceilings.cut(now, slow)?;
         let (min, _) = self.settings.bounds();
+        let limit = self.of_short(self.limit);
         // A tenth of a small limit is a whole request, and maybe one that is worked on.
-        let least = busy(self.limit, self.stretch().unwrap_or(1.0)).max(f64::from(min));
-        let to = (f64::from(self.limit) * cut.factor).max(least);
-        self.law.shrink(to.min(f64::from(self.limit)));
+        let least = busy(limit, self.stretch().unwrap_or(1.0)).max(f64::from(min));
+        let to = (f64::from(limit) * cut.factor).max(least);
+        self.law.shrink(to.min(f64::from(limit)));
         self.cut = Some((cut.by, now));
         // What was seen belongs to the limit before: the next cut needs new windows.
         self.slow = 0;
@@ -425,7 +432,7 @@ impl Controller {
             let gain = VARIATION_GAIN.max(1.0 / f64::from(self.windows.min(100)));
             self.variation += gain * (summary.variation - self.variation);
         }
-        self.baseline = self.curve.baseline(self.limit, now);
+        self.baseline = self.curve.baseline(self.of_short(self.limit), now);
         let measured = self.measure(now, &summary);
         self.evidence = Some(Evidence {
             samples: summary.samples,
@@ -449,7 +456,7 @@ impl Controller {
             && !measured.is_negligible()
             && self.reason != reason::REBASE;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
-        self.baseline = self.curve.baseline(self.limit, now);
+        self.baseline = self.curve.baseline(self.of_short(self.limit), now);
     }
 
     fn measure(&self, now: Instant, summary: &Summary) -> Measured {
@@ -464,8 +471,8 @@ impl Controller {
         Measured {
             point: Point {
                 at: now,
-                limit: self.limit,
-                in_flight: summary.in_flight,
+                limit: self.of_short(self.limit),
+                in_flight: (summary.in_flight - f64::from(self.streams)).max(0.0),
                 stretch,
                 noise,
                 work: summary.work,
@@ -480,8 +487,8 @@ impl Controller {
             limited: summary.limited,
             latency: summary.latency,
             in_vain: summary.in_vain,
-            ceiling: self.ceiling(),
-            floor: self.ceilings.floor(),
+            ceiling: self.of_short(self.ceiling()),
+            floor: self.ceilings.floor().map(|floor| self.of_short(floor)),
             veto: self.ceilings.veto(),
             cpu_room: self.ceilings.cpu_has_room(),
         }
@@ -491,10 +498,7 @@ impl Controller {
         match (&self.law, self.pinned) {
             (_, Some(pinned)) => self.settings.clamp(pinned),
             (Law::Fixed, None) => self.settings.clamp(self.settings.initial),
-            (law, None) => {
-                let limit = law.limit(&self.settings).min(self.ceiling());
-                self.settings.clamp(limit)
-            }
+            (_, None) => self.settings.clamp(self.law_limit().min(self.ceiling())),
         }
     }
 
@@ -529,6 +533,34 @@ impl Controller {
             BoundBy::Cpu
         } else {
             cause
+        }
+    }
+
+    /// How many of so many are no streams; at least 1.
+    fn of_short(&self, all: u32) -> u32 {
+        all.saturating_sub(self.streams).max(1)
+    }
+
+    /// Takes the number of streams. The limit moves with it as far as it may, and that is no decision: it stays what it
+    /// was for the others.
+    fn note_streams(&mut self, streams: u32) {
+        if streams == self.streams {
+            return;
+        }
+        let before = self.of_short(self.limit);
+        let fewer = streams < self.streams;
+        self.streams = streams;
+        let room = self.of_short(self.ceiling());
+        let law = self.law.limit(&self.settings);
+        if room < law {
+            self.crowded = self.crowded.max(Some(law));
+        } else if fewer && let Some(known) = self.crowded {
+            self.law.raise(f64::from(known.min(room)));
+            self.crowded = self.crowded.filter(|known| *known > room);
+        }
+        let limit = self.wanted();
+        if self.of_short(limit) == before {
+            self.limit = limit;
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Sample {
 pub struct Usage {
     /// In flight now.
     pub in_flight: u32,
+    /// Of those, streams and upgraded connections: they last as long as somebody likes, and give no sample.
+    pub streams: u32,
     /// The limit in force now.
     pub limit: u32,
     /// Waiting for this endpoint or for any.

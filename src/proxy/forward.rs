@@ -219,6 +219,12 @@ impl Lease for Serving {
         self.context.tell(interim);
     }
 
+    fn note_stream(&mut self) {
+        if let Some(permit) = &mut self.permit {
+            permit.note_stream();
+        }
+    }
+
     fn complete(mut self, completion: Completion, status: Option<StatusCode>, now: Instant) {
         self.end(completion, status, now);
     }

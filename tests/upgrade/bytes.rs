@@ -420,6 +420,30 @@ fn an_upgrade_is_refused_like_any_request_when_there_is_no_room() {
 }
 
 #[test]
+fn tunnels_leave_the_limit_of_the_others_alone() {
+    let backend = echoing();
+    let gate = Tidegate::to(backend.address())
+        .set("limit.initial=2")
+        .set("limit.max=7")
+        .set("queue.max_wait=30s")
+        .start();
+    let limit = || gate.metric("tidegate_concurrency_limit", &[]);
+    assert_eq!(limit(), 2.0);
+    let mut open: Vec<_> = (0..5).map(|_| tunnel(&gate)).collect();
+    until("there is room for two others", || limit() == 7.0);
+    // No more than limit.max, whoever comes.
+    open.extend((0..2).map(|_| tunnel(&gate)));
+    assert_eq!(limit(), 7.0);
+    for client in &mut open {
+        client.send("still there\n");
+        expects(client, "still there\n");
+    }
+    drop(open);
+    until("the tunnels have ended", || limit() == 2.0);
+    nothing_is_left(&gate);
+}
+
+#[test]
 fn a_route_caps_its_tunnels_and_leaves_the_rest_to_others() {
     let app = Gunicorn::gthread(4);
     let gate = Tidegate::to(app.address())

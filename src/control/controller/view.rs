@@ -15,9 +15,13 @@ impl Controller {
         self.limit
     }
 
-    /// What the law alone would allow, without pin, slots or bounds; `initial` when fixed.
+    /// What the law alone would allow, without pin, slots or bounds, beside the streams that there are; `initial` when
+    /// fixed.
     pub fn law_limit(&self) -> u32 {
-        self.law.limit(&self.settings)
+        match self.law {
+            Law::Fixed => self.law.limit(&self.settings),
+            _ => self.law.limit(&self.settings).saturating_add(self.streams),
+        }
     }
 
     /// What the laws of `settings.shadow` would set, by the same windows.
@@ -90,7 +94,7 @@ impl Controller {
     /// How many requests the backend works on at once, if its slots are known: fewer where its CPU quota is used up.
     pub fn worked_on(&self) -> Option<u32> {
         self.ceilings
-            .worked_on(self.limit, self.stretch().unwrap_or(1.0))
+            .worked_on(self.of_short(self.limit), self.stretch().unwrap_or(1.0))
     }
 
     /// Moving average of the latency of answers: what a place in the queue has to wait for.

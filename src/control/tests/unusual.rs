@@ -115,3 +115,40 @@ fn drops_end_an_up_probe_at_once() {
     assert_eq!(after.reason, reason::RESTORE);
     assert_eq!(after.limit, decision.from);
 }
+
+#[test]
+fn streams_leave_the_others_what_they_had() {
+    let mut bench = Bench::new(Settings {
+        max: 100,
+        ..settings()
+    });
+    bench.idle();
+    bench.latency = 0.1;
+    // Twenty tunnels, and twice as many others as the backend can do.
+    bench.usage.streams = 20;
+    bench.run(20.0);
+    let limit = bench.controller.limit();
+    assert!(limit > 20, "{limit}");
+    // They end: what the law found for the others stays.
+    let windows = bench.controller.windows();
+    bench.decisions.clear();
+    bench.usage.streams = 0;
+    bench.run(0.05);
+    assert_eq!(bench.controller.limit(), limit - 20);
+    assert!(bench.controller.windows() <= windows + 1);
+}
+
+#[test]
+fn streams_take_workers_where_those_are_known_and_give_them_back() {
+    let mut bench = Bench::new(settings());
+    bench.readings.slots = Some(8);
+    bench.idle();
+    bench.run(3.0);
+    let limit = bench.controller.limit();
+    bench.usage.streams = 6;
+    bench.run(3.0);
+    assert_eq!(bench.controller.limit(), limit, "there are no more workers");
+    bench.usage.streams = 0;
+    bench.run(0.05);
+    assert_eq!(bench.controller.limit(), limit);
+}
