@@ -8,6 +8,8 @@ mod clients;
 mod heads;
 #[path = "proxy/kept.rs"]
 mod kept;
+#[path = "proxy/wire.rs"]
+mod wire;
 
 use std::{
     net::{SocketAddr, TcpListener},

@@ -142,9 +142,18 @@ async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBo
         }
     }
     let needs_length = shared.needs_length(&config.backend);
-    let upload = Upload::new(received, &config, needs_length);
-    let held = shared.budget.reservation(Direction::Request);
-    let body = upload.read_ahead(held, &config, declared).await?;
+    let mut held = shared.budget.reservation(Direction::Request);
+    let body = match received {
+        Received::Whole(whole) => {
+            // It is here, whatever the budget says: to wait for room would only make it stay longer.
+            held.grow(whole.len() as u64);
+            RequestBody::Full(Some(whole), Some(held))
+        }
+        received => {
+            let upload = Upload::new(received, &config, needs_length);
+            upload.read_ahead(held, &config, declared).await?
+        }
+    };
     set_framing(&mut head, &body, config.backend.dechunk, needs_length)?;
     Ok(Asked {
         head,

@@ -1,0 +1,36 @@
+//! What becomes of bodies and connections at the edges: memory that is spent, uploads that are refused or left, ends
+//! that must not look like others.
+
+use super::*;
+use common::raw::Held;
+
+#[test]
+fn a_body_that_is_here_does_not_wait_for_the_budget() {
+    const ALL: usize = 64 * 1024;
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("buffers.request=64KiB")
+        .set("buffers.response=64KiB")
+        .set("buffers.total=64KiB")
+        .set("queue.max_wait=30s")
+        .set("server.body_timeout=1s")
+        .start();
+    let mut first = tidegate.client();
+    first.ask("/");
+    tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    let mut large = tidegate.client();
+    large.send(format!(
+        "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {ALL}\r\n\r\n{}",
+        "a".repeat(ALL)
+    ));
+    tidegate.until_metric("tidegate_queued_requests", &[], 1.0);
+    let mut small = tidegate.client();
+    small.send("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 2\r\n\r\nhi");
+    tidegate.until_metric("tidegate_queued_requests", &[], 2.0);
+    backend.release(3);
+    for client in [&mut first, &mut large, &mut small] {
+        assert_eq!(client.response().status, 200);
+    }
+    tidegate.until_idle();
+}
