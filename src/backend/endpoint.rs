@@ -45,6 +45,8 @@ pub struct Endpoint {
     up: AtomicBool,
     /// Since when it accepts no connection in time, milliseconds after `born`; 0 if it did when it was last tried.
     late_since: AtomicU64,
+    /// When it last refused a connection, or accepted none in time, microseconds after `born`; 0 if it never did.
+    refused: AtomicU64,
     /// Why it does not accept, where it said so when it was last tried.
     refusal: Mutex<Option<Refusal>>,
     /// When it was last seen to accept, milliseconds after `born`.
@@ -95,6 +97,7 @@ impl Endpoint {
             knowledge: Knowledge::default(),
             up: AtomicBool::new(true),
             late_since: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             refusal: Mutex::new(None),
             seen_up: AtomicU64::new(0),
             born: now,
@@ -214,6 +217,8 @@ impl Endpoint {
                 self.metrics.set_up(true);
             }
             self.seen_up.store(self.age(now), Relaxed);
+        } else {
+            self.refused.store(self.micros(now), Relaxed);
         }
         let news = self.up.load(Relaxed) != up && self.up.swap(up, Relaxed) != up;
         if news {
@@ -225,6 +230,13 @@ impl Endpoint {
         news
     }
 
+    /// Whether it has refused a connection, or accepted none in time, after this one was made, of which no more can be
+    /// told then than that it is still there.
+    pub fn has_refused_since(&self, made: Instant) -> bool {
+        let refused = self.refused.load(Relaxed);
+        refused > 0 && self.micros(made) < refused
+    }
+
     /// Whether to prefer others: it is down, or accepted no connection in time when it was last tried.
     pub fn is_doubtful(&self) -> bool {
         self.late_since.load(Relaxed) > 0 || !self.is_up()
@@ -232,6 +244,7 @@ impl Endpoint {
 
     /// Notes that it accepted no connection in time, and since when that is so.
     pub fn note_late(&self, now: Instant) -> Duration {
+        self.refused.store(self.micros(now), Relaxed);
         let now = self.age(now);
         let before = self
             .late_since
@@ -255,6 +268,12 @@ impl Endpoint {
     fn age(&self, now: Instant) -> u64 {
         let age = now.saturating_duration_since(self.born);
         (age.as_millis() as u64).max(1)
+    }
+
+    /// Microseconds since `born`, at least one.
+    fn micros(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.born);
+        (age.as_micros() as u64).max(1)
     }
 
     /// Notes why it does not accept connections. True if there was another reason before.
@@ -402,6 +421,21 @@ mod tests {
         assert_eq!(endpoint.refusal(), Some(denied.to_string()));
         assert!(endpoint.set_up(true, now));
         assert_eq!(endpoint.refusal(), None);
+    }
+
+    #[test]
+    fn a_connection_from_before_a_refusal_says_nothing_of_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = endpoint(&listener);
+        let now = clock::now();
+        let at = |micros| now + Duration::from_micros(micros);
+        assert!(!endpoint.has_refused_since(now));
+        assert!(endpoint.set_up(false, at(5)));
+        assert!(endpoint.has_refused_since(at(4)) && !endpoint.has_refused_since(at(6)));
+        endpoint.note_late(at(9));
+        assert!(endpoint.has_refused_since(at(6)) && !endpoint.has_refused_since(at(10)));
+        assert!(endpoint.set_up(true, at(12)));
+        assert!(endpoint.has_refused_since(at(6)), "still");
     }
 
     #[test]

@@ -48,6 +48,11 @@ pub trait Lease: Send + 'static {
     /// The answer is a stream of events or a tunnel, which lasts as long as somebody likes.
     fn note_stream(&mut self) {}
 
+    /// It goes over a connection that was made then.
+    fn goes_over(&mut self, made: Instant) {
+        let _ = made;
+    }
+
     /// The backend is done, at this time.
     fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant);
 }
@@ -59,6 +64,10 @@ impl<L: Lease> Lease for Box<L> {
 
     fn note_stream(&mut self) {
         (**self).note_stream();
+    }
+
+    fn goes_over(&mut self, made: Instant) {
+        (**self).goes_over(made);
     }
 
     fn complete(self, completion: Completion, status: Option<StatusCode>, now: Instant) {
@@ -174,7 +183,7 @@ pub fn exchange<L: Lease>(
                 Protocol::Http => None,
                 Protocol::Uwsgi => Some(uwsgi::encode(&request, &body).map_err(Error::from)?),
             };
-            let (link, since) = match open(&delivery, replayable, may_reuse).await {
+            let (mut link, since) = match open(&delivery, replayable, may_reuse).await {
                 Ok(opened) => opened,
                 Err(error) => {
                     return Err(Failed {
@@ -189,6 +198,7 @@ pub fn exchange<L: Lease>(
             };
             let reused = link.reused;
             endpoint.metrics.connection(reused);
+            lease.goes_over(link.made(since));
             let mut flight = Flight::launch(
                 link,
                 (request, body),

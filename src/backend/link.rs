@@ -56,6 +56,8 @@ pub(super) struct Link {
     pub(super) reused: bool,
     /// Small parts go out at once.
     hurried: bool,
+    /// Since when it is there, once it has carried a request.
+    made: Option<Instant>,
     idle_since: Option<Instant>,
     /// Where it is known which worker has it.
     seat: Option<Seat>,
@@ -105,6 +107,7 @@ impl Link {
             ended: false,
             reused: false,
             hurried: false,
+            made: None,
             idle_since: None,
             seat: None,
         })
@@ -116,6 +119,11 @@ impl Link {
             let connection = self.stream.connection();
             self.seat = connection.map(|connection| steering.seat(connection, busy));
         }
+    }
+
+    /// Since when it is there, which is `now` if it has carried no request yet.
+    pub(super) fn made(&mut self, now: Instant) -> Instant {
+        *self.made.get_or_insert(now)
     }
 
     /// Where it is known which worker has it.

@@ -85,6 +85,7 @@ fn forward(
     async move {
         note_admission(&shared, &context, &permit);
         let mut tried = Vec::new();
+        let mut tries = 0;
         let mut reconnects = false;
         loop {
             let Some(endpoint) = shared.endpoint(permit.lane().id()) else {
@@ -94,16 +95,17 @@ fn forward(
             };
             context.attempt();
             context.goes_to(endpoint.id);
+            let now = permit
+                .started()
+                .filter(|_| !reconnects)
+                .unwrap_or_else(clock::now);
             let delivery = Delivery {
                 endpoint: &endpoint,
                 config: &context.live.config,
                 budget: &shared.budget,
                 metrics: &shared.metrics,
                 stream: context.class() == Class::Stream,
-                now: permit
-                    .started()
-                    .filter(|_| !reconnects)
-                    .unwrap_or_else(clock::now),
+                now,
                 timers: &context.peer.timers,
                 added: &*context,
             };
@@ -112,6 +114,7 @@ fn forward(
                 context: context.clone(),
                 shared: shared.clone(),
                 endpoint: endpoint.clone(),
+                made: now,
             });
             let failed = match backend::exchange(delivery, head, body, lease).await {
                 Ok(response) if context.http2 => {
@@ -143,7 +146,7 @@ fn forward(
                 // In a box: it is rare, and would make every request larger.
                 Box::pin(tokio::time::sleep(pause)).await;
                 if let Some(kept) = kept {
-                    tried.clear();
+                    (tried, tries) = (Vec::new(), 0);
                     (permit, reconnects) = (kept, true);
                     continue;
                 }
@@ -159,9 +162,14 @@ fn forward(
             );
             let endpoints = shared.endpoints();
             // One that was taken out of the configuration meanwhile is not one of those that there are to try.
-            tried.push(endpoint.id);
-            tried.retain(|id| endpoints.iter().any(|e| e.id == *id));
-            if tried.len() >= endpoints.len() || !endpoints.iter().any(|e| e.is_up()) {
+            tried.retain(|id| *id != endpoint.id && endpoints.iter().any(|e| e.id == *id));
+            if endpoints.iter().any(|e| e.id == endpoint.id) {
+                tried.push(endpoint.id);
+            }
+            tries += 1;
+            // One that is said to be up again may be tried again, but not for ever.
+            let enough = tried.len() >= endpoints.len() || tries >= 2 * endpoints.len();
+            if enough || !endpoints.iter().any(|e| e.is_up()) {
                 return Err(error.into());
             }
             permit = Box::pin(shared.limiter.acquire(context.ask())).await?;
@@ -212,6 +220,8 @@ struct Serving {
     context: Arc<Context>,
     shared: Arc<Shared>,
     endpoint: Arc<Endpoint>,
+    /// When its connection was made.
+    made: Instant,
 }
 
 impl Lease for Serving {
@@ -223,6 +233,10 @@ impl Lease for Serving {
         if let Some(permit) = &mut self.permit {
             permit.note_stream();
         }
+    }
+
+    fn goes_over(&mut self, made: Instant) {
+        self.made = made;
     }
 
     fn complete(mut self, completion: Completion, status: Option<StatusCode>, now: Instant) {
@@ -252,7 +266,7 @@ impl Serving {
             Completion::Unreachable => self.shared.note_down(&self.endpoint, None, now),
             Completion::Overloaded => self.shared.note_late(&self.endpoint, now),
             _ => {
-                self.shared.note_up(&self.endpoint, now);
+                self.shared.note_served(&self.endpoint, self.made, now);
                 self.context.served(took, now);
                 self.context.route().metrics.backend_seconds(took);
             }

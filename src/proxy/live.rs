@@ -344,6 +344,14 @@ impl Shared {
         endpoints.iter().any(|endpoint| endpoint.is_seen_up())
     }
 
+    /// Notes that a request is over whose connection was made then: the endpoint accepts others as well, if it has
+    /// refused none since.
+    pub fn note_served(&self, endpoint: &Endpoint, made: Instant, now: Instant) {
+        if !endpoint.has_refused_since(made) {
+            self.note_up(endpoint, now);
+        }
+    }
+
     /// Notes that an endpoint accepts connections, where that is news.
     pub fn note_up(&self, endpoint: &Endpoint, now: Instant) {
         let seen = endpoint.was_seen();
