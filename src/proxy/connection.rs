@@ -142,10 +142,8 @@ pub fn serve(
             });
             match waited.await {
                 None | Some(End::Park) => {}
-                Some(End::SlowHead) => {
-                    return refuse(io, &Error::HeadTimeout).await;
-                }
-                Some(End::Idle | End::Http(_)) => return,
+                // Who has not said a word is not answered.
+                Some(End::SlowHead | End::Idle | End::Http(_)) => return,
             }
 
             watch.start(false);
@@ -175,6 +173,7 @@ pub fn serve(
             match end {
                 End::Park => io.rest(),
                 End::Idle | End::Http(http1::End::Switched) => return,
+                End::SlowHead if io.is_silent() => return,
                 End::SlowHead => {
                     return refuse(io, &Error::HeadTimeout).await;
                 }

@@ -300,6 +300,11 @@ impl ClientIo {
         self.stream.leave_nothing();
     }
 
+    /// Whether nothing of a request has come.
+    pub fn is_silent(&self) -> bool {
+        is_blank(&self.held)
+    }
+
     /// Gives back what it holds of memory, where that is nothing but room.
     pub fn rest(&mut self) {
         if self.held.is_empty() {

@@ -34,3 +34,27 @@ fn a_body_that_is_here_does_not_wait_for_the_budget() {
     }
     tidegate.until_idle();
 }
+
+#[test]
+fn a_connection_without_a_word_ends_without_one() {
+    let backend = echo_backend();
+    let tidegate = Tidegate::to(backend.address())
+        .set("server.header_timeout=1s")
+        .set("log.access=all")
+        .start();
+    let (mut silent, mut blank, mut begun) =
+        (tidegate.client(), tidegate.client(), tidegate.client());
+    blank.send("\r\n");
+    begun.send("GET / HT");
+    assert!(silent.is_closed());
+    assert!(blank.is_closed());
+    let refused = begun.response();
+    assert_eq!(
+        (refused.status, refused.reason().as_str()),
+        (408, "request_timeout")
+    );
+    assert_eq!(
+        tidegate.metric("tidegate_rejected_requests_total", &[]),
+        1.0
+    );
+}
