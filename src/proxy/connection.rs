@@ -123,7 +123,7 @@ pub fn serve(
             refuse_head,
         ));
         if let Some(error) = refused {
-            return refuse(io, &error).await;
+            return refuse(io, &error, &shared).await;
         }
         let mut service = stack(&shared, peer);
         loop {
@@ -175,7 +175,7 @@ pub fn serve(
                 End::Idle | End::Http(http1::End::Switched) => return,
                 End::SlowHead if io.is_silent() => return,
                 End::SlowHead => {
-                    return refuse(io, &Error::HeadTimeout).await;
+                    return refuse(io, &Error::HeadTimeout, &shared).await;
                 }
                 End::Http(http1::End::Refused(_)) if http2 && io.is_http2() => {
                     let (stream, first) = io.into_raw();
@@ -193,11 +193,12 @@ pub fn serve(
                     return;
                 }
                 End::Http(http1::End::Refused(bad)) => {
-                    return refuse(io, &bad.into()).await;
+                    return refuse(io, &bad.into(), &shared).await;
                 }
                 End::Http(http1::End::Torn) => return io.reset(),
                 End::Http(http1::End::Done) => {
-                    if let Some(lingering) = io.linger() {
+                    let closing = || shared.phase() == Phase::Closing;
+                    if let Some(lingering) = io.linger(closing) {
                         lingering.await;
                     }
                     return;
@@ -211,12 +212,13 @@ pub fn serve(
 fn refuse<'a>(
     mut io: Box<ClientIo>,
     error: &'a Error,
+    shared: &'a Shared,
 ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
     Box::pin(async move {
         io.refuse(error).await;
         // Whoever has not sent a head for so long has nothing on its way.
         if !matches!(error, Error::HeadTimeout)
-            && let Some(lingering) = io.linger()
+            && let Some(lingering) = io.linger(|| shared.phase() == Phase::Closing)
         {
             lingering.await;
         }

@@ -2,7 +2,7 @@
 //! reads from it gets heads whole, and one message at a time.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::{Pin, pin},
@@ -41,10 +41,12 @@ const READ_LEAST: usize = 256;
 const AHEAD_MAX: usize = 16 * 1024;
 /// What a connection may hold of heads without its being accounted for, bytes.
 const HELD_FREE: usize = 4 * 1024;
-/// How long, and for how many bytes, the rest of what a client sends is read after the last answer:
-/// closing a socket with unread bytes makes the kernel throw that answer away.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_MAX: usize = 1024 * 1024;
+/// How long the rest of what a client sends is read after the last answer, and thrown away: until it pauses for so long,
+/// and so long in all. Closing a socket with unread bytes makes the kernel throw that answer away.
+const LINGER_PAUSE: Duration = Duration::from_secs(2);
+const LINGER_MOST: Duration = Duration::from_secs(10);
+/// How much of that one read takes, bytes.
+const LINGER_READ: usize = 16 * 1024;
 
 /// Accounts for a head that is refused, and writes the answer.
 pub type RefuseHead = Box<dyn Fn(&Error) -> Bytes + Send + Sync>;
@@ -351,23 +353,45 @@ impl ClientIo {
         !(self.ended || (between && is_blank(&self.held)))
     }
 
-    /// What lets a client that is still sending read the answer before the socket is closed. Boxed, since few
-    /// connections ever need it.
-    pub fn linger(&mut self) -> Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> {
+    /// What lets a client that is still sending read the answer before the socket is closed, unless its place is needed
+    /// or, as `closing` says, everything ends. Boxed, since few connections ever need it.
+    pub fn linger<'a>(
+        &'a mut self,
+        closing: impl Fn() -> bool + Send + Sync + 'a,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>> {
         self.lingers()
-            .then(|| Box::pin(self.read_on()) as Pin<Box<_>>)
+            .then(|| Box::pin(self.read_on(closing)) as Pin<Box<_>>)
     }
 
     /// Reads the rest of what a client sends, within bounds.
-    async fn read_on(&mut self) {
-        self.held.clear();
-        let _ = tokio::time::timeout(LINGER, async {
-            let mut read = 0;
-            while read < LINGER_MAX && self.stream.read_buf(&mut self.held).await? > 0 {
-                read += self.held.len();
-                self.held.clear();
+    async fn read_on(&mut self, closing: impl Fn() -> bool) {
+        let begun = clock::now();
+        self.state.retire(begun);
+        self.held = BytesMut::new();
+        self.account();
+        let end = begun + LINGER_MOST;
+        let mut timer = pin!(tokio::time::sleep(LINGER_PAUSE));
+        let mut heard = begun;
+        poll_fn(|cx| {
+            loop {
+                if self.state.is_evicted() || closing() || heard >= end {
+                    return Poll::Ready(());
+                }
+                let mut space = [MaybeUninit::uninit(); LINGER_READ];
+                let mut buf = ReadBuf::uninit(&mut space);
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => heard = clock::now(),
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => {
+                        ready!(timer.as_mut().poll(cx));
+                        let due = end.min(heard + LINGER_PAUSE);
+                        if due <= clock::now() {
+                            return Poll::Ready(());
+                        }
+                        timer.as_mut().reset(due.into());
+                    }
+                }
             }
-            io::Result::Ok(())
         })
         .await;
     }

@@ -119,10 +119,21 @@ impl State {
     /// Everything that was written is out.
     pub fn flushed(&self, now: Instant) {
         if self.is(Activity::Flushing) {
-            self.start(Activity::Idle, now);
-            self.metrics.connections_active.decrement();
-            self.metrics.connections_idle.increment();
+            self.rest(now);
         }
+    }
+
+    /// Nothing more will be served, nor written: who needs the place may have it, and nobody waits for the end.
+    pub fn retire(&self, now: Instant) {
+        if self.is(Activity::Flushing) || self.is(Activity::Tunnel) {
+            self.rest(now);
+        }
+    }
+
+    fn rest(&self, now: Instant) {
+        self.start(Activity::Idle, now);
+        self.metrics.connections_active.decrement();
+        self.metrics.connections_idle.increment();
     }
 
     /// Whether the client owes the rest of a head, anew or as before.

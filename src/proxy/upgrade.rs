@@ -123,7 +123,7 @@ impl Tunnel {
         self: Box<Self>,
         mut client: Box<ClientIo>,
         idle_timeout: Duration,
-        closing: impl Fn() -> bool,
+        closing: impl Fn() -> bool + Send + Sync,
     ) {
         let Self {
             backend,
@@ -193,7 +193,7 @@ impl Tunnel {
         drop(busy);
         record.end(from_backend.bytes());
         let _ = tokio::time::timeout(LAST_WORDS, client.shutdown()).await;
-        if let Some(lingering) = client.inner.linger() {
+        if let Some(lingering) = client.inner.linger(&closing) {
             lingering.await;
         }
     }

@@ -4,6 +4,8 @@
 use super::*;
 use common::raw::Held;
 
+const MIB: usize = 1024 * 1024;
+
 #[test]
 fn a_body_that_is_here_does_not_wait_for_the_budget() {
     const ALL: usize = 64 * 1024;
@@ -33,6 +35,31 @@ fn a_body_that_is_here_does_not_wait_for_the_budget() {
         assert_eq!(client.response().status, 200);
     }
     tidegate.until_idle();
+}
+
+#[test]
+fn whoever_sends_all_of_a_refused_upload_reads_why() {
+    let backend = echo_backend();
+    let mut tidegate = Tidegate::to(backend.address())
+        .set("server.max_body_bytes=1MiB")
+        .start();
+    let length = 24 * MIB;
+    for head in [
+        format!("POST / HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n"),
+        // What is no head at all is refused the same way.
+        "POST / HTTP/1.1\r\nHost : app\r\n\r\n".to_owned(),
+    ] {
+        let mut client = tidegate.client();
+        client.send(&head);
+        let part = vec![b'a'; MIB];
+        for _ in 0..24 {
+            client.send(&part);
+        }
+        let answer = client.response();
+        assert!(matches!(answer.status, 413 | 400), "{answer:?}");
+    }
+    // Who goes on sending does not keep tidegate from ending.
+    assert_eq!(tidegate.process.stop(), 0);
 }
 
 #[test]
