@@ -170,3 +170,25 @@ fn over_a_unix_socket() {
     let got = backend.requests().pop().expect("a request");
     assert_eq!(got.header("x-forwarded-for").as_deref(), Some("9.8.7.6"));
 }
+
+#[test]
+fn whoever_passes_a_client_on_unnamed_says_nothing_of_it() {
+    let backend = backend();
+    let unspecified = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0".to_vec();
+    for header in [b"PROXY UNKNOWN\r\n".to_vec(), unspecified, local()] {
+        let tidegate = Tidegate::to(backend.address())
+            .set("server.proxy_protocol=auto")
+            .set("headers.trusted_proxies=127.0.0.0/8")
+            .start();
+        let before = backend.requests().len();
+        let mut client = tidegate.client();
+        client.send(header).send(
+            "GET / HTTP/1.1\r\nHost: app\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\n\r\n",
+        );
+        assert_eq!(client.response().status, 200);
+        let got = &backend.requests()[before];
+        let field = |name| got.header(name).unwrap_or_default();
+        assert_eq!(field("x-forwarded-for"), "127.0.0.1");
+        assert_eq!(field("x-forwarded-proto"), "http");
+    }
+}

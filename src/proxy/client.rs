@@ -76,7 +76,7 @@ impl KeySource {
 
 /// The client's address: the last in `X-Forwarded-For` that is not a trusted proxy's.
 fn address(head: &RequestHead, peer: &Peer, proxies: &[IpNet]) -> Option<IpAddr> {
-    if peer.ip.is_some() && !peer.is_trusted(proxies) {
+    if !peer.is_trusted(proxies) {
         return peer.ip;
     }
     let in_map = head.headers().get_all(&forwarded::FOR).iter();

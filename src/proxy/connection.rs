@@ -97,17 +97,19 @@ pub fn serve(
         let mut first = BytesMut::new();
         let mut refused = None;
         let mut ends = (peer, port);
+        let mut unnamed = false;
         if preamble {
             let reading = poll_fn(|cx| watch.poll_preamble(cx, &mut stream, &mut first, protocol));
             match reading.await {
                 Ok(Some((client, server))) => ends = (Some(client), Some(server.port())),
-                Ok(None) => {}
+                Ok(None) => unnamed = true,
                 Err(Some(error)) => refused = Some(error),
                 Err(None) => return,
             }
         }
         let timers = counted.connections().timers().clone();
-        let peer = Peer::new(ends.0, ends.1, state.clone(), timers);
+        let mut peer = Peer::new(ends.0, ends.1, state.clone(), timers);
+        peer.unnamed = unnamed;
         let refuse_head = {
             let (shared, state, client) = (shared.clone(), state.clone(), peer.ip);
             Box::new(move |error: &Error| refuse_head(&shared, &state, client, error))

@@ -31,6 +31,8 @@ pub struct Peer {
     pub ip: Option<IpAddr>,
     /// The same, as a field's value.
     pub forwarded_for: Option<HeaderValue>,
+    /// It is the address of who passes a client on without saying which one: nothing that comes is a proxy's word.
+    pub unnamed: bool,
     /// The port it connected to, as a field's value.
     pub forwarded_port: HeaderValue,
     /// The forwarding fields that are the same for each of its requests.
@@ -56,6 +58,7 @@ impl Peer {
         Self {
             lines: forwarded::lines(forwarded_for.as_ref(), &forwarded_port),
             ip,
+            unnamed: false,
             forwarded_for,
             forwarded_port,
             state,

@@ -61,7 +61,7 @@ impl Peer {
     /// Whether it is one of the trusted proxies. Whoever can open our Unix socket is trusted: that
     /// is what its file permissions are for.
     pub fn is_trusted(&self, proxies: &[IpNet]) -> bool {
-        self.ip.is_none_or(|ip| is_trusted(ip, proxies))
+        !self.unnamed && self.ip.is_none_or(|ip| is_trusted(ip, proxies))
     }
 }
 
