@@ -3,7 +3,7 @@
 use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     task::{Context, Poll},
@@ -11,7 +11,8 @@ use std::{
 };
 
 use rustix::{
-    io::Errno,
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ioctl_fionread},
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send,
         socket_with, sockopt::set_socket_linger,
@@ -118,6 +119,22 @@ impl Stream {
     /// Whether the other side has closed, and nothing is left to be read.
     pub(super) fn has_ended(&self) -> bool {
         self.peek() == Ok(0)
+    }
+
+    /// Whether the connection has broken, whatever is still to be read, or the other side has closed with less than so
+    /// many bytes to be read.
+    pub fn is_broken(&self, lacks: u64) -> bool {
+        #[cfg(target_os = "linux")]
+        const CLOSED: PollFlags = PollFlags::RDHUP;
+        #[cfg(not(target_os = "linux"))]
+        const CLOSED: PollFlags = PollFlags::empty();
+        let mut one = [PollFd::new(self, CLOSED)];
+        if poll(&mut one, Some(&Timespec::default())).is_err() {
+            return false;
+        }
+        let seen = one[0].revents();
+        seen.intersects(PollFlags::ERR | PollFlags::HUP)
+            || (seen.intersects(CLOSED) && ioctl_fionread(self).is_ok_and(|there| there < lacks))
     }
 
     /// What was to be said has been said on both sides: closing it shall leave nothing behind. Whoever closes a
@@ -313,6 +330,15 @@ fn connect_unix(address: &SocketAddrUnix) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, address)?;
     UnixStream::from_std(socket.into())
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -22,6 +22,7 @@ use super::{
     http2::{PREFACE, PREFACE_LINE},
     hygiene::BadHead,
     state::{Activity, Stall, State},
+    vigil::Vigil,
 };
 use crate::{backend::Stream, buffer::Reservation, clock};
 
@@ -65,6 +66,7 @@ pub struct ClientIo {
     /// The client will send no more.
     ended: bool,
     departure: Option<Box<Departure>>,
+    vigil: Option<Box<Vigil>>,
     /// Some of the answer has been written.
     answering: bool,
     /// There has been a message already.
@@ -104,6 +106,7 @@ impl ClientIo {
             room: READ,
             ended: false,
             departure: None,
+            vigil: None,
             answering: false,
             begun: false,
             stall: Stall::new(write_timeout, budget),
@@ -136,6 +139,7 @@ impl ClientIo {
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
         if self.guard.is_done() {
             self.departure = None;
+            self.vigil = None;
             self.answering = false;
             self.guard.next_message();
             self.begun = true;
@@ -215,13 +219,26 @@ impl ClientIo {
         }
         self.account();
         if !self.ended {
-            return Poll::Pending;
+            return match self.answering {
+                // Whether it takes the answer tells.
+                true => Poll::Pending,
+                false => self.poll_left(cx),
+            };
         }
         let answering = self.answering;
         let departure = self
             .departure
             .get_or_insert_with(|| Box::new(Departure::new(answering)));
         departure.poll(cx, &mut self.stream)
+    }
+
+    /// While nothing of what the client sends is read. Ready when it has left.
+    #[cold]
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let lacks = self.guard.remaining().unwrap_or_default();
+        let lacks = lacks.saturating_sub(self.held.len() as u64);
+        let vigil = self.vigil.get_or_insert_with(|| Box::new(Vigil::new()));
+        vigil.poll(cx, &self.stream, lacks)
     }
 
     /// Some of an answer is about to be written. How much of it the client has already: see

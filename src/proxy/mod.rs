@@ -38,6 +38,7 @@ mod spool;
 mod state;
 mod trace;
 mod upgrade;
+mod vigil;
 
 use std::{convert::Infallible, sync::Arc};
 

@@ -1,6 +1,8 @@
 //! What becomes of bodies and connections at the edges: memory that is spent, uploads that are refused or left, ends
 //! that must not look like others.
 
+use std::io::Write as _;
+
 use super::*;
 use common::raw::Held;
 
@@ -35,6 +37,46 @@ fn a_body_that_is_here_does_not_wait_for_the_budget() {
         assert_eq!(client.response().status, 200);
     }
     tidegate.until_idle();
+}
+
+#[test]
+fn a_client_that_leaves_amid_a_large_upload_leaves_the_queue() {
+    let backend = Held::start();
+    let tidegate = Tidegate::to(backend.address())
+        .limit(1)
+        .set("queue.max_wait=60s")
+        .start();
+    let mut first = tidegate.client();
+    first.ask("/");
+    tidegate.until_metric("tidegate_in_flight_requests", &[], 1.0);
+    for (position, by_reset) in [(1.0, true), (2.0, false)] {
+        let stream = std::net::TcpStream::connect(tidegate.address()).expect("it listens");
+        // More than is read ahead, and all of it in the kernel's hands when it ends.
+        let length = 10 * MIB;
+        let part = vec![b'a'; 256 * 1024 + 4096];
+        (&stream)
+            .write_all(
+                format!("POST /left HTTP/1.1\r\nHost: app\r\nContent-Length: {length}\r\n\r\n")
+                    .as_bytes(),
+            )
+            .and_then(|()| (&stream).write_all(&part))
+            .expect("it is taken");
+        tidegate.until_metric("tidegate_queued_requests", &[], 1.0);
+        if by_reset {
+            let socket = socket2::SockRef::from(&stream);
+            socket
+                .set_linger(Some(Duration::ZERO))
+                .expect("it is one of TCP");
+        }
+        drop(stream);
+        tidegate.until_metric("tidegate_queued_requests", &[], 0.0);
+        let left = tidegate.metric("tidegate_canceled_requests_total", &[("phase", "queued")]);
+        assert_eq!(left, position);
+    }
+    backend.release(1);
+    assert_eq!(first.response().status, 200);
+    tidegate.until_idle();
+    assert_eq!(backend.requests().len(), 1, "nothing else was sent");
 }
 
 #[test]

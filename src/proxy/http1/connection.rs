@@ -302,7 +302,7 @@ where
             return Look::Left;
         }
         match self.supply.as_ref().map(|supply| supply.reader(cx)) {
-            Some(Reader::Busy) => return Look::Nothing,
+            Some(Reader::Busy) => return self.watch(cx),
             Some(Reader::Waits) => return self.feed(cx),
             Some(Reader::Gone) => {
                 self.supply = None;
@@ -311,12 +311,21 @@ where
             None => {}
         }
         if !self.io.guard().is_done() {
-            return Look::Nothing;
+            return self.watch(cx);
         }
         match self.io.poll_ahead(cx) {
             Poll::Ready(()) => Look::Left,
             Poll::Pending => Look::Nothing,
         }
+    }
+
+    /// Looks whether the client is still there of whom nothing is read now.
+    fn watch(&mut self, cx: &mut Context<'_>) -> Look {
+        // Whether it takes an answer tells that.
+        if self.stage == Stage::Serving && self.io.poll_left(cx).is_ready() {
+            return Look::Left;
+        }
+        Look::Nothing
     }
 
     /// Reads a part of the body for whoever waits for it, who is asked for first.
