@@ -86,8 +86,11 @@ pub enum Completion {
     Streamed,
     /// Too late.
     TimedOut,
-    /// The connection broke, or what came was not HTTP.
+    /// The connection broke.
     Reset,
+    /// What came was not HTTP, or a switch of protocols that nobody had asked for: how busy the backend is, that does
+    /// not tell.
+    Malformed,
     /// Could not connect.
     Unreachable,
     /// Could not connect for lack of room in the listen backlog.
@@ -101,6 +104,7 @@ impl Completion {
     pub(super) fn of(error: &Error) -> Self {
         match error {
             Error::RequestBody(_) => Self::Abandoned,
+            Error::Protocol(_) | Error::Switched => Self::Malformed,
             _ => Self::Reset,
         }
     }

@@ -236,7 +236,7 @@ impl<L: Lease> Flight<L> {
                 Some(Upgraded::new(stream, first, (seat, lease), &metrics))
             }
             None => {
-                lease.complete(Completion::Reset, None, clock::now());
+                lease.complete(Completion::Malformed, None, clock::now());
                 None
             }
         }

@@ -98,7 +98,7 @@ pub(super) fn switch<L: Lease>(
     asked: Option<&HeaderValue>,
 ) -> Result<Answered, Error> {
     if !switches_to(asked, response.headers()) {
-        flight.finish(Completion::Reset);
+        flight.finish(Completion::Malformed);
         return Err(Error::Switched);
     }
     match flight.into_upgraded() {

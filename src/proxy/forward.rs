@@ -257,7 +257,9 @@ impl Serving {
             },
             Completion::Streamed => Outcome::Excluded,
             Completion::TimedOut | Completion::Reset | Completion::Overloaded => Outcome::Overload,
-            Completion::Unreachable | Completion::Abandoned => Outcome::Neutral,
+            Completion::Unreachable | Completion::Abandoned | Completion::Malformed => {
+                Outcome::Neutral
+            }
         };
         let begun = trace::begun(&self.shared, &self.context, &permit);
         let took = permit.complete_at(outcome, now);

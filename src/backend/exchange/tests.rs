@@ -146,3 +146,13 @@ async fn a_stream_that_nobody_waits_for_any_more_is_not_read() {
     let stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
     assert_eq!(given_up(stream).await.0, Completion::Abandoned);
 }
+
+#[test]
+fn what_is_no_answer_says_nothing_of_how_busy_the_backend_is() {
+    use crate::backend::codec::Malformed;
+    let malformed = Error::Protocol(Malformed::StatusLine);
+    assert_eq!(Completion::of(&malformed), Completion::Malformed);
+    assert_eq!(Completion::of(&Error::Switched), Completion::Malformed);
+    let reset = Error::Reset(std::io::ErrorKind::ConnectionReset.into());
+    assert_eq!(Completion::of(&reset), Completion::Reset);
+}
