@@ -60,9 +60,10 @@ pub fn normalise<B>(request: &mut Request<B>) -> Result<(), BadHead> {
         // The URI type takes UTF-8, which is no URI, and in HTTP/1 no target.
         return Err(BadHead::Target);
     }
-    let path = request.uri().path();
-    let asterisk = path == "*" && *request.method() == Method::OPTIONS;
-    if !(path.starts_with('/') || asterisk || *request.method() == Method::CONNECT) {
+    // Not `path`, which makes one up where there is a query alone.
+    let target = target.map_or("", |target| target.as_str());
+    let asterisk = target == "*" && *request.method() == Method::OPTIONS;
+    if !(target.starts_with('/') || asterisk || *request.method() == Method::CONNECT) {
         return Err(BadHead::Target);
     }
     Ok(())
@@ -156,6 +157,13 @@ mod tests {
         for target in ["http://app/\u{e9}", "http://app/?q=\u{e9}"] {
             let mut request = request(target, &[]);
             assert_eq!(normalise(&mut request), Err(BadHead::Target), "{target}");
+        }
+        for uri in ["/", "http://app/"] {
+            let mut request = request(uri, &[("host", "app")]);
+            let mut parts = request.uri().clone().into_parts();
+            parts.path_and_query = Some("?q=1".parse().expect("a target"));
+            *request.uri_mut() = http::Uri::from_parts(parts).expect("a target");
+            assert_eq!(normalise(&mut request), Err(BadHead::Target), "{uri}");
         }
         let mut long = request("http://app/", &[]);
         *long.method_mut() = Method::from_bytes(&[b'A'; METHOD_MAX + 1]).expect("a method");

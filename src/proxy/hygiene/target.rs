@@ -6,9 +6,10 @@ use super::BadHead;
 
 /// Refuses a target that is neither a path nor, for OPTIONS, the server as a whole.
 pub(super) fn check_path<B>(request: &Request<B>) -> Result<(), BadHead> {
-    match request.uri().path() {
-        path if path.starts_with('/') => Ok(()),
-        "*" if *request.method() == Method::OPTIONS => Ok(()),
+    // Not `path`, which makes one up where there is a query alone.
+    match request.uri().path_and_query().map(PathAndQuery::as_str) {
+        Some(target) if target.starts_with('/') => Ok(()),
+        Some("*") if *request.method() == Method::OPTIONS => Ok(()),
         _ => Err(BadHead::Target),
     }
 }
