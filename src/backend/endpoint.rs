@@ -49,6 +49,8 @@ pub struct Endpoint {
     refused: AtomicU64,
     /// Why it does not accept, where it said so when it was last tried.
     refusal: Mutex<Option<Refusal>>,
+    /// An upload in chunks was passed on to it that its server may lose.
+    streamed_chunks: AtomicBool,
     /// When it was last seen to accept, milliseconds after `born`.
     seen_up: AtomicU64,
     born: Instant,
@@ -99,6 +101,7 @@ impl Endpoint {
             late_since: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             refusal: Mutex::new(None),
+            streamed_chunks: AtomicBool::new(false),
             seen_up: AtomicU64::new(0),
             born: now,
         };
@@ -129,6 +132,11 @@ impl Endpoint {
     /// What is known of its server.
     pub fn facts(&self) -> &'static Facts {
         self.knowledge.facts()
+    }
+
+    /// Whether an upload in chunks is passed on to it for the first time.
+    pub fn is_first_stream_of_chunks(&self) -> bool {
+        !self.streamed_chunks.swap(true, Relaxed)
     }
 
     /// Its server's limits for a request's head, where it is sure that they apply.

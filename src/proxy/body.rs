@@ -155,6 +155,9 @@ async fn read(asked: Asked<Received>, shared: &Shared) -> Result<Asked<RequestBo
         }
     };
     set_framing(&mut head, &body, config.backend.dechunk, needs_length)?;
+    if config.backend.dechunk && declared.is_none() && body.size_hint().exact().is_none() {
+        shared.streams_chunks();
+    }
     Ok(Asked {
         head,
         body,

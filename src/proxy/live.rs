@@ -226,6 +226,22 @@ impl Shared {
             })
     }
 
+    /// A body in chunks that does not fit into memory goes on as it comes. Says once of each endpoint whose server may be
+    /// one that loses it, where that is not sure enough to refuse it.
+    pub fn streams_chunks(&self) {
+        for endpoint in self.endpoints.load().iter() {
+            let (profile, source) = endpoint.profile();
+            if !endpoint.facts().chunked && endpoint.is_first_stream_of_chunks() {
+                tracing::warn!(
+                    endpoint = %endpoint.address,
+                    profile = profile.as_str(),
+                    source = source.as_str(),
+                    "uploads in chunks beyond buffers.request are passed on in chunks, which this server may lose: set buffers.spool_dir, or name it by backend.profile"
+                );
+            }
+        }
+    }
+
     /// Puts a new configuration in force. Requests that are under way keep the one they began with.
     pub fn apply(&self, config: Arc<Config>) {
         let before = self.live();
