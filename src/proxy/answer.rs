@@ -142,7 +142,7 @@ where
         if !usual {
             ask.class = client::class(ask.class, &request);
         }
-        let context = Arc::new(Context::new(
+        let mut context = Arc::new(Context::new(
             live,
             arrived,
             self.peer.clone(),
@@ -153,6 +153,11 @@ where
             http2,
             appended,
         ));
+        if held.is_some()
+            && let Some(context) = Arc::get_mut(&mut context)
+        {
+            context.detach();
+        }
         let record = Record::new(self.shared.clone(), context.clone());
         let step = match checked {
             Ok(()) => {

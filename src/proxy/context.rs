@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -155,6 +156,14 @@ impl Context {
             told: Mutex::default(),
             spent: Mutex::default(),
         }
+    }
+
+    /// Keeps nothing of its head's memory, which is large: it is not accounted for once there is an answer, and this
+    /// stays to the answer's last byte.
+    pub fn detach(&mut self) {
+        let own = |path: &PathAndQuery| PathAndQuery::from_str(path.as_str()).ok();
+        self.path = self.path.as_ref().and_then(own);
+        self.request_id.detach();
     }
 
     /// Keeps an interim answer for whoever passes it on.
@@ -373,8 +382,7 @@ mod tests {
         proxy::live::{Shared, queue_settings},
     };
 
-    #[test]
-    fn attempts_without_end_are_many() {
+    fn context(head: &RequestHead, id: RequestId) -> Context {
         let (config, metrics, now) = (Config::default(), Arc::new(Metrics::new()), clock::now());
         let limiter = Limiter::new(queue_settings(&config), None, now);
         let live = Shared::new(Arc::new(config), limiter, metrics.clone()).live();
@@ -388,12 +396,29 @@ mod tests {
             cap: route.cap,
             client: None,
         };
-        let (head, id) = (RequestHead::default(), RequestId::new());
-        let context = Context::new(live, now, peer, &head, 0, ask, id, false, None);
+        Context::new(live, now, peer, head, 0, ask, id, false, None)
+    }
+
+    #[test]
+    fn attempts_without_end_are_many() {
+        let context = context(&RequestHead::default(), RequestId::new());
         for attempt in 1..=300_u16 {
             context.attempt();
             assert_eq!(u16::from(context.attempts()), attempt.min(255));
         }
+    }
+
+    #[test]
+    fn a_request_that_is_detached_is_called_as_before() {
+        let id = RequestId::Sent(HeaderValue::from_static("id-1"));
+        let mut context = context(&RequestHead::default(), id);
+        context.path = Some(PathAndQuery::from_static("/a?b=%20"));
+        context.detach();
+        assert_eq!(
+            context.path.as_ref().map(PathAndQuery::as_str),
+            Some("/a?b=%20")
+        );
+        assert_eq!(context.request_id.as_str(), "id-1");
     }
 
     #[test]

@@ -43,6 +43,15 @@ impl RequestId {
         Self::Made(text)
     }
 
+    /// Keeps nothing of the head that it came in.
+    pub fn detach(&mut self) {
+        if let Self::Sent(value) = self
+            && let Ok(own) = HeaderValue::from_bytes(value.as_bytes())
+        {
+            *value = own;
+        }
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
