@@ -29,7 +29,8 @@ pub use self::{
     body::{Answered, RequestBody, ResponseBody},
     codec::{
         Added, Lines, Malformed, Name, Names, Plain, RequestHead, Size, Usual, can_have_body,
-        chunk, colon, empty, has_control, has_member, head, is_plain_option, length, line, members,
+        chunk, colon, detach, empty, has_control, has_member, head, is_plain_option, length, line,
+        members,
     },
     connect::{Stream, connect},
     endpoint::{Endpoint, Look},

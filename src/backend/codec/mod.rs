@@ -22,7 +22,7 @@ pub use self::{
     plain::{Name, Plain, RequestHead},
     request::{Added, Lines, Size, chunk, empty, head, line},
     response::can_have_body,
-    usual::Usual,
+    usual::{Usual, detach},
 };
 
 /// What makes a backend's answer no HTTP, or ambiguous.

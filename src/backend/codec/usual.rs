@@ -8,6 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Lines, colon, names::Names};
 
+/// Values of a map have memory in common up to this, bytes.
+const SHARED_MAX: usize = 1024;
+
 /// See the module's documentation. They go before those in the answer's map.
 #[derive(Clone, Debug, Default)]
 pub struct Usual {
@@ -38,15 +41,18 @@ impl Usual {
         known(name.as_bytes()).is_some()
     }
 
-    /// Moves them into a map, before what is there already.
+    /// Moves them into a map, before what is there already. Whoever keeps one of its values keeps no more than a small
+    /// head with it.
     pub fn unfold(&mut self, map: &mut HeaderMap) {
         let usual = std::mem::take(self);
+        detach(map);
         if usual.lines.size.fields == 0 {
             return;
         }
         let mut all = HeaderMap::with_capacity(usual.lines.size.fields + map.len() + 2);
-        // Their memory is shared by all values.
+        // Their memory is shared by all values, if it is not much.
         let text = usual.lines.into_bytes();
+        let shared = text.len() <= SHARED_MAX;
         let mut start = 0;
         for end in memchr::memchr_iter(b'\n', &text) {
             let line = &text[start..end];
@@ -54,10 +60,12 @@ impl Usual {
             let Some((name, value)) = colon(line).map(|at| line.split_at(at)) else {
                 continue;
             };
-            let value = text.slice_ref(value[1..].trim_ascii());
-            if let (Some(name), Ok(value)) =
-                (header_name(name), HeaderValue::from_maybe_shared(value))
-            {
+            let value = value[1..].trim_ascii();
+            let value = match shared {
+                true => HeaderValue::from_maybe_shared(text.slice_ref(value)),
+                false => HeaderValue::from_bytes(value),
+            };
+            if let (Some(name), Ok(value)) = (header_name(name), value) {
                 all.append(name, value);
             }
         }
@@ -65,6 +73,16 @@ impl Usual {
             all.append(name, value.clone());
         }
         *map = all;
+    }
+}
+
+/// Makes each value one of its own, without what it was read with: HPACK's table keeps it for as long as the connection
+/// of a client lasts.
+pub fn detach(map: &mut HeaderMap) {
+    for value in map.values_mut() {
+        if let Ok(own) = HeaderValue::from_bytes(value.as_bytes()) {
+            *value = own;
+        }
     }
 }
 
@@ -150,6 +168,23 @@ mod tests {
         ];
         assert_eq!(fields, expected);
         assert_eq!(usual.lines.size.fields, 0);
+    }
+
+    #[test]
+    fn a_value_in_a_map_keeps_little_else() {
+        let read = Bytes::from(vec![b'a'; 64 * 1024]);
+        let value = HeaderValue::from_maybe_shared(read.slice(..2)).expect("a value");
+        let mut map = HeaderMap::from_iter([(HeaderName::from_static("x-own"), value)]);
+        for room in [16, 2 * SHARED_MAX] {
+            let mut usual = Usual::default();
+            let long = "b".repeat(room);
+            usual.lines.push("etag", long.as_bytes());
+            usual.unfold(&mut map);
+            assert_eq!(map["etag"], long);
+            map.remove("etag");
+        }
+        assert_eq!(map["x-own"], "aa");
+        assert!(read.is_unique(), "nothing of it is kept");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::{Body as _, SizeHint};
 
 use crate::{
-    backend::can_have_body,
+    backend::{can_have_body, detach},
     proxy::{ClientBody, date, hygiene::is_trailer},
 };
 
@@ -38,7 +38,8 @@ fn declare(fields: &mut HeaderMap, length: &SizeHint) {
 }
 
 /// What of the trailers may be one.
-pub fn trailers(all: HeaderMap) -> HeaderMap {
+pub fn trailers(mut all: HeaderMap) -> HeaderMap {
+    detach(&mut all);
     if all.keys().all(is_trailer) {
         return all;
     }
