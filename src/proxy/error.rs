@@ -32,6 +32,9 @@ pub enum Error {
     /// The budget for buffered bytes was spent for as long as the body may take.
     #[error("no memory is left to buffer the request's body")]
     Memory,
+    /// What was spooled of the body cannot be read again.
+    #[error("what was spooled of the request's body cannot be read again")]
+    Spool,
     /// The gate refused it.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -56,6 +59,7 @@ impl Error {
             Some(Self::BodyCut) => Self::BodyCut,
             Some(Self::BodyTimeout) => Self::BodyTimeout,
             Some(Self::BodyTooLarge(max)) => Self::BodyTooLarge(*max),
+            Some(Self::Spool) => Self::Spool,
             None if cause.downcast_ref().is_some_and(stalled) => Self::BodyTimeout,
             _ => Self::Backend(error),
         }

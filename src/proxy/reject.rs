@@ -100,7 +100,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             None,
             true,
         ),
-        Error::Memory => (shed, Reason::Memory, Some(Duration::ZERO), true),
+        Error::Memory | Error::Spool => (shed, Reason::Memory, Some(Duration::ZERO), true),
         Error::Refused(refusal) => {
             let (status, close) = match refusal.reason {
                 admission::Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),

@@ -14,6 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tower::BoxError;
 
+use super::Error;
+
 /// Bytes read from the file at a time.
 const CHUNK: usize = 64 * 1024;
 
@@ -73,6 +75,12 @@ enum Step {
     Done,
 }
 
+/// It is no fault of the client's.
+fn unreadable(error: &io::Error) -> BoxError {
+    tracing::warn!(%error, "cannot read a request's body again from the spool");
+    Error::Spool.into()
+}
+
 impl Body for SpoolBody {
     type Data = Bytes;
     type Error = BoxError;
@@ -87,7 +95,7 @@ impl Body for SpoolBody {
                 Step::Done => return Poll::Ready(None),
                 Step::Rewind(mut file) => {
                     if let Err(error) = file.rewind() {
-                        return Poll::Ready(Some(Err(error.into())));
+                        return Poll::Ready(Some(Err(unreadable(&error))));
                     }
                     this.step = Step::Ready(file);
                 }
@@ -111,7 +119,7 @@ impl Body for SpoolBody {
                             this.step = Step::Ready(file);
                             Ok(Frame::data(chunk))
                         }
-                        Ok(Err(error)) | Err(error) => Err(error.into()),
+                        Ok(Err(error)) | Err(error) => Err(unreadable(&error)),
                     }));
                 }
             }
@@ -120,5 +128,29 @@ impl Body for SpoolBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::backend;
+
+    #[tokio::test]
+    async fn a_disk_that_fails_is_no_fault_of_the_clients() {
+        let dir = std::env::temp_dir();
+        let mut spool = Spool::create(&dir).await.expect("a file");
+        spool
+            .write(Bytes::from_static(b"half"))
+            .await
+            .expect("it is written");
+        // As if the rest had been lost.
+        let mut body = spool.into_body(8);
+        let part = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let error = part.expect("it does not end").expect_err("it is short");
+        let error = Error::of_exchange(backend::Error::RequestBody(error));
+        assert!(matches!(error, Error::Spool), "{error}");
     }
 }
