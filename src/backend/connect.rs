@@ -2,10 +2,10 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -178,6 +178,12 @@ impl Stream {
 #[derive(Debug)]
 pub(super) enum Local {
     Tcp(SocketAddr),
+    /// `localhost`, which is either address of the loopback interface.
+    Named {
+        port: u16,
+        /// It was that of IPv6 that accepted last.
+        v6: AtomicBool,
+    },
     Unix(SocketAddrUnix),
 }
 
@@ -185,6 +191,13 @@ impl Local {
     /// The address, if it is one.
     pub(super) fn of(address: &Address) -> Option<Self> {
         match address {
+            // RFC 6761 6.3: no resolver has to be asked.
+            Address::Tcp { host, port } if host.eq_ignore_ascii_case("localhost") => {
+                Some(Self::Named {
+                    port: *port,
+                    v6: AtomicBool::new(false),
+                })
+            }
             Address::Tcp { host, port } => {
                 let ip: IpAddr = host.parse().ok()?;
                 ip.is_loopback().then(|| Self::Tcp((ip, *port).into()))
@@ -211,7 +224,7 @@ impl Local {
     /// Connects once: [`ErrorKind::WouldBlock`] if the backlog is full.
     async fn connect_patiently(&self) -> io::Result<Stream> {
         let (stream, connected) = self.begin()?;
-        if let (Self::Tcp(address), Stream::Tcp(tcp), false) = (self, &stream, connected) {
+        if let (Stream::Tcp(tcp), false) = (&stream, connected) {
             match tokio::time::timeout(LOOPBACK_PATIENCE, tcp.writable()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Err(ErrorKind::WouldBlock.into()),
@@ -219,16 +232,30 @@ impl Local {
             if let Some(error) = tcp.take_error()? {
                 return Err(error);
             }
-            refuse_itself(tcp, *address)?;
+            refuse_itself(tcp, tcp.peer_addr()?)?;
         }
         Ok(stream)
     }
 
     /// Begins to connect, and whether that is all.
     fn begin(&self) -> io::Result<(Stream, bool)> {
+        let of_tcp = |(stream, connected)| (Stream::Tcp(stream), connected);
         match self {
-            Self::Tcp(address) => {
-                begin_tcp(*address).map(|(stream, connected)| (Stream::Tcp(stream), connected))
+            Self::Tcp(address) => begin_tcp(*address).map(of_tcp),
+            Self::Named { port, v6 } => {
+                let address = |v6| -> SocketAddr {
+                    match v6 {
+                        true => (Ipv6Addr::LOCALHOST, *port).into(),
+                        false => (Ipv4Addr::LOCALHOST, *port).into(),
+                    }
+                };
+                let last = v6.load(Relaxed);
+                let begun = begin_tcp(address(last)).or_else(|error| {
+                    let other = begin_tcp(address(!last)).map_err(|_| error)?;
+                    v6.store(!last, Relaxed);
+                    Ok::<_, io::Error>(other)
+                });
+                begun.map(of_tcp)
             }
             Self::Unix(address) => Ok((Stream::Unix(connect_unix(address)?), true)),
         }
@@ -241,17 +268,25 @@ impl Local {
 /// [`Error::Connect`] at once when nothing listens, [`Error::Shortage`] when nothing is left here to connect with,
 /// [`Error::ConnectTimeout`] otherwise.
 pub async fn connect(address: &Address, timeout: Duration) -> Result<Stream, Error> {
-    let stream = dial(address, timeout).await?;
+    let stream = dial(Local::of(address).as_ref(), address, timeout).await?;
     stream.hurry();
     Ok(stream)
 }
 
-/// The same, for who calls [`Stream::hurry`] himself when it is time.
-pub(super) async fn dial(address: &Address, timeout: Duration) -> Result<Stream, Error> {
+/// The same, for who calls [`Stream::hurry`] himself when it is time, and knows the address if it is a local one.
+pub(super) async fn dial(
+    local: Option<&Local>,
+    address: &Address,
+    timeout: Duration,
+) -> Result<Stream, Error> {
     let attempt = async {
         let mut pause = BACKLOG_PAUSE;
         loop {
-            match connect_once(address).await {
+            let connected = match local {
+                Some(local) => local.connect_patiently().await,
+                None => connect_once(address).await,
+            };
+            match connected {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     tokio::time::sleep(pause).await;
                     pause = (2 * pause).min(BACKLOG_PAUSE_MAX);
@@ -267,9 +302,6 @@ pub(super) async fn dial(address: &Address, timeout: Duration) -> Result<Stream,
 }
 
 async fn connect_once(address: &Address) -> io::Result<Stream> {
-    if let Some(local) = Local::of(address) {
-        return local.connect_patiently().await;
-    }
     match address {
         // (Of a literal address no resolver is asked, whose lookups run on a thread pool.)
         Address::Tcp { host, port } => {
@@ -401,6 +433,27 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn localhost_is_whichever_address_accepts() {
+        for (ip, at) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
+            let Ok(listener) = TcpListener::bind(ip) else {
+                continue;
+            };
+            let port = listener.local_addr().expect("it is bound").port();
+            let host = "Localhost".to_owned();
+            let local = Local::of(&Address::Tcp { host, port }).expect("it is local");
+            for _ in 0..2 {
+                assert!(matches!(local.connect(), Some(Ok(_))), "{ip}");
+                assert!(matches!(&local, Local::Named { v6, .. } if v6.load(Relaxed) == at));
+            }
+            drop(listener);
+            let refused = local.connect().expect("nothing is waited for");
+            assert!(
+                matches!(refused, Err(Error::Connect(error)) if error.kind() == ErrorKind::ConnectionRefused)
+            );
+        }
+    }
 
     #[test]
     fn a_connection_with_itself_is_none() {

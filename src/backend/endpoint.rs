@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use super::{
     Error,
     codec::{RequestHead, Signs, Size},
-    connect::{Local, Stream, connect},
+    connect::{Local, Stream, dial},
     link::Link,
     pool::Pool,
     profile::{Excess, Facts, Knowledge, Limits, Source},
@@ -269,7 +269,6 @@ impl Endpoint {
     /// Whether it is on this machine for all we know: then only a full backlog makes a connection wait.
     pub fn is_local(&self) -> bool {
         self.local.is_some()
-            || matches!(&self.address, Address::Tcp { host, .. } if host == "localhost")
     }
 
     /// Milliseconds since `born`, at least one.
@@ -316,7 +315,7 @@ impl Endpoint {
 
     /// Connects and hangs up: does it accept, or why not?
     pub async fn probe(&self, timeout: Duration) -> Look {
-        match connect(&self.address, timeout).await {
+        match self.dial(timeout).await {
             Ok(_) => Look::Accepts,
             Err(Error::Connect(error)) if error.kind() != ErrorKind::TimedOut => {
                 Look::Refuses(error)
@@ -334,6 +333,11 @@ impl Endpoint {
     /// Connects to it, if it is on this machine and nothing has to be waited for.
     pub(super) fn connect_at_once(&self) -> Option<Result<Stream, Error>> {
         self.local.as_ref()?.connect()
+    }
+
+    /// Connects to it, which may take its time.
+    pub(super) async fn dial(&self, timeout: Duration) -> Result<Stream, Error> {
+        dial(self.local.as_ref(), &self.address, timeout).await
     }
 
     /// What was read into on a connection to it that is no more: likely free by now.

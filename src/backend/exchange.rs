@@ -10,7 +10,6 @@ use std::{
 use super::{
     Answered, Endpoint, Error, RequestBody,
     codec::{Added, RequestHead},
-    connect::dial,
     flight::Flight,
     link::{Begun, Link, NoHead},
     parts::Parts,
@@ -361,7 +360,7 @@ async fn open_new(delivery: &Delivery<'_>) -> Result<Box<Link>, Error> {
     let stream = match endpoint.connect_at_once() {
         Some(connected) => connected?,
         // Boxed: it would be the largest part of every request's future.
-        None => Box::pin(dial(&endpoint.address, backend.connect_timeout)).await?,
+        None => Box::pin(endpoint.dial(backend.connect_timeout)).await?,
     };
     Ok(Link::new(stream, endpoint.take_buffer()))
 }
