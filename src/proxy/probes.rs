@@ -332,11 +332,15 @@ fn told(head: &RequestHead) -> Vec<(&'static str, HeaderValue)> {
 
 /// Whether a request tells nothing of who sent it.
 fn is_bare(head: &RequestHead, request_id: Option<&HeaderName>) -> bool {
-    let is_usual = |name: &str| BARE.find(name.as_bytes()).is_some();
+    let is_id = |name: &[u8]| {
+        request_id.is_some_and(|id| name.eq_ignore_ascii_case(id.as_str().as_bytes()))
+    };
+    let is_usual = |name: &[u8]| BARE.find(name).is_some() || is_id(name);
     let plain = head.body();
-    !plain.has_others()
-        && Name::all().all(|name| plain.there() & name.bit() == 0 || is_usual(name.as_str()))
-        && (head.headers().keys()).all(|name| is_usual(name.as_str()) || Some(name) == request_id)
+    let is_there = |name: &Name| plain.there() & name.bit() != 0;
+    (Name::all().filter(is_there)).all(|name| is_usual(name.as_str().as_bytes()))
+        && plain.others().all(is_usual)
+        && (head.headers().keys()).all(|name| is_usual(name.as_str().as_bytes()))
 }
 
 async fn answer<F>(
@@ -496,6 +500,21 @@ mod tests {
         ] {
             assert!(!is_bare(&["host", name]), "{name}");
         }
+    }
+
+    #[test]
+    fn a_request_id_tells_nothing_in_or_out_of_the_map() {
+        let is_bare = |field: &str| {
+            let mut head = RequestHead::default();
+            let fields = format!("Host: a{field}");
+            let plain = head.body_mut();
+            plain.begin(Bytes::from(fields.clone()));
+            plain.push(Name::HOST, 0, 7);
+            plain.push(Name::OTHER, 7, fields.len());
+            is_bare(&head, Some(&HeaderName::from_static("x-trace")))
+        };
+        assert!(is_bare("X-Request-Id: 1") && is_bare("X-TRACE: 1"));
+        assert!(!is_bare("X-User: 1"));
     }
 
     #[tokio::test]

@@ -234,6 +234,12 @@ impl Plain {
         self.there & Name::OTHER.bit() != 0
     }
 
+    /// Their names, as they came.
+    pub fn others(&self) -> impl Iterator<Item = &[u8]> {
+        let others = self.lines.iter().filter(|line| line.name == Name::OTHER);
+        others.map(|line| line.name(&self.head))
+    }
+
     /// The value of a field that is not known, in the map or out of it; of several the first.
     pub fn find(head: &RequestHead, name: &HeaderName) -> Option<HeaderValue> {
         match head.body().is_empty() {
