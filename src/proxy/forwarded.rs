@@ -21,8 +21,8 @@ const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub const REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
 
 /// What WSGI servers and frameworks believe when it comes from the proxy's address: the scheme, the
-/// path's prefix, the user, the client. The shortest first.
-pub(super) static SPOOFABLE: Names<27> = Names::new([
+/// path's prefix, the user, the client, since when it waits. The shortest first.
+pub(super) static SPOOFABLE: Names<28> = Names::new([
     "x-scheme",
     "client-ip",
     "forwarded",
@@ -40,6 +40,7 @@ pub(super) static SPOOFABLE: Names<27> = Names::new([
     "front-end-https",
     "x-forwarded-for",
     "x-forwarded-ssl",
+    "x-request-start",
     "cf-connecting-ip",
     "x-forwarded-host",
     "x-forwarded-port",

@@ -216,7 +216,9 @@ pub fn inbound(
     if let Some(name) = live.request_id.as_ref().filter(|_| room >= 2) {
         fields.insert(name, request_id.to_value());
     }
-    if headers.request_start && room >= OPTIONAL {
+    // A trusted proxy got it first.
+    let has_start = || trusted && fields.contains_key(forwarded::REQUEST_START);
+    if headers.request_start && room >= OPTIONAL && !has_start() {
         forwarded::set_request_start(fields, arrived);
     }
     Ok(None)

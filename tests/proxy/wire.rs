@@ -127,3 +127,27 @@ fn a_connection_without_a_word_ends_without_one() {
         1.0
     );
 }
+
+#[test]
+fn a_proxy_says_since_when_a_request_waits_and_nobody_else() {
+    let backend = echo_backend();
+    let sent = "GET / HTTP/1.1\r\nHost: app\r\nX-Request-Start: t=5\r\n\r\n";
+    for (trusted, request_start, told) in [
+        (true, true, Some("t=5")),
+        (true, false, Some("t=5")),
+        (false, false, None),
+    ] {
+        let tidegate =
+            Tidegate::to(backend.address()).set(format!("headers.request_start={request_start}"));
+        let tidegate = match trusted {
+            true => tidegate.set("headers.trusted_proxies=127.0.0.0/8"),
+            false => tidegate,
+        };
+        let got = received(&tidegate.start(), &backend, sent);
+        assert_eq!(got.header("x-request-start").as_deref(), told);
+    }
+    let tidegate = Tidegate::to(backend.address()).start();
+    let got = received(&tidegate, &backend, sent).header("x-request-start");
+    let got = got.expect("it is told");
+    assert!(got.starts_with("t=") && got.len() > 10, "{got}");
+}
