@@ -329,6 +329,10 @@ fn answers_without_a_body_are_framed_so_that_the_next_one_is_found() {
     let not_modified = ask("GET", "/304");
     assert_eq!(not_modified.header("etag").as_deref(), Some("\"x\""));
     assert_eq!(
+        not_modified.header("content-length").as_deref(),
+        Some("1000")
+    );
+    assert_eq!(
         ask("HEAD", "/head").header("content-length").as_deref(),
         Some("12345")
     );

@@ -191,6 +191,7 @@ impl Outgoing {
         let status = response.status();
         status_line(response, asked, out);
         out.extend_from_slice(usual.lines.as_bytes());
+        let unmodified = status == StatusCode::NOT_MODIFIED;
         let has_body = can_have_body(status) && !asked.head;
         let mut declared = None;
         let (mut dated, mut closes) = (usual.dated, false);
@@ -198,7 +199,8 @@ impl Outgoing {
         for (name, value) in response.headers() {
             match *name {
                 header::CONTENT_LENGTH => {
-                    if length != Length::None || asked.head {
+                    // Without a body they say what GET would have got: RFC 9110 8.6.
+                    if length != Length::None || asked.head || unmodified {
                         declared = Some(value);
                     }
                     continue;
@@ -219,7 +221,7 @@ impl Outgoing {
             }
             line(name.as_str(), value.as_bytes(), out);
         }
-        let declared = declared.filter(|_| can_have_body(status));
+        let declared = declared.filter(|_| can_have_body(status) || unmodified);
         let framing = match (declared, length) {
             (Some(declared), _) => {
                 line("content-length", declared.as_bytes(), out);

@@ -1,6 +1,6 @@
 //! An answer's head and its trailers as HTTP/2 has them: RFC 9113 8.2.2 and 8.3.2.
 
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as _, SizeHint};
 
 use crate::{
@@ -13,12 +13,13 @@ pub fn head(answer: &mut ClientBody, bodiless: bool) -> (Response<()>, bool) {
     let mut head = answer.take_head();
     let (ends, length) = (answer.is_end_stream(), answer.size_hint());
     let can_have_body = can_have_body(head.status());
+    let unmodified = head.status() == StatusCode::NOT_MODIFIED;
     let fields = head.headers_mut();
     // GOAWAY says what is to be said of the connection.
     fields.remove(header::CONNECTION);
-    if !can_have_body {
+    if !can_have_body && !unmodified {
         fields.remove(header::CONTENT_LENGTH);
-    } else if !ends {
+    } else if can_have_body && !ends {
         declare(fields, &length);
     }
     date::insert(fields);

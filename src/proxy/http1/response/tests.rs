@@ -111,7 +111,14 @@ fn a_head_says_how_its_body_is_framed() {
             Framing::Length(0),
         ),
         (304, &[], Length::Unknown, GET, "", Framing::Length(0)),
-        (304, &[length], Length::None, GET, "", Framing::Length(0)),
+        (
+            304,
+            &[length],
+            Length::None,
+            GET,
+            "content-length: 3",
+            Framing::Length(0),
+        ),
     ] {
         let (told, by, keep_alive) = head(&answer(status, fields), body, asked, true);
         let fields = told.split_once("\r\n").expect("a line").1;
