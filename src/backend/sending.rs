@@ -19,6 +19,8 @@ use super::{
 
 /// A body up to this is written together with the head from one buffer, bytes.
 const JOINED_MAX: usize = 16 * 1024;
+/// Parts of a body that is still coming are joined up to this size, bytes.
+const SMALL_PART: usize = 4 * 1024;
 /// So much goes out in one segment of TCP whatever the network, bytes: RFC 8200 5, without two headers.
 const ONE_SEGMENT: usize = 1200;
 
@@ -168,29 +170,47 @@ impl Sending {
             if self.broken {
                 return Poll::Ready(Ok(()));
             }
-            let Some(upload) = &mut self.upload else {
+            if self.upload.is_none() {
                 self.forget_body();
                 return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_gather(cx))?;
+        }
+    }
+
+    /// Takes what is there of a body that is still coming: a large part, or small ones up to [`JOINED_MAX`].
+    fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.head.clear();
+        self.head_at = 0;
+        while let Some(upload) = &mut self.upload {
+            let chunked = upload.left.is_none();
+            let next = match upload.poll_next(cx) {
+                Poll::Pending if !self.head.is_empty() => break,
+                next => ready!(next).transpose()?,
             };
-            let Some(data) = ready!(upload.poll_next(cx)).transpose()? else {
-                let chunked = upload.left.is_none();
+            let Some(data) = next else {
                 self.upload = None;
                 if chunked {
-                    self.head.clear();
-                    self.head_at = 0;
                     codec::last_chunk(&mut self.head);
                 }
-                continue;
+                break;
             };
             self.moved += 1;
-            if upload.left.is_none() {
-                self.head.clear();
-                self.head_at = 0;
+            if chunked {
                 codec::chunk(data.len(), &mut self.head);
-                self.tail = b"\r\n";
             }
-            self.data = data;
+            let tail: &'static [u8] = if chunked { b"\r\n" } else { b"" };
+            if data.len() > SMALL_PART {
+                (self.data, self.tail) = (data, tail);
+                break;
+            }
+            self.head.extend_from_slice(&data);
+            self.head.extend_from_slice(tail);
+            if self.head.len() >= JOINED_MAX {
+                break;
+            }
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {

@@ -48,6 +48,10 @@ const LINGER_PAUSE: Duration = Duration::from_secs(2);
 const LINGER_MOST: Duration = Duration::from_secs(10);
 /// How much of that one read takes, bytes.
 const LINGER_READ: usize = 16 * 1024;
+/// Parts of a body that are smaller than this are joined with those behind them, bytes,
+const SMALL_PART: usize = 4 * 1024;
+/// up to so many, as far as they have come.
+const JOINED_PARTS: usize = 16 * 1024;
 
 /// Accounts for a head that is refused, and writes the answer.
 pub type RefuseHead = Box<dyn Fn(&Error) -> Bytes + Send + Sync>;
@@ -183,8 +187,11 @@ impl ClientIo {
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
         loop {
             let part = self.guard.body(&mut self.held).map_err(|_| Error::Body)?;
-            if part.is_some() || self.guard.is_done() {
-                return Poll::Ready(Ok(part));
+            if let Some(part) = part {
+                return Poll::Ready(self.join_small(part).map(Some));
+            }
+            if self.guard.is_done() {
+                return Poll::Ready(Ok(None));
             }
             let left = self.guard.remaining();
             let left = left.map_or(0, |left| usize::try_from(left).unwrap_or(READ_MOST));
@@ -194,6 +201,28 @@ impl ClientIo {
                 return Poll::Ready(Err(Error::BodyCut));
             }
         }
+    }
+
+    /// A small part of a body with those behind it that have come: a chunk of its own for each would cost the backend a
+    /// read, and us a write.
+    fn join_small(&mut self, part: Bytes) -> Result<Bytes, Error> {
+        if part.len() >= SMALL_PART || self.held.is_empty() || self.guard.is_done() {
+            return Ok(part);
+        }
+        let mut joined = BytesMut::new();
+        while joined.len() < JOINED_PARTS
+            && let Some(next) = self.guard.body(&mut self.held).map_err(|_| Error::Body)?
+        {
+            if joined.is_empty() {
+                joined.reserve(part.len() + next.len() + self.held.len().min(JOINED_PARTS));
+                joined.extend_from_slice(&part);
+            }
+            joined.extend_from_slice(&next);
+        }
+        Ok(match joined.is_empty() {
+            true => part,
+            false => joined.freeze(),
+        })
     }
 
     /// Throws away what is at hand of the body, up to so many bytes. Whether that was the rest of it.

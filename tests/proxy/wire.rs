@@ -151,3 +151,22 @@ fn a_proxy_says_since_when_a_request_waits_and_nobody_else() {
     let got = got.expect("it is told");
     assert!(got.starts_with("t=") && got.len() > 10, "{got}");
 }
+
+#[test]
+fn many_small_chunks_arrive_in_fewer_larger_ones() {
+    const COUNT: usize = 20_000;
+    let backend = Raw::answering(|_| OK.into());
+    let tidegate = Tidegate::to(backend.address())
+        .set("buffers.request=1KiB")
+        .start();
+    let mut client = tidegate.client();
+    client.send("POST / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("1\r\na\r\n".repeat(COUNT));
+    client.send("0\r\n\r\n");
+    assert_eq!(client.response().status, 200);
+    let wire = backend.requests()[0].body.clone();
+    let data = wire.iter().filter(|&&byte| byte == b'a').count();
+    // A size may have that digit too.
+    assert!((COUNT..COUNT + 100).contains(&data), "{data}");
+    assert!(wire.len() < COUNT + COUNT / 10, "{} bytes", wire.len());
+}
