@@ -163,6 +163,13 @@ impl Stream {
         sent.map_err(io::Error::from)
     }
 
+    /// The opposite of [`leave_nothing`](Self::leave_nothing): what is closed in good order looks so.
+    pub fn leave_in_order(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = set_socket_linger(stream, None);
+        }
+    }
+
     fn peek(&self) -> Result<usize, Errno> {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let mut byte = [0_u8];

@@ -343,9 +343,14 @@ impl ClientIo {
         (self.stream, self.held.freeze())
     }
 
-    /// When it is closed, the client shall see that it broke.
+    /// When it is closed, by whomever, the client shall see that it broke.
     pub fn reset(&self) {
         self.stream.leave_nothing();
+    }
+
+    /// When it is closed, the client shall see an ordinary end after all.
+    pub fn reset_no_more(&self) {
+        self.stream.leave_in_order();
     }
 
     /// Whether nothing of a request has come.

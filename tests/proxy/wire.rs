@@ -1,7 +1,7 @@
 //! What becomes of bodies and connections at the edges: memory that is spent, uploads that are refused or left, ends
 //! that must not look like others.
 
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
 
 use super::*;
 use common::raw::Held;
@@ -126,6 +126,46 @@ fn a_connection_without_a_word_ends_without_one() {
         tidegate.metric("tidegate_rejected_requests_total", &[]),
         1.0
     );
+}
+
+#[test]
+fn half_of_an_answer_that_goes_to_the_end_does_not_look_whole_when_tidegate_ends() {
+    let backend = Raw::start(|mut conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\n\r\nhalf");
+        conn.sees_end_within(PATIENCE);
+    });
+    let mut tidegate = Tidegate::to(backend.address())
+        .set("drain.timeout=1s")
+        .start();
+    let mut stream = std::net::TcpStream::connect(tidegate.address()).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+        .write_all(b"GET / HTTP/1.0\r\nHost: app\r\n\r\n")
+        .expect("it is taken");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"half") {
+        let mut part = [0; 1024];
+        let count = stream.read(&mut part).expect("more of it");
+        assert!(count > 0, "it has ended");
+        answer.extend_from_slice(&part[..count]);
+    }
+    tidegate.process.stop();
+    let end = stream.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(end, Err(io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_whole_answer_that_goes_to_the_end_ends_in_order() {
+    let backend = Raw::start(|mut conn| {
+        conn.request();
+        conn.send("HTTP/1.1 200 OK\r\n\r\n");
+        conn.send("a".repeat(MIB));
+    });
+    let tidegate = Tidegate::to(backend.address()).start();
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.0\r\nHost: app\r\n\r\n");
+    assert_eq!(client.response().body.len(), MIB);
 }
 
 #[test]

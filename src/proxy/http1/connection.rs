@@ -193,6 +193,9 @@ where
                         self.io.flushed(now);
                         return Poll::Ready(end);
                     }
+                    if matches!(self.framing, Framing::UntilClose) {
+                        self.io.reset_no_more();
+                    }
                     let next = self.leave_rest() && self.keep_alive;
                     self.io.flushed(now);
                     self.stage = match next {
@@ -383,6 +386,10 @@ where
         (self.framing, self.keep_alive) =
             self.out
                 .push_head(response, usual, length, self.asked, self.keep_alive);
+        if matches!(self.framing, Framing::UntilClose) {
+            // Whatever ends it from here on, half of it must not look whole.
+            self.io.reset();
+        }
         self.tunnel = answer.take_tunnel();
         self.end = self.tunnel.as_ref().map(|_| End::Switched);
         self.spare = answer.take_spent();
