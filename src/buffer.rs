@@ -34,6 +34,45 @@ const AMPLE: u64 = 8;
 /// Heads that are not whole take this part of the budget at most.
 const HEADS: u64 = 8;
 
+/// The answers over one client's connection have this part of the budget at most, or two of them what they need.
+const CLIENT: u64 = 8;
+/// It is full when less than this part of that is left.
+const SPARE: u64 = 8;
+
+/// What the answers over one connection hold of a [`Budget`], of which one client shall not have all.
+#[derive(Debug)]
+pub struct Share {
+    held: AtomicU64,
+    /// The most that one of them takes: two may be held however small the budget is.
+    answer: u64,
+}
+
+impl Share {
+    /// None yet. One of them takes at most `answer` bytes.
+    pub fn new(answer: u64) -> Arc<Self> {
+        Arc::new(Self {
+            held: AtomicU64::new(0),
+            answer,
+        })
+    }
+
+    /// Whether so little is left of what it may have of this budget that the next answer is not likely to fit.
+    pub fn is_full(&self, budget: &Budget) -> bool {
+        let most = self.most(budget);
+        self.held.load(Relaxed) > most - most / SPARE
+    }
+
+    /// Whether so many bytes are more than it may have besides what it has.
+    fn lacks(&self, bytes: u64, budget: &Budget) -> bool {
+        self.held.load(Relaxed).saturating_add(bytes) > self.most(budget)
+    }
+
+    fn most(&self, budget: &Budget) -> u64 {
+        let part = budget.total.load(Relaxed) / CLIENT;
+        part.max(self.answer.saturating_mul(2))
+    }
+}
+
 /// Bounds the buffered bytes of all requests and responses together; `buffers.total`.
 #[derive(Debug)]
 pub struct Budget {
@@ -102,6 +141,7 @@ impl Budget {
             bytes: 0,
             shares: false,
             is_head: false,
+            within: None,
         }
     }
 
@@ -129,9 +169,23 @@ pub struct Reservation {
     bytes: u64,
     shares: bool,
     is_head: bool,
+    within: Option<Arc<Share>>,
 }
 
 impl Reservation {
+    /// The same, which is empty, but not beyond that share.
+    pub fn within(mut self, share: Option<&Arc<Share>>) -> Self {
+        debug_assert!(self.bytes == 0, "what it has would not be counted");
+        self.within = share.cloned();
+        self
+    }
+
+    /// Whether it is the share that has no room for so many bytes more.
+    pub fn is_beyond_share(&self, bytes: u64) -> bool {
+        let share = self.within.as_ref();
+        share.is_some_and(|share| share.lacks(bytes, &self.budget))
+    }
+
     /// From now on it is one of those of whom nobody knows how much they will be.
     pub fn share(&mut self) {
         if !std::mem::replace(&mut self.shares, true) {
@@ -157,6 +211,9 @@ impl Reservation {
         if used.saturating_add(bytes) > budget.total.load(Relaxed) {
             return false;
         }
+        if self.is_beyond_share(bytes) {
+            return false;
+        }
         if self.is_head {
             let heads = budget.heads.load(Relaxed);
             let alone = heads == self.bytes;
@@ -164,6 +221,9 @@ impl Reservation {
                 return false;
             }
             budget.heads.fetch_add(bytes, Relaxed);
+        }
+        if let Some(share) = &self.within {
+            share.held.fetch_add(bytes, Relaxed);
         }
         cell.fetch_add(bytes, Relaxed);
         self.bytes += bytes;
@@ -182,6 +242,9 @@ impl Reservation {
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
+        if let Some(share) = &self.within {
+            share.held.fetch_sub(bytes, Relaxed);
+        }
         if self.is_head {
             self.budget.heads.fetch_sub(bytes, Relaxed);
         }
@@ -241,6 +304,27 @@ mod tests {
         drop(other);
         assert_eq!(budget.used(Direction::Request), 0);
         assert_eq!(budget.used(Direction::Response), 0);
+    }
+
+    #[test]
+    fn one_client_has_an_eighth_or_what_two_answers_need() {
+        let budget = Budget::new(800);
+        let share = Share::new(40);
+        let answer = || budget.reservation(Direction::Response).within(Some(&share));
+        let (mut one, mut other) = (answer(), answer());
+        assert!(one.grow(70) && !other.grow(31) && other.is_beyond_share(31));
+        assert!(!share.is_full(&budget));
+        assert!(other.grow(30) && share.lacks(1, &budget) && share.is_full(&budget));
+        assert!(budget.reservation(Direction::Response).grow(700));
+        one.shrink(20);
+        assert!(!share.lacks(20, &budget));
+        drop((one, other));
+        assert!(!share.lacks(100, &budget));
+        assert_eq!(budget.used(Direction::Response), 0);
+        budget.set_total(8);
+        assert!(!share.lacks(80, &budget) && share.lacks(81, &budget));
+        // There, it is the budget that has no room.
+        assert!(!answer().grow(9) && !answer().is_beyond_share(9));
     }
 
     #[test]

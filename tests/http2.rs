@@ -4,6 +4,8 @@ mod common;
 
 #[path = "http2/limits.rs"]
 mod limits;
+#[path = "http2/share.rs"]
+mod share;
 
 use std::{sync::mpsc, time::Duration};
 
@@ -297,26 +299,30 @@ fn answers_for_which_the_budget_has_no_room_wait_with_their_worker() {
         .set("buffers.response=64KiB")
         .set("buffers.total=256KiB")
         .start();
-    let mut client = Http2::connect(gate.address(), &[(frames::INITIAL_WINDOW_SIZE, 0)]);
-    for n in 0..10 {
-        client.get(2 * n + 1, "/");
-    }
+    // One on each connection, or its client would be refused further ones.
+    let closed = (frames::INITIAL_WINDOW_SIZE, 0);
+    let mut clients: Vec<Http2> = (0..10)
+        .map(|_| {
+            let mut client = Http2::connect(gate.address(), &[closed]);
+            client.get(1, "/");
+            client
+        })
+        .collect();
     // Four are held, and two wait; nobody else is sent to the backend.
     until("six are there", || backend.requests().len() == 6);
-    for _ in 0..6 {
-        client.next(&[frames::HEADERS]);
-    }
-    assert_eq!(gate.metric("tidegate_queued_requests", &[]), 4.0);
+    gate.until_metric("tidegate_queued_requests", &[], 4.0);
     assert_eq!(gate.metric("tidegate_in_flight_requests", &[]), 2.0);
     let open = [&[0, 4][..], &100_000_u32.to_be_bytes()].concat();
-    client.send(frame(frames::SETTINGS, 0, 0, &open));
-    let more = 1_000_000_u32.to_be_bytes();
-    client.send(frame(frames::WINDOW_UPDATE, 0, 0, &more));
-    let mut came = 0;
-    while came < 600_000 {
-        came += client.next(&[frames::DATA]).payload.len();
+    for client in &mut clients {
+        client.send(frame(frames::SETTINGS, 0, 0, &open));
     }
-    drop(client);
+    for client in &mut clients {
+        let mut came = 0;
+        while came < 60_000 {
+            came += client.next(&[frames::DATA]).payload.len();
+        }
+    }
+    drop(clients);
     nothing_is_left(&gate);
 }
 

@@ -21,7 +21,7 @@ use super::{
     uwsgi,
 };
 use crate::{
-    buffer::{Budget, Direction},
+    buffer::{Budget, Direction, Share},
     clock,
     config::{Config, Protocol},
     observe::Metrics,
@@ -118,6 +118,8 @@ pub struct Delivery<'a> {
     pub config: &'a Arc<Config>,
     /// For what is buffered.
     pub budget: &'a Arc<Budget>,
+    /// What of that its client may have, where it has several answers at once.
+    pub share: Option<&'a Arc<Share>>,
     /// The figures.
     pub metrics: &'a Arc<Metrics>,
     /// Whether the route says that the response is a stream.
@@ -395,7 +397,8 @@ fn receive<'a, L: Lease>(
         }
         let buffers = &delivery.config.buffers;
         let read_timeout = delivery.config.backend.read_timeout;
-        let mut held = delivery.budget.reservation(Direction::Response);
+        let held = delivery.budget.reservation(Direction::Response);
+        let mut held = held.within(delivery.share);
         let mut parts = Parts::default();
         let whole = !stream
             && length.is_some_and(|length| {

@@ -59,6 +59,14 @@ pub(super) enum Hope {
     None,
 }
 
+/// Of what nobody tells when there is room again.
+enum Lacks {
+    /// The budget: others are asked to give back what they can.
+    Budget { _waiting: Waiting },
+    /// Its client's share of it, for whose sake nobody else has to.
+    Share,
+}
+
 struct State {
     parts: VecDeque<Bytes>,
     bytes: u64,
@@ -66,8 +74,8 @@ struct State {
     in_hand: u64,
     /// What both take of the budget.
     held: Reservation,
-    /// While the budget is what it has no room for.
-    waiting: Option<Waiting>,
+    /// While there is no room for it in the budget, or in what its client may have of that.
+    lacks: Option<Lacks>,
     end: Option<Result<Option<Box<HeaderMap>>, BoxError>>,
     /// The client has gone.
     abandoned: bool,
@@ -99,7 +107,7 @@ impl Pipe {
                 bytes,
                 in_hand: 0,
                 held,
-                waiting: None,
+                lacks: None,
                 end: None,
                 abandoned: false,
                 reader: None,
@@ -161,7 +169,7 @@ impl Pipe {
     pub(super) fn abandon(&self) {
         let mut state = lock(&self.state);
         state.abandoned = true;
-        state.waiting = None;
+        state.lacks = None;
         state.parts.clear();
         let bytes = std::mem::take(&mut state.bytes) + std::mem::take(&mut state.in_hand);
         state.held.shrink(bytes);
@@ -198,21 +206,25 @@ impl Pipe {
         let lacks = all.saturating_sub(state.held.bytes());
         let fits = lacks == 0 || state.held.grow(lacks);
         if all == 0 || (room > 0 && fits) {
-            state.waiting = None;
+            state.lacks = None;
             return Poll::Ready(Some(at_once));
         }
         if fits || room == 0 {
             // Its client has to read first, however much there is of the budget.
-            state.waiting = None;
-        } else if state.waiting.is_none() {
-            state.waiting = Some(state.held.wait());
+            state.lacks = None;
+        } else if state.held.is_beyond_share(lacks) {
+            state.lacks = Some(Lacks::Share);
+        } else if !matches!(state.lacks, Some(Lacks::Budget { .. })) {
+            state.lacks = Some(Lacks::Budget {
+                _waiting: state.held.wait(),
+            });
         }
         Poll::Pending
     }
 
-    /// Whether there would be room if the budget had some.
+    /// Whether there would be room if the budget, or its client's share of it, had some.
     fn waits_for_budget(&self) -> bool {
-        lock(&self.state).waiting.is_some()
+        lock(&self.state).lacks.is_some()
     }
 
     fn push(&self, part: Bytes) {
@@ -376,7 +388,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::buffer::{Budget, Direction};
+    use crate::buffer::{Budget, Direction, Share};
 
     #[derive(Default)]
     struct Woken(AtomicBool);
@@ -428,5 +440,23 @@ mod tests {
         pipe.push(Bytes::from(vec![0; 2048]));
         assert!(pipe.poll_room(&mut writer).is_pending());
         assert!(!budget.is_wanted());
+    }
+
+    #[test]
+    fn who_waits_for_its_own_share_asks_nobody_to_give_back() {
+        let budget = Budget::new(1024);
+        let share = Share::new(2);
+        budget.set_total(32);
+        let answer = || budget.reservation(Direction::Response).within(Some(&share));
+        let mut other = answer();
+        assert!(other.grow(1));
+        let parts = VecDeque::from([Bytes::from_static(b"part")]);
+        let pipe = Pipe::new(parts, answer(), 1024, Hope::Fits);
+        let mut writer = Context::from_waker(Waker::noop());
+        assert!(pipe.poll_room(&mut writer).is_pending());
+        assert!(pipe.waits_for_budget() && !budget.is_wanted());
+        drop(other);
+        assert!(pipe.poll_room(&mut writer).is_ready());
+        assert!(!pipe.waits_for_budget());
     }
 }

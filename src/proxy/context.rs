@@ -21,6 +21,7 @@ use super::{
 use crate::{
     admission::{Ask, AskFor, Class},
     backend::{self, Lines, RequestBody, RequestHead, Size, Timers},
+    buffer::Share,
     clock, observe,
     sync::{Mutex, lock},
 };
@@ -164,6 +165,11 @@ impl Context {
         let own = |path: &PathAndQuery| PathAndQuery::from_str(path.as_str()).ok();
         self.path = self.path.as_ref().and_then(own);
         self.request_id.detach();
+    }
+
+    /// What its client may have of the budget, where that has several answers at once.
+    pub fn share(&self) -> Option<&Arc<Share>> {
+        self.http2.then(|| self.peer.state.share())?
     }
 
     /// Keeps an interim answer for whoever passes it on.

@@ -35,6 +35,9 @@ pub enum Error {
     /// What was spooled of the body cannot be read again.
     #[error("what was spooled of the request's body cannot be read again")]
     Spool,
+    /// The other answers over the connection hold as much as one client may.
+    #[error("the answers over this connection that are not taken hold as much memory as they may")]
+    Share,
     /// The gate refused it.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -84,6 +84,13 @@ fn forward(
 ) -> impl Future<Output = Result<Answered, Error>> + Send {
     async move {
         note_admission(&shared, &context, &permit);
+        if let Some(share) = context.share()
+            && share.is_full(&shared.budget)
+        {
+            // Its answer could only wait with its worker. (The permit goes back: nothing was sent.)
+            permit.complete(Outcome::Neutral);
+            return Err(Error::Share);
+        }
         let mut tried = Vec::new();
         let mut tries = 0;
         let mut reconnects = false;
@@ -103,6 +110,7 @@ fn forward(
                 endpoint: &endpoint,
                 config: &context.live.config,
                 budget: &shared.budget,
+                share: context.share(),
                 metrics: &shared.metrics,
                 stream: context.class() == Class::Stream,
                 now,

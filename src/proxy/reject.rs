@@ -101,6 +101,7 @@ pub fn rejection(error: &Error, reject: &Reject) -> Rejection {
             true,
         ),
         Error::Memory | Error::Spool => (shed, Reason::Memory, Some(Duration::ZERO), true),
+        Error::Share => (shed, Reason::Memory, Some(Duration::ZERO), false),
         Error::Refused(refusal) => {
             let (status, close) = match refusal.reason {
                 admission::Reason::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),

@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -14,9 +14,14 @@ use std::{
 
 use tokio::time::Sleep;
 
-use crate::{buffer::Budget, clock, observe::Metrics};
+use crate::{
+    buffer::{Budget, Share},
+    clock,
+    observe::Metrics,
+};
 
-/// Who takes nothing of an answer for so long is not waited for while others wait for the budget.
+/// Who takes nothing of an answer for so long is not waited for while others wait for the budget; nor who takes less than
+/// a whole piece while the answers over its own connection hold as much as they may.
 const STUCK: Duration = Duration::from_secs(5);
 /// How often it is seen then whether somebody does.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +55,8 @@ pub struct State {
     owing: AtomicU64,
     /// Another client needs its place.
     evicted: AtomicBool,
+    /// What its answers may hold, where there may be several at once.
+    share: OnceLock<Arc<Share>>,
     metrics: Arc<Metrics>,
 }
 
@@ -64,8 +71,19 @@ impl State {
             serving: AtomicU32::new(0),
             owing: AtomicU64::new(0),
             evicted: AtomicBool::new(false),
+            share: OnceLock::new(),
             metrics,
         }
+    }
+
+    /// From now on it may have several answers at once, which hold no more than this together.
+    pub fn set_share(&self, share: Arc<Share>) {
+        let _ = self.share.set(share);
+    }
+
+    /// What they hold.
+    pub fn share(&self) -> Option<&Arc<Share>> {
+        self.share.get()
     }
 
     /// Asks it to close, if it is still not being served when it sees this.
@@ -190,6 +208,8 @@ pub struct Stall {
     timeout: Duration,
     /// What holds what is to be written; `None` if nothing does.
     budget: Option<Arc<Budget>>,
+    /// What its connection's answers hold, if there are several.
+    share: Option<Arc<Share>>,
     wait: Option<Wait>,
     /// The socket has taken something of which the reactor has not heard.
     unheard: bool,
@@ -209,9 +229,30 @@ impl Stall {
         Self {
             timeout,
             budget: Some(budget),
+            share: None,
             wait: None,
             unheard: false,
         }
+    }
+
+    /// The same for one answer of several over a connection.
+    pub fn within(mut self, share: Option<&Arc<Share>>) -> Self {
+        self.share = share.cloned();
+        self
+    }
+
+    /// Whether somebody waits for what its client does not take.
+    fn is_wanted(&self) -> bool {
+        self.budget
+            .as_ref()
+            .is_some_and(|budget| budget.is_wanted())
+            || self.is_share_full()
+    }
+
+    /// Whether the answers over its connection hold as much as they may.
+    fn is_share_full(&self) -> bool {
+        let both = self.budget.as_ref().zip(self.share.as_ref());
+        both.is_some_and(|(budget, share)| share.is_full(budget))
     }
 
     /// From now on nothing of the budget is held.
@@ -221,6 +262,10 @@ impl Stall {
 
     /// The client has taken some of what it is waited for.
     pub fn took_some(&mut self) {
+        // A byte now and then holds a whole piece, and what is behind it.
+        if self.is_share_full() {
+            return;
+        }
         if let Some(wait) = &mut self.wait {
             wait.stuck = clock::now();
         }
@@ -283,6 +328,7 @@ impl Stall {
             Some(_) => STUCK.min(timeout),
             None => timeout,
         };
+        let wanted = self.is_wanted();
         let wait = self.wait.get_or_insert_with(|| {
             let now = clock::now();
             let timer = Box::pin(tokio::time::sleep_until((now + stuck).into()));
@@ -302,15 +348,7 @@ impl Stall {
                 continue;
             }
             let (end, stuck) = (wait.began + timeout, wait.stuck + stuck);
-            if due >= end {
-                return Poll::Ready(());
-            }
-            if due >= stuck
-                && self
-                    .budget
-                    .as_ref()
-                    .is_some_and(|budget| budget.is_wanted())
-            {
+            if due >= end || (due >= stuck && wanted) {
                 return Poll::Ready(());
             }
             let next = stuck.max(due + LOOK_EVERY).min(end);
@@ -395,5 +433,32 @@ mod tests {
         tokio::time::advance(2 * SHORT).await;
         assert!(!is_waited_for(&mut stall));
         drop(waiting);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_holds_its_share_has_to_take_whole_pieces() {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        const SHORT: Duration = Duration::from_millis(1);
+        let budget = Budget::new(0);
+        let share = Share::new(512);
+        let mut stall = Stall::new(TIMEOUT, budget.clone()).within(Some(&share));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut is_waited_for =
+            |stall: &mut Stall| stall.watch::<()>(&mut cx, Poll::Pending).is_pending();
+        assert!(is_waited_for(&mut stall));
+        tokio::time::advance(STUCK + SHORT).await;
+        assert!(is_waited_for(&mut stall), "there is room");
+        budget.set_total(1024);
+        let held = budget.reservation(crate::buffer::Direction::Response);
+        let mut held = held.within(Some(&share));
+        assert!(held.grow(1000));
+        stall.took_some();
+        tokio::time::advance(LOOK_EVERY + SHORT).await;
+        assert!(!is_waited_for(&mut stall), "a byte is no piece");
+        let _ = stall.watch(&mut cx, Poll::Ready(Ok(())));
+        assert!(
+            stall.watch::<()>(&mut cx, Poll::Pending).is_pending(),
+            "a piece is"
+        );
     }
 }

@@ -53,6 +53,7 @@ async fn the_wait_for_a_free_worker_is_not_the_backends_time() {
         endpoint: &endpoint,
         config: &config,
         budget: &budget,
+        share: None,
         metrics: &metrics,
         stream: false,
         now: clock::now(),
@@ -108,6 +109,7 @@ async fn given_up(answer: &'static [u8]) -> (Completion, Option<StatusCode>) {
     let endpoint = Endpoint::new(0, address, &config.backend, of_it, clock::now());
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let delivery = Delivery {
+        share: None,
         endpoint: &Arc::new(endpoint),
         config: &config,
         budget: &Budget::new(1024 * 1024),

@@ -49,7 +49,7 @@ use super::{
     received::Arrived,
     state::State,
 };
-use crate::{backend::Stream, clock};
+use crate::{backend::Stream, buffer::Share, clock};
 
 /// Requests at once of one client: beyond, its streams are refused.
 const STREAMS_MAX: u32 = 100;
@@ -81,6 +81,7 @@ pub async fn serve<S>(
     S: Service<Arrived, Response = ClientBody, Error = Infallible>,
     S::Future: Told + Send + 'static,
 {
+    state.set_share(Share::new(shared.live().config.buffers.response));
     let opened = clock::now();
     let line = Arc::new(Line::new(opened));
     // What is a little too large is unpacked all the same, to be refused with a reason.

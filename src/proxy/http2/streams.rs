@@ -49,7 +49,8 @@ pub struct Open(Streams);
 impl Open {
     /// Watches how long its client lets it wait for room.
     pub fn stall(&self) -> Stall {
-        Stall::new(self.0.write_timeout, self.0.budget.clone())
+        let stall = Stall::new(self.0.write_timeout, self.0.budget.clone());
+        stall.within(self.0.state.share())
     }
 }
 
