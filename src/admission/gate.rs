@@ -141,6 +141,7 @@ impl Gate {
             cap,
             started: now,
             released: false,
+            is_stream: false,
         }
     }
 }
@@ -282,6 +283,8 @@ pub struct Permit {
     cap: Option<Cap>,
     started: Instant,
     released: bool,
+    /// For the limiter, here because there is room for it here.
+    pub(super) is_stream: bool,
 }
 
 impl Permit {

@@ -278,7 +278,6 @@ impl Limiter {
                 lane: lane.clone(),
                 limiter: self.clone(),
                 permit: Some(permit),
-                is_stream: false,
             }),
             // A lane that was added behind the limiter's back.
             None => Err(Refusal {
@@ -298,7 +297,6 @@ pub struct Permit {
     lane: Arc<Lane>,
     permit: Option<gate::Permit>,
     waited: Option<Duration>,
-    is_stream: bool,
 }
 
 impl std::fmt::Debug for Permit {
@@ -340,7 +338,9 @@ impl Permit {
     /// [`Outcome::Excluded`]. Until then the law leaves it out of account, and the limit is higher by one as far as slots
     /// and bounds allow.
     pub fn note_stream(&mut self) {
-        if !std::mem::replace(&mut self.is_stream, true) {
+        if let Some(permit) = &mut self.permit
+            && !std::mem::replace(&mut permit.is_stream, true)
+        {
             self.lane.streams.fetch_add(1, Relaxed);
         }
     }
@@ -366,7 +366,7 @@ impl Permit {
             route: permit.route(),
             outcome,
         };
-        if self.is_stream {
+        if permit.is_stream {
             self.lane.streams.fetch_sub(1, Relaxed);
         }
         permit.release(now);
