@@ -167,9 +167,14 @@ impl Context {
         self.request_id.detach();
     }
 
-    /// What its client may have of the budget, where that has several answers at once.
+    /// What its client may have of the budget, where that has several answers at once: a trusted proxy has them for
+    /// many clients, and is not held to the share of one.
     pub fn share(&self) -> Option<&Arc<Share>> {
-        self.http2.then(|| self.peer.state.share())?
+        let proxies = &self.live.config.headers.trusted_proxies;
+        if !self.http2 || self.peer.is_trusted(proxies) {
+            return None;
+        }
+        self.peer.state.share()
     }
 
     /// Keeps an interim answer for whoever passes it on.
