@@ -20,18 +20,19 @@ pub enum Direction {
     Response,
 }
 
-/// What is held only in the hope that it helps takes this part of the budget at most,
+/// What is buffered only in the hope of freeing a worker takes at most one part in so many of the budget,
 const SHARE: u64 = 16;
-/// and each of those who hold it this part of what is left of that. With the defaults the first gets
-/// 256 KiB, and three hundred of them have some 27 KiB each.
+/// and each of those who hold it one part in so many of what is left of that. With the defaults the first
+/// gets 256 KiB, and three hundred of them have some 27 KiB each.
 const SPREAD: u64 = 16;
-/// What is in the hands of all who share, on its way from one buffer to another, is this part of the budget.
+/// What all sharers (see [`Reservation::share`]) together have on its way from one buffer to another is one
+/// part in so many of the budget.
 const IN_HAND: u64 = 64;
 
-/// What is held for long, and may help or not, is taken only while less than this part of the budget is held by
-/// anybody.
+/// What is held for long, and may or may not help, is taken only while less than one part in so many of the
+/// budget is in use.
 const AMPLE: u64 = 8;
-/// Heads that are not whole take this part of the budget at most.
+/// Heads that are not complete take at most one part in so many of the budget.
 const HEADS: u64 = 8;
 
 /// The answers over one client's connection have this part of the budget at most, or two of them what they need.
@@ -186,7 +187,7 @@ impl Reservation {
         share.is_some_and(|share| share.lacks(bytes, &self.budget))
     }
 
-    /// From now on it is one of those of whom nobody knows how much they will be.
+    /// From now on it counts among those whose final size is unknown.
     pub fn share(&mut self) {
         if !std::mem::replace(&mut self.shares, true) {
             self.budget.sharers.fetch_add(1, Relaxed);
@@ -205,8 +206,8 @@ impl Reservation {
     pub fn grow(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
         let cell = budget.cell(self.direction);
-        // Two cells, so that the bound can be overshot by as many racing growers as there are
-        // threads: it is a bound for memory, not an invariant.
+        // The check and the addition are not one step, so each of several racing threads can overshoot the
+        // bound once: it is a bound for memory, not an invariant.
         let used = budget.request.load(Relaxed) + budget.response.load(Relaxed);
         if used.saturating_add(bytes) > budget.total.load(Relaxed) {
             return false;
@@ -230,8 +231,8 @@ impl Reservation {
         true
     }
 
-    /// The same, but only while there is plenty: an eighth of the budget, with them, is the most that may be held by
-    /// then.
+    /// The same, but only while there is plenty: with them, no more than an eighth of the budget may be in
+    /// use.
     pub fn grow_early(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
         let used = budget.request.load(Relaxed) + budget.response.load(Relaxed);

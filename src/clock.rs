@@ -11,11 +11,12 @@ use std::{
 
 use tokio::time::Sleep;
 
-/// Nobody wakes up so late who runs at all.
+/// A timer that goes off this late means that the process did not run meanwhile.
 const OVERSLEPT: Duration = Duration::from_millis(100);
-/// A look at the wall clock is good for so long: another costs more than to add to it what has passed since.
+/// A reading of the wall clock is used for this long: adding the time since then is cheaper than another
+/// reading.
 const WALL_FRESH: Duration = Duration::from_millis(10);
-/// The most that is given to others for the time in which this process did not run.
+/// The most that a wait is prolonged for a time in which this process did not run.
 const MADE_UP_MAX: Duration = Duration::from_secs(10);
 
 /// The monotonic time, by which everything is measured and every timer is set.
@@ -25,9 +26,9 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Whether a timer goes off so late that this process was stopped, or starved, meanwhile. Then it has been
-/// set again, for as long as it was late, 10 s at most: what somebody else was given so long for may have
-/// come since, or come in a moment.
+/// Whether a timer went off so late that this process must have been stopped or starved meanwhile. If so, it
+/// has been set again for as long as it was late, 10 s at most: what it waited for may have come meanwhile,
+/// or may be about to.
 pub fn overslept(mut timer: Pin<&mut Sleep>) -> bool {
     let now = now();
     let late = now.saturating_duration_since(timer.deadline().into_std());

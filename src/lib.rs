@@ -6,19 +6,19 @@
 //! an adaptive limit and a short queue in front of any service, and [`limit`], the control laws behind
 //! it, which do no I/O and read no clock.
 //!
-//! # The rooms
+//! # The modules
 //!
 //! Imports run downward only.
 //!
-//! | room | what it does |
+//! | module | what it does |
 //! |---|---|
 //! | [`cli`] | what can be typed, one file for each command |
-//! | [`runtime`] | threads, signals, drain, reload, the child process: it joins all that serves |
+//! | [`runtime`] | threads, signals, drain, reload, the child process; ties together all that serves |
 //! | [`doctor`] | what the backend is, by a look at its process and a handful of harmless requests |
 //! | [`probe`] | how many parallel requests a backend sustains, measured |
 //! | [`replay`] | what another configuration would have made of a recorded trace |
 //! | [`admin`] | the admin server and its page |
-//! | [`tuner`] | the only loop: lets time count in the control laws |
+//! | [`tuner`] | the only periodic loop: ticks the control laws and watches the endpoints |
 //! | [`proxy`] | the client's side of HTTP, and the one place where an error becomes a response |
 //! | [`admission`] | who may pass: routes, the gate with its queue, permits, the tower layer |
 //! | [`backend`] | the worker's side of HTTP: connections, and one exchange with a worker |

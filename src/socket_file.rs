@@ -25,7 +25,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Of a socket that is bound and permitted to those who may use it.
+    /// For a socket that is bound, and whose permissions are set already.
     pub fn of(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -59,8 +59,8 @@ struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Since {
     Created(SystemTime),
-    /// Where the file system does not know that. A mode that somebody sets later is a change, too, and the
-    /// file stays behind: better than to remove what belongs to another.
+    /// Where the file system does not know that. Changing the file's mode later counts as a change, too, and
+    /// the file then stays behind: better than removing one that belongs to another process.
     Changed(i64, i64),
 }
 
@@ -96,7 +96,7 @@ pub fn make_room(path: &Path) -> io::Result<()> {
             "there is a file already that is no socket",
         ));
     }
-    // Not to wait where a backlog is full.
+    // Non-blocking, so as not to wait where the backlog is full.
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&SockAddr::unix(path)?) {
@@ -107,7 +107,7 @@ pub fn make_room(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Connects; so long a full backlog is waited for, and so long each write to it may take.
+/// Connects. `patience` is how long to wait for room in a full backlog, and how long each write may take.
 ///
 /// # Errors
 /// [`ErrorKind::TimedOut`] where the backlog stayed full; any that the system has.

@@ -1,5 +1,5 @@
-//! The only loop: lets time count in the control laws, watches over the endpoints, and keeps the
-//! means that autoscalers want.
+//! The only periodic loop: ticks the control laws, so that time counts where nothing finishes, watches over
+//! the endpoints, and keeps the averages that autoscalers want.
 
 use std::{
     collections::VecDeque,
@@ -102,9 +102,10 @@ impl Means {
     }
 }
 
-/// The next look while nothing is in flight, a quarter of a second away more or less. The runtime's timers are
-/// kept by the 64 ms, counted from its start, `zero`: one that falls on such a boundary wakes it once, any
-/// other twice, and waking up is most of what an idle tidegate does. A millisecond less, since it rounds up.
+/// The time of the next look while nothing is in flight, about a quarter of a second away. The runtime's
+/// timer wheel has slots of 64 ms, counted from its start, `zero`: a timer on the boundary of a slot wakes
+/// the runtime once, any other twice, and waking up is most of what an idle tidegate does. A millisecond
+/// less, since the runtime rounds up.
 fn idle_look(zero: Instant, now: Instant) -> Instant {
     const PERIOD: u32 = 256;
     let millis = |count: u32| Duration::from_millis(u64::from(count));
@@ -216,18 +217,19 @@ fn tell(shared: &Shared, endpoint: &Endpoint, law: Option<&Lane>, news: &News, n
     }
 }
 
-/// Traffic notices an endpoint that has come back only if it is sent there; with several, it is not.
+/// With several endpoints no traffic is sent to one that is down, so it would not notice that the endpoint
+/// has come back.
 fn look_for_lost_endpoints(shared: &Arc<Shared>) {
     let endpoints = shared.endpoints();
     for endpoint in endpoints.iter() {
-        // Where there is only one, the requests that wait for a full backlog tell when it is not any more.
+        // Where there is only one, the requests that wait for room in its backlog notice when there is some.
         if !endpoint.is_up() || (endpoint.is_doubtful() && endpoints.len() > 1) {
             look_at(shared, endpoint);
         }
     }
 }
 
-/// Nobody notices that an endpoint has gone to which nothing is sent.
+/// Where nothing is sent to an endpoint, nobody would notice that it has gone.
 fn look_at_idle_endpoints(shared: &Arc<Shared>, snapshot: &Snapshot, now: Instant) {
     let is_busy = |endpoint: &Endpoint| {
         let mut lanes = snapshot.lanes.iter();
@@ -244,7 +246,7 @@ fn look_at(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) {
     let patience = if endpoint.is_local() {
         PROBE
     } else {
-        // It may be far, and its name be asked for.
+        // It may be far away, and its name may have to be resolved.
         shared.live().config.backend.connect_timeout
     };
     let (shared, endpoint) = (shared.clone(), endpoint.clone());

@@ -98,7 +98,7 @@ impl Gate {
         lock(&self.inner).state.would_refuse(ask, now)
     }
 
-    /// Changes the state, then wakes whom that concerns.
+    /// Changes the state, then wakes the waiters that it has decided about.
     pub fn change<T>(&self, change: impl FnOnce(&mut State, &mut Verdicts) -> T) -> T {
         let mut inner = lock(&self.inner);
         let Inner {
@@ -160,8 +160,8 @@ impl Inner {
         }
     }
 
-    /// Frees a waiter's place. The waker, if any, is for outside the lock: whatever goes with the
-    /// last of a task's wakers may have permits and tickets of its own to give back.
+    /// Frees a waiter's place. The waker, if any, has to be dropped outside the lock: dropping the last waker
+    /// of a task drops the task, which may have permits and tickets of its own to give back.
     fn forget(&mut self, key: u32) -> Option<Waker> {
         self.free.push(key);
         std::mem::take(&mut self.waiters[key as usize]).waker
@@ -180,7 +180,7 @@ impl Inner {
     }
 }
 
-/// Unlocks, and wakes whom the verdicts are about: mostly nobody.
+/// Unlocks, then wakes the waiters that have a verdict. Mostly there are none.
 fn finish(mut inner: MutexGuard<'_, Inner>) {
     if inner.verdicts.is_empty() {
         return;

@@ -40,7 +40,8 @@ pub type OnDecision = dyn Fn(&Lane, &Decision) + Send + Sync;
 pub struct Limiter {
     gate: Gate,
     lanes: ArcSwap<Lanes>,
-    /// An operator's limit, for the lanes to come too. Locked while lanes come or the limit changes.
+    /// An operator's limit, which also holds for lanes that are added later. Locked while lanes are added or
+    /// the limit changes.
     pinned: Mutex<Option<u32>>,
     on_decision: Option<Box<OnDecision>>,
 }
@@ -48,7 +49,7 @@ pub struct Limiter {
 #[derive(Clone, Debug, Default)]
 struct Lanes {
     open: Vec<Arc<Lane>>,
-    /// Retired, but the gate may have sent somebody there who is not here yet.
+    /// Retired, but the gate may have admitted a request to one that has not looked its lane up yet.
     leaving: Vec<Arc<Lane>>,
 }
 

@@ -72,7 +72,7 @@ impl Default for Settings {
     }
 }
 
-/// A time so far off that nobody lives to see it stands for those that cannot be told.
+/// `now + by`, or a time in the far future where that cannot be represented.
 fn later(now: Instant, by: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
     now.checked_add(by).unwrap_or_else(|| now + FAR)
@@ -94,7 +94,7 @@ pub struct State {
     /// What would wait, in a dry run.
     rehearsal: Rehearsal,
     updated: Instant,
-    /// When the last one went whose deadline no answer of late has met.
+    /// When a request was last let through whose deadline no recent answer would have met.
     tried: Instant,
     queue_seconds: f64,
 }
@@ -123,7 +123,7 @@ impl State {
         if self.closed {
             return Entry::Refused(self.refusal(Reason::Draining));
         }
-        // Who cannot go whatever the backend does says nothing of its load.
+        // A request that its route's cap holds up says nothing about the backend's load.
         let capped = self.caps.is_reached(ask.cap);
         if !capped {
             self.pace.note_offer(now);
@@ -169,12 +169,12 @@ impl State {
         if expires <= now {
             return Entry::Refused(self.refusal_to(ask.cap, reason));
         }
-        // More than one, when the limit and with it the capacity has fallen.
+        // There may be more than one to evict: when the limit falls, the capacity falls with it.
         let mut made_room = false;
         while self.queue.len() >= self.capacity() && self.evict_stale(ask.class, now, out) {
             made_room = true;
         }
-        // Whoever gave its place up gave it to this one, even if the queue is still too long.
+        // An evicted waiter's place goes to this request, even if the queue is still too long.
         if self.queue.len() >= self.capacity() && !made_room && !self.evict(ask.class, out) {
             return Entry::Refused(self.refusal(Reason::QueueFull));
         }
@@ -222,7 +222,8 @@ impl State {
         self.caps.leave(cap, self.updated);
         self.lanes.leave(lane);
         self.dispatch(now, out);
-        // Not before: who may go now that the cap has room has not begun to wait for any.
+        // Only after the dispatch: a waiter that is let go because its route's cap has room again never
+        // waited for the backend.
         self.note_excess();
     }
 
@@ -252,11 +253,11 @@ impl State {
     pub fn retire_lane(&mut self, id: LaneId, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         self.lanes.retire(id);
-        // Without the last healthy lane the others are good enough.
+        // If that was the last healthy lane, the others are used from now on.
         self.dispatch(now, out);
     }
 
-    /// New settings; who waits already keeps the time it was promised.
+    /// Takes new settings. Requests that wait already keep the time that they were promised.
     pub fn configure(&mut self, settings: Settings, now: Instant, out: &mut Verdicts) {
         self.advance(now);
         self.settings = settings;
@@ -269,7 +270,7 @@ impl State {
         self.pace.set_service_time(service_time);
     }
 
-    /// The same of one lane's endpoint: of several the mean counts.
+    /// The same for one lane's endpoint. With several, their mean is used.
     pub fn set_service_time_of(&mut self, lane: LaneId, service_time: Duration) {
         self.lanes.set_service_time(lane, service_time);
         if let Some(mean) = self.lanes.service_time() {
@@ -348,7 +349,7 @@ impl State {
         while !self.queue.is_empty() {
             let lane = match self.lanes.roomiest() {
                 Some(lane) => lane,
-                // Who waited when the dry run began goes first, not last.
+                // In a dry run nobody waits: those who did when it began are let in, room or not.
                 None if self.settings.dry_run => match self.lanes.least_loaded() {
                     Some(lane) => lane,
                     None => return,
@@ -363,8 +364,8 @@ impl State {
         }
     }
 
-    /// Takes out of the queue whoever goes next: the highest class first, in it the one that the
-    /// discipline names. Who is out of time is refused on the way.
+    /// Takes the next request out of the queue: from the highest class that has one, in the order of the
+    /// discipline. Those that are out of time are refused on the way.
     fn next_waiter(&mut self, now: Instant, out: &mut Verdicts) -> Option<Waiting> {
         let fresh_from = self.stale_before(now);
         for class in 0..CLASSES {
@@ -372,7 +373,7 @@ impl State {
                 let reason = late.reason;
                 self.turn_away(late, reason, out);
             }
-            // Deadlines differ: also behind the first there may be some who are late.
+            // Deadlines differ, so there may be late ones behind the first as well.
             while let Some(next) = self.take_next(class, fresh_from) {
                 if next.expires > now {
                     return Some(next);
@@ -390,8 +391,9 @@ impl State {
         self.queue.take_next(class, fresh_from, held_up)
     }
 
-    /// Refuses those whose turn will not come: newcomers go before them, and take all there is. The sooner they
-    /// know, the better; and when a place happens to be free, an answer that late is worth little.
+    /// Refuses those whose turn will not come, because newcomers go before them and take every free slot. The
+    /// sooner they are told, the better; and should a slot happen to be left for one, an answer that late is
+    /// worth little.
     fn refuse_overtaken(&mut self, now: Instant, out: &mut Verdicts) {
         if self.queue.is_empty() || !self.is_adaptive() {
             return;
@@ -420,7 +422,7 @@ impl State {
         self.pace.note_queue(waiting, self.updated);
     }
 
-    /// The class of somebody no more important who has waited so long that newcomers go first.
+    /// The lowest class, not above this one, in which somebody has waited so long that newcomers go first.
     fn stalest(&self, class: Class, now: Instant) -> Option<usize> {
         self.queue.lowest_before(class, self.stale_before(now)?)
     }
@@ -460,7 +462,7 @@ impl State {
         admitted
     }
 
-    /// Nobody of this class or a higher one waits who could go now.
+    /// Whether nobody of this class or a higher one is waiting who could go now.
     fn nobody_ahead(&self, class: Class) -> bool {
         let caps = &self.caps;
         self.queue.all_held_up(class, |cap| caps.is_reached(cap))
@@ -476,12 +478,12 @@ impl State {
             .clamp(1, AUTO_CAPACITY_MAX)
     }
 
-    /// How many wait who cannot go, room or not.
+    /// How many waiters their routes' caps hold up, whether or not a lane has room.
     fn held_up(&self) -> usize {
         self.queue.held_up(|cap| self.caps.is_reached(cap))
     }
 
-    /// Who waits for room; in a dry run, who would.
+    /// How many wait for room in a lane; in a dry run, how many would.
     fn excess(&self) -> usize {
         if !self.settings.dry_run {
             return self.queue.len() - self.held_up();
@@ -503,8 +505,8 @@ impl State {
         offer.min(self.settings.max_wait)
     }
 
-    /// Under a queue that stands, or looks as if it will, who came before this has waited so long that others
-    /// go first: twice the offered wait, so that chance alone makes nobody stale.
+    /// While the queue stands, or looks as if it will: whoever came before this time has waited so long that
+    /// others go first. That is twice the offered wait, so that chance alone makes nobody stale.
     fn stale_before(&self, now: Instant) -> Option<Instant> {
         (self.is_adaptive() && (self.pace.is_standing(now) || self.pace.is_suspect(now)))
             .then(|| now.checked_sub(self.standing_wait() * 2))
@@ -524,7 +526,7 @@ impl State {
             false => self.queue.len(),
         };
         self.queue_seconds += seconds * wanting as f64;
-        // Who waits while there is room waits for a route's cap.
+        // Anybody who waits while a lane has room is waiting for a route's cap.
         let waiting = !self.queue.is_empty() && self.lanes.roomiest().is_none();
         self.lanes.advance(seconds, waiting);
     }

@@ -96,7 +96,7 @@ pub struct ResponseBody {
     usual: Usual,
     /// What comes after a whole body.
     trailers: Option<Box<HeaderMap>>,
-    /// What the backend declared, while that is not yet delivered.
+    /// What is left to deliver of the length that the backend declared.
     remaining: Option<u64>,
     /// The most that is delivered at once.
     piece: usize,
@@ -187,7 +187,7 @@ impl ResponseBody {
         }
     }
 
-    /// None yet, of an answer that has these fields.
+    /// A body of which nothing has come yet, of an answer with these fields.
     pub(super) fn begun(usual: Usual) -> Self {
         let mut body = Self::empty();
         body.usual = usual;

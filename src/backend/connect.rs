@@ -30,8 +30,9 @@ use crate::{config::Address, sense::Connection};
 /// before, because many may be waiting.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(40);
-/// On the loopback interface a connection takes microseconds, or the backlog is full and the kernel has
-/// dropped the SYN. It tries again after a second, and then after ever longer; we ask anew instead.
+/// On the loopback interface a connection takes microseconds, unless the backlog is full and the kernel has
+/// dropped the SYN. The kernel would send that again after a second, and then at ever longer intervals; we
+/// connect anew instead.
 const LOOPBACK_PATIENCE: Duration = Duration::from_millis(25);
 
 /// The thread whose reactor looks at a socket.
@@ -137,11 +138,11 @@ impl Stream {
             || (seen.intersects(CLOSED) && ioctl_fionread(self).is_ok_and(|there| there < lacks))
     }
 
-    /// What was to be said has been said on both sides: closing it shall leave nothing behind. Whoever closes a
-    /// connection of TCP first keeps its port in TIME_WAIT for a minute, and of those there are 28,000: with a new
-    /// connection for each request, 470 requests a second would use them up. A reset keeps nothing.
+    /// Makes closing it a reset, which leaves nothing behind where all has been said on both sides. Otherwise
+    /// whoever closes a TCP connection first keeps its port in TIME_WAIT for a minute, and there are 28,000
+    /// ports: with a new connection for each request, 470 requests a second would use them up.
     ///
-    /// It also tells who takes the end of the connection for the end of an answer that it is none.
+    /// It also keeps a peer from taking the end of the connection for the end of an answer.
     pub fn leave_nothing(&self) {
         if let Self::Tcp(stream) = self {
             // It is closed all the same.
@@ -149,8 +150,8 @@ impl Stream {
         }
     }
 
-    /// Sends what the socket takes, without waiting for the reactor to say that it takes something, which
-    /// it does not know of a new one, and says late of a full one.
+    /// Sends what the socket takes, without waiting for the reactor to report it writable: of a new socket
+    /// the reactor does not know that yet, and of a full one it learns it late.
     ///
     /// # Errors
     /// If it takes nothing now, or never will.
@@ -181,7 +182,7 @@ impl Stream {
     }
 }
 
-/// An address on this machine, whither a connection is there at once.
+/// An address on this machine, to which a connection is established at once.
 #[derive(Debug)]
 pub(super) enum Local {
     Tcp(SocketAddr),
@@ -244,7 +245,7 @@ impl Local {
         Ok(stream)
     }
 
-    /// Begins to connect, and whether that is all.
+    /// Begins to connect; says whether the connection is established already.
     fn begin(&self) -> io::Result<(Stream, bool)> {
         let of_tcp = |(stream, connected)| (Stream::Tcp(stream), connected);
         match self {
@@ -310,7 +311,7 @@ pub(super) async fn dial(
 
 async fn connect_once(address: &Address) -> io::Result<Stream> {
     match address {
-        // (Of a literal address no resolver is asked, whose lookups run on a thread pool.)
+        // (For a literal address no resolver is asked: its lookups would run on a thread pool.)
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             if let Ok(theirs) = stream.peer_addr() {
@@ -325,9 +326,9 @@ async fn connect_once(address: &Address) -> io::Result<Stream> {
     }
 }
 
-/// Begins to connect on the loopback interface, and whether that is all: there the handshake is over when
-/// the call returns, of which the kernel tells by the next one. The reactor, a timer and another turn of
-/// the task are for those that have to wait.
+/// Begins to connect on the loopback interface; says whether the connection is established already. There the
+/// handshake is over when the call returns, and a second call reports its result. Only a connection that has
+/// to wait needs the reactor, a timer and another turn of the task.
 fn begin_tcp(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -351,8 +352,9 @@ fn begin_tcp(address: SocketAddr) -> io::Result<(TcpStream, bool)> {
     Ok((TcpStream::from_std(socket.into())?, connected))
 }
 
-/// Where nobody listens at a port that the kernel may also choose for our end, it does so now and then, and the
-/// connection is one with itself: what is sent comes back as the answer, and the backend cannot listen there.
+/// If nothing listens at a port of the ephemeral range, the kernel may choose that very port for our end, and
+/// the socket is then connected to itself: what is sent comes back as the answer, and the backend cannot
+/// listen there.
 fn refuse_itself(socket: &impl AsFd, theirs: SocketAddr) -> io::Result<()> {
     let ours = rustix::net::getsockname(socket)?;
     if SocketAddr::try_from(ours) == Ok(theirs) {

@@ -36,7 +36,7 @@ pub struct Endpoint {
     pub address: Address,
     /// Its figures.
     pub metrics: Arc<EndpointMetrics>,
-    /// The same, if it is on this machine.
+    /// Its address once more, if it is one on this machine.
     local: Option<Local>,
     pool: Mutex<Pool>,
     /// Whether [`Pool::steering`] is there.
@@ -149,8 +149,8 @@ impl Endpoint {
         backend.keepalive && backend.protocol == Protocol::Http && self.facts().reusable
     }
 
-    /// Says who its workers are, or that they are not known: where a connection stays with the worker that has
-    /// accepted it, they are chosen by that.
+    /// Says which processes its workers are, or that they are not known. Where a connection stays with the
+    /// worker that has accepted it, connections are chosen by their workers.
     pub fn staff(&self, crew: Option<&Crew>) {
         let crew = crew.filter(|_| self.facts().keeps_to_worker);
         let before = self.steering();
@@ -165,7 +165,7 @@ impl Endpoint {
         }
     }
 
-    /// Who knows whose its connections are.
+    /// What knows which worker has which of its connections.
     pub(super) fn steering(&self) -> Option<Arc<Steering>> {
         let steers = self.steers.load(Relaxed);
         steers
@@ -178,7 +178,7 @@ impl Endpoint {
         Some(self.steering()?.snapshot())
     }
 
-    /// Learns from an answer who gave it. True if it is worth to look at how it ends.
+    /// Learns from an answer which server gave it. True if it is worth looking at how the connection ends.
     pub(super) fn recognise(&self, signs: &Signs) -> bool {
         if let Some(profile) = self.knowledge.recognise(signs) {
             self.learn(profile, Source::Header);
@@ -193,7 +193,8 @@ impl Endpoint {
         }
     }
 
-    /// What of a request may be too much for it; where it is sure, nobody sends it such a request.
+    /// What of a request may be too much for it. (Where that is certain, it is not sent such a request at
+    /// all.)
     pub(super) fn suspect(&self, request: &RequestHead, added: Size) -> Option<Excess> {
         self.knowledge.suspect(request, added)
     }
@@ -250,7 +251,7 @@ impl Endpoint {
         self.late_since.load(Relaxed) > 0 || !self.is_up()
     }
 
-    /// Notes that it accepted no connection in time, and since when that is so.
+    /// Notes that it accepted no connection in time. Returns for how long that has been so.
     pub fn note_late(&self, now: Instant) -> Duration {
         self.refused.store(self.micros(now), Relaxed);
         let now = self.age(now);
@@ -340,7 +341,7 @@ impl Endpoint {
         dial(self.local.as_ref(), &self.address, timeout).await
     }
 
-    /// What was read into on a connection to it that is no more: likely free by now.
+    /// The read buffer of a closed connection to it, which is likely to be free by now.
     pub(super) fn take_buffer(&self) -> BytesMut {
         lock(&self.pool).take_buffer()
     }
@@ -361,7 +362,7 @@ impl Endpoint {
         let mut pool = lock(&self.pool);
         let mut link = pool.take(max_idle, replayable, now)?;
         if let Some(steering) = pool.steering() {
-            // It may be from before there was any.
+            // The connection may be older than the steering.
             link.sit(steering, true);
         }
         drop(pool);

@@ -81,7 +81,7 @@ pub enum Completion {
     Answered,
     /// With a whole response, after its client had left.
     AnsweredInVain,
-    /// With a response whose length in time was the client's or the view's choice.
+    /// With a response whose duration was determined by the client or by the view.
     Streamed,
     /// Too late.
     TimedOut,
@@ -126,7 +126,7 @@ pub struct Delivery<'a> {
     pub stream: bool,
     /// The time.
     pub now: Instant,
-    /// Those of the runtime.
+    /// The timers of this runtime.
     pub timers: &'a Timers,
     /// Fields beside those in the request's map. HTTP alone knows them: with uwsgi there are none.
     pub added: &'a dyn Added,
@@ -167,7 +167,7 @@ impl<L> From<Error> for Failed<L> {
 /// goes on in the background for at most `backend.orphan_max`.
 ///
 /// # Errors
-/// See [`Error`]. A request is sent again, once, only when that cannot do anything twice.
+/// See [`Error`]. A request is sent again, once, only when that cannot have any effect twice.
 // An async block keeps what it captures in one place; an async function would keep its arguments twice.
 #[allow(clippy::manual_async_fn)]
 pub fn exchange<L: Lease>(
@@ -220,8 +220,8 @@ pub fn exchange<L: Lease>(
                     return Ok(switch(flight, head.response, upgrade.as_ref())?);
                 }
                 Ok(head) => break (flight, head),
-                // An idle connection that the server closed under us: resend, once, if not
-                // a byte was sent or it does no harm twice.
+                // An idle connection that the server closed under us: resend, once, if no byte was sent or
+                // sending it twice does no harm.
                 Err(NoHead {
                     error: Error::Reset(_),
                     request: Some(unanswered),
@@ -263,7 +263,8 @@ pub fn exchange<L: Lease>(
         if let Some(excess) = excess
             && profile::is_servers_own(&head.signs)
         {
-            // What is known of it beforehand is a 414 or 431 of ours; so is this.
+            // Had the limit been known beforehand, there would have been a 414 or 431 of ours; so there is
+            // now.
             flight.finish(Completion::Abandoned);
             return Err(Error::from(excess).into());
         }
@@ -271,7 +272,7 @@ pub fn exchange<L: Lease>(
     }
 }
 
-/// A connection for the request, and the time then, from which the backend's begins.
+/// A connection for the request, and the time at which it was ready, from which the backend's time counts.
 async fn open(
     delivery: &Delivery<'_>,
     replayable: bool,
@@ -286,8 +287,9 @@ async fn open(
     };
     let steering = endpoint.steering();
     let now = match &steering {
-        // Boxed, here and below: it would be a large part of every request's future. (A worker that has to be
-        // connected to is not to be kept waiting for it, and a dry run holds nobody back.)
+        // Boxed, here and below: it would be a large part of every request's future. (There is no such wait
+        // where a connection has to be made first, during which a free worker would idle, nor in a dry run,
+        // which holds nobody back.)
         Some(steering) if may_reuse && !delivery.config.limit.dry_run => {
             Box::pin(steering.wait_for_room()).await
         }
@@ -307,8 +309,9 @@ async fn open(
     Ok((link, clock::now()))
 }
 
-/// Makes connections, none of them used, until one is of a worker with a slot free, or no worker seems to have one,
-/// or one that was kept for no longer than `max_idle` has come free.
+/// Makes connections, without sending anything on them, until one belongs to a worker with a free slot, or no
+/// worker seems to have one, or a kept connection that has been idle for less than `max_idle` comes free.
+/// After a few rounds in vain, the next connection is taken, whoever has it.
 async fn search(
     delivery: &Delivery<'_>,
     steering: &Arc<Steering>,
@@ -367,7 +370,7 @@ async fn open_new(delivery: &Delivery<'_>) -> Result<Box<Link>, Error> {
     Ok(Link::new(stream, endpoint.take_buffer()))
 }
 
-/// Whether it does no harm twice: RFC 9110 9.2.2, without PUT and DELETE, which applications get
+/// Whether sending it twice does no harm: RFC 9110 9.2.2, without PUT and DELETE, which applications get
 /// wrong, and without a body, which is gone once sent.
 fn is_replayable(request: &RequestHead, body: &RequestBody) -> bool {
     matches!(
@@ -404,7 +407,7 @@ fn receive<'a, L: Lease>(
             && length.is_some_and(|length| {
                 length <= WHOLE_MAX.min(buffers.response) && held.grow(length)
             });
-        // The worker is not free before the client has read most of it, however much of it lies here.
+        // The worker is not free before the client has read most of it, however much of it is buffered here.
         let large = length.is_some_and(|length| length > LARGE.saturating_mul(buffers.response));
         if large {
             flight.read_at_most(LEAST_ROOM);
@@ -433,8 +436,8 @@ fn receive<'a, L: Lease>(
                 return Err(error.into());
             }
         };
-        // What the budget has no room for waits with its worker, unless it is little: nothing else bounds how much of
-        // that there is.
+        // What the budget has no room for keeps its worker, unless it is little: nothing else would bound how
+        // much of it there is.
         let has_room = whole || held.grow(parts.len()) || parts.len() <= LEAST_ROOM;
         if complete && has_room {
             let trailers = flight.take_trailers();
@@ -468,7 +471,7 @@ async fn collect<L: Lease>(
     read_timeout: Duration,
 ) -> Result<(), Error> {
     loop {
-        // It is mostly there already; only if not, there is something to time.
+        // Mostly it is there already; only if it is not, a timer is needed.
         let there = poll_fn(|cx| match flight.poll_data(cx) {
             Poll::Ready(next) => Poll::Ready(Some(next)),
             Poll::Pending => Poll::Ready(None),

@@ -21,8 +21,8 @@ use crate::{clock, config::Config, observe::Metrics};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-/// Whoever wakes up late, stopped or starved, finds all time-outs over before it has looked at what has
-/// come meanwhile: so much longer for an answer that is there.
+/// A process that wakes up late, because it was stopped or starved, finds its timeouts over before it has
+/// looked at what has arrived meanwhile: it waits this much longer for an answer that may be there.
 const SECOND_LOOK: Duration = Duration::from_millis(20);
 
 /// A request at the backend. Dropped before it has ended, it goes on in the background, so that the
@@ -69,8 +69,8 @@ impl<L: Lease> Flight<L> {
         }
     }
 
-    /// Waits for the head. As long as an upload moves, the time begins anew; one that stops moving for as long is
-    /// too late itself.
+    /// Waits for the head. Whenever an upload makes progress the time begins anew; an upload that makes none
+    /// for that long has itself timed out.
     pub(super) async fn head(
         &mut self,
         timers: &Timers,
@@ -126,7 +126,7 @@ impl<L: Lease> Flight<L> {
         .await
     }
 
-    /// Says whether how the connection ends tells who the server is.
+    /// Says whether the way in which the connection ends tells which server it is.
     pub(super) fn look_at_its_end(&mut self, look: bool) {
         if let Some(inner) = &mut self.inner {
             inner.look = look;
@@ -167,7 +167,8 @@ impl<L: Lease> Flight<L> {
             .and_then(|inner| inner.link.take_trailers())
     }
 
-    /// Counts what has ended an answer that its client has the head of already. Before that, whoever asked is told.
+    /// Counts an error that ends an answer whose head the client has already. (An earlier error is returned
+    /// to the caller, which counts it.)
     pub(super) fn blame(&self, error: &Error) {
         if let (Some(inner), Some(kind)) = (&self.inner, error.kind()) {
             inner.endpoint.metrics.error(kind);
@@ -300,8 +301,8 @@ async fn orphan<L: Lease>(mut inner: InFlight<L>) {
     drop(link);
     let now = clock::now();
     match (verdict, ended) {
-        // It was answered, only to nobody: how long that took is as true as any other. When a slow
-        // backend drives all its clients away, nothing else tells of it.
+        // It was answered, but nobody was there any more: how long that took is as true as for any other
+        // request. When a slow backend drives all its clients away, nothing else shows how slow it is.
         (Completion::Abandoned, Ok(Some(status))) => {
             lease.complete(Completion::AnsweredInVain, Some(status), now);
         }

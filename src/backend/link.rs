@@ -32,14 +32,15 @@ const READ_LITTLE: usize = 4 * 1024;
 /// wait until the client takes them.
 const READ_HEAD: usize = 16 * 1024;
 
-/// Under load a connection changes hands within this time. The look at all sockets that brought the request
-/// is younger, and the kernel knows little more than it did: not worth a system call for each request.
+/// Under load a connection gets its next request within this time. The poll of all sockets that reported the
+/// request is more recent still, and the kernel knows little more than that did: not worth a system call for
+/// each request.
 const JUST_NOW: Duration = Duration::from_millis(10);
 
 /// See the module's documentation.
 pub(super) struct Link {
     stream: Stream,
-    /// Whose reactor looks at it.
+    /// The thread with whose reactor it is registered.
     home: Home,
     sending: Sending,
     read: BytesMut,
@@ -113,7 +114,7 @@ impl Link {
         })
     }
 
-    /// Gives it a seat, if it has none of these. `busy`: for the request that it gets.
+    /// Gives it a seat of this steering, if it has none. `busy` says that it gets a request now.
     pub(super) fn sit(&mut self, steering: &Arc<Steering>, busy: bool) {
         if self.seat.as_ref().is_none_or(|seat| !seat.is_of(steering)) {
             let connection = self.stream.connection();
@@ -143,8 +144,8 @@ impl Link {
         self.receiving = Receiving::Head(Heads::new(request.0.method(), upgrade));
         self.sending.begin(request, added, packet);
         if !self.hurried && (self.reused || upgrade || !self.sending.is_one_segment()) {
-            // What goes out in one segment, with nothing before it, waits for nothing: mostly that is all
-            // that a connection carries.
+            // What fits in one segment, with nothing sent before it, is not held back by Nagle's algorithm.
+            // Mostly that is all that a connection carries.
             self.stream.hurry();
             self.hurried = true;
         }
@@ -188,7 +189,7 @@ impl Link {
                 if !self.sending.has_begun() {
                     return Poll::Ready(Err(Error::Protocol(Malformed::Unasked)));
                 }
-                // Whoever says something on the way has the request, and is not to be asked again.
+                // A backend that sends an interim answer has the request, so it must not be sent again.
                 self.sending.forget();
                 // One at a time: there may be any number of them.
                 cx.waker().wake_by_ref();
@@ -246,11 +247,11 @@ impl Link {
     /// The next part of the response's body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         if !self.sending.is_over()
-            // An answer that came early: its request goes on while somebody takes it.
+            // The answer came early: the rest of the request is still sent, as long as the backend takes it.
             && let Poll::Ready(Err(error @ Error::RequestBody(_))) =
                 self.sending.poll(&mut self.stream, cx)
         {
-            // The worker waits for what will not come: it is to see the end now.
+            // The worker waits for a body that will not come: it is to see the end of the connection now.
             return Poll::Ready(Some(Err(error)));
         }
         loop {
@@ -264,7 +265,7 @@ impl Link {
                 Err(malformed) => return Poll::Ready(Some(Err(Error::Protocol(malformed)))),
             }
             if let Some(left) = body.remaining() {
-                // One more: a read that leaves room is known to be the last.
+                // One byte more than is left: a read that leaves room is known to be the last.
                 let left = usize::try_from(left).unwrap_or(usize::MAX);
                 self.room = self.room.max(left.saturating_add(1)).min(self.most);
             }
@@ -293,8 +294,9 @@ impl Link {
     /// Reads once; false at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Error>> {
         if !self.read.try_reclaim(self.room) {
-            // Not `reserve`, which makes it as large as it once was: what is left of the one before may
-            // be held for long. What it has still to be read of is little, the size of a chunk for example.
+            // Not `reserve`, which would make it as large as it once was, although whoever holds parts of the
+            // old buffer may do so for long. What it still has unread is little, the size of a chunk for
+            // example.
             let mut next = BytesMut::with_capacity(self.read.len() + self.room);
             next.extend_from_slice(&self.read);
             self.read = next;
@@ -344,9 +346,10 @@ impl Link {
         done && self.keep_alive && self.read.is_empty() && (self.ended || self.stream.has_ended())
     }
 
-    /// Before another request: whether it is still as quiet as it was. The runtime knows what had come at its
-    /// last look at all sockets; what has come since, only the kernel does, and it is asked unless the last
-    /// request was over just now and this one may be sent again. Of another thread's looks nobody knows when they were.
+    /// Before another request: whether still nothing has arrived on it. The runtime knows what had arrived
+    /// when it last polled all sockets; what has arrived since, only the kernel knows. The kernel is asked
+    /// unless the last request ended just now and this one may be sent again. It is also asked for a
+    /// connection of another thread, since it is not known when that thread last polled.
     pub(super) fn is_still_quiet(&mut self, replayable: bool, now: Instant) -> bool {
         let known = replayable && self.is_at_home() && self.idle_for(now) < JUST_NOW;
         self.reusable() && (known || !self.stream.has_something())
@@ -357,8 +360,8 @@ impl Link {
         self.home == Home::here()
     }
 
-    /// Makes this thread its home, if it is not. From elsewhere each answer would have to wake this thread: a system
-    /// call, and later than by its own reactor. `None` if the reactor does not take it.
+    /// Registers it with this thread's reactor, if it is not. Left with another thread's, each answer would
+    /// have to wake this thread: a system call more, and later. `None` if the reactor does not take it.
     pub(super) fn come_home(self: Box<Self>) -> Option<Box<Self>> {
         if self.is_at_home() {
             return Some(self);
@@ -379,7 +382,8 @@ impl Link {
         switched.then(|| (self.stream, self.read.freeze(), self.seat))
     }
 
-    /// When it is closed, whoever writes to it is told at once: after a mere end the first write still succeeds.
+    /// Makes closing it a reset, which the other side sees at its next write: after an ordinary end, that
+    /// write would still succeed.
     pub(super) fn leave_nothing(&self) {
         self.stream.leave_nothing();
     }
@@ -400,8 +404,8 @@ impl Link {
         if let Some(seat) = &self.seat {
             seat.park(now);
         }
-        // What was read is with whoever reads the response, and when that is over, an ordinary buffer
-        // will do again.
+        // What was read belongs to whoever reads the response; the next one begins with an ordinary buffer
+        // again.
         if self.room > READ_FIRST {
             self.read = BytesMut::new();
         }

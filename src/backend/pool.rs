@@ -16,10 +16,10 @@ use super::{link::Link, steering::Steering};
 pub(super) struct Pool {
     #[allow(clippy::vec_box)] // They come boxed and go boxed.
     idle: Vec<Box<Link>>,
-    /// Buffers of closed connections. What was read last may be held by whoever reads the answer, so the
-    /// first is taken first.
+    /// Buffers of closed connections. The one that was used last may still be held by whoever reads that
+    /// answer, so they are taken first in, first out.
     buffers: VecDeque<BytesMut>,
-    /// Who knows whose they are.
+    /// What knows which worker has which of them.
     steering: Option<Arc<Steering>>,
 }
 
@@ -30,8 +30,8 @@ const POOL_MAX: usize = 256;
 
 impl Pool {
     /// A connection that has been idle for less than `max_idle` and still seems alive, for a request that may
-    /// be sent again, or not: one that is at home on this thread, if there is one, unless it matters more whose it
-    /// is. `None`, too, if a new one is better.
+    /// be sent again (`replayable`) or not. One that is registered with this thread is preferred, unless it
+    /// matters more which worker has it. `None`, too, if a new one is better.
     pub(super) fn take(
         &mut self,
         max_idle: Duration,
@@ -73,7 +73,7 @@ impl Pool {
         self.steering = steering;
     }
 
-    /// Who knows whose the connections are.
+    /// What knows which worker has which connection.
     pub(super) fn steering(&self) -> Option<&Arc<Steering>> {
         self.steering.as_ref()
     }

@@ -234,7 +234,7 @@ impl Limits {
         if !self.count_vars() || vars_len(request) <= self.vars {
             return None;
         }
-        // It is in there twice: as it came, and decoded.
+        // The target is among the variables twice: as it came, and decoded.
         let by_target = 2 * target > self.vars / 2;
         Some(if by_target {
             Excess::Target
@@ -276,8 +276,8 @@ const ALIKE: u8 = 3;
 const APPLY: u8 = u8::MAX;
 /// The server has taken more: somebody raised them.
 const RAISED: u8 = u8::MAX - 1;
-/// So many requests beyond the limits must have ended badly, and none well. A worker that crashes looks
-/// the same.
+/// So many requests beyond the limits must have been refused, and none taken: a worker that crashes looks
+/// like a refusal.
 const STRIKES: u8 = 3;
 
 impl Knowledge {
@@ -360,7 +360,8 @@ impl Knowledge {
     pub(super) fn recognise(&self, signs: &Signs) -> Option<Profile> {
         let settled = match self.source() {
             Source::Nothing | Source::Behaviour => false,
-            // It says only sometimes that it keeps connections.
+            // gunicorn says only sometimes that it keeps connections, so `sync` may still turn out to be
+            // wrong.
             Source::Header => self.profile().0 != Profile::GunicornSync,
             Source::Process | Source::Configured => true,
         };
@@ -381,7 +382,7 @@ fn recognised(signs: &Signs) -> Option<Profile> {
     let server = signs.server.as_deref()?;
     let says_close = signs.closes == Some(true);
     Some(match server {
-        // Of those who keep connections, gevent's is told apart by its process only.
+        // Among gunicorn's workers that keep connections, gevent's can be told only by the process.
         _ if server.starts_with(b"gunicorn") && !says_close && !signs.http10 => {
             Profile::GunicornGthread
         }

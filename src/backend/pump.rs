@@ -29,7 +29,8 @@ use crate::{
     sync::{Mutex, lock},
 };
 
-/// A client that has made the backend wait for so long, all in all, sets the pace.
+/// A client for which the backend has had to wait this long, all in all, determines how long the answer
+/// takes.
 const CLIENT_PACE: Duration = Duration::from_millis(20);
 
 /// The least that a pipe has room for, bytes.
@@ -70,9 +71,9 @@ enum Lacks {
 struct State {
     parts: VecDeque<Bytes>,
     bytes: u64,
-    /// Of the part that is with the client's side, until that asks for the next.
+    /// Bytes of the part that the client's side has taken, until it asks for the next.
     in_hand: u64,
-    /// What both take of the budget.
+    /// What `bytes` and `in_hand` take of the budget.
     held: Reservation,
     /// While there is no room for it in the budget, or in what its client may have of that.
     lacks: Option<Lacks>,
@@ -198,7 +199,8 @@ impl Pipe {
             Hope::Fits => room,
             Hope::Long => room / 4,
             Hope::Unknown => (room / 4).min(piece(&state.held)),
-            // Most bytes go this way: not in smaller pieces than need be.
+            // Very large answers make up most of all bytes, so they are not read in smaller pieces than need
+            // be.
             Hope::None => LEAST_ROOM,
         };
         // One part may always be held, or a spent budget would stop everyone for good.
@@ -234,7 +236,8 @@ impl Pipe {
         }
         let size = len(&part);
         state.bytes += size;
-        // Refused, it leaves `held` short of `bytes`, and there is no room until the client has read or others have.
+        // If that is refused, `held` stays short of `bytes`, and there is no room until this client or others
+        // have read.
         state.held.grow(size);
         append(&mut state.parts, part);
         let reader = state.reader.take();
@@ -255,8 +258,8 @@ impl Pipe {
     }
 }
 
-/// How much of an answer of which nobody knows the length is read at once. Many of those at the same time leave
-/// a heap behind them in which buffers of all sizes were.
+/// How much of an answer of unknown length is read at once. Many of those at the same time would leave a
+/// fragmented heap, with buffers of all sizes.
 pub(super) fn piece(held: &Reservation) -> u64 {
     held.piece(LEAST_ROOM, PIECE_MOST)
 }
@@ -290,7 +293,7 @@ pub(super) async fn pump<L: Lease>(
     }
     let mut timer = pin!(tokio::time::sleep(read_timeout));
     let mut waited = Duration::ZERO;
-    // For the budget, of whose room nobody tells.
+    // For polling the budget, which does not say when it has room again.
     let mut pause: Option<Pin<Box<Sleep>>> = None;
     loop {
         let mut waiting = None;

@@ -21,7 +21,8 @@ use super::{
 const JOINED_MAX: usize = 16 * 1024;
 /// Parts of a body that is still coming are joined up to this size, bytes.
 const SMALL_PART: usize = 4 * 1024;
-/// So much goes out in one segment of TCP whatever the network, bytes: RFC 8200 5, without two headers.
+/// This many bytes fit in one TCP segment on any network: the least MTU of RFC 8200 5, without the headers of
+/// IP and TCP.
 const ONE_SEGMENT: usize = 1200;
 
 /// See the module's documentation.
@@ -39,7 +40,7 @@ pub(super) struct Sending {
     upload: Option<Upload>,
     /// Parts of this request's `upload` so far, and what was written since the other side first took no more.
     moved: u64,
-    /// It has.
+    /// Whether the other side has taken no more at some point of this request.
     held_up: bool,
     /// Whether a byte of it was written.
     begun: bool,
@@ -233,7 +234,7 @@ impl Sending {
                 Poll::Ready(Ok(()))
             }
             // A server that has answered an upload early and closed cannot be written to, but its
-            // answer is there to be read: failing is left to the reading.
+            // answer is there to be read: if there is an error, the reading will find it.
             Err(error)
                 if matches!(
                     error.kind(),

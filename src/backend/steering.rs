@@ -1,4 +1,4 @@
-//! Each request to a worker with a slot free.
+//! Sends each request to a worker with a free slot.
 //!
 //! A connection belongs to the process that has accepted it. Servers with threads or an event loop accept more than
 //! they can work on, and often the same process is the first to do so: of twelve connections to four workers one may
@@ -28,9 +28,9 @@ use crate::{
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// When the first connection for a request is a busy worker's, so many are made at the same time, and then so many. One
-/// after the other, they would all be the same worker's: it is the first to wake up. While it accepts one, others get
-/// the next.
+/// When the first connection for a request turns out to be a busy worker's, so many are made at the same
+/// time, in up to three rounds. Made one after the other, they would all go to the same worker, the first to
+/// wake up. While it accepts one, others get the next.
 pub(super) const SEARCH: [usize; 3] = [2, 4, 4];
 /// How long a request waits until its connection's worker is known: half of what a request takes, within these bounds.
 /// A worker accepts within a millisecond or two unless something keeps it from running.
@@ -38,15 +38,15 @@ const PATIENCE_LEAST: Duration = Duration::from_millis(5);
 const PATIENCE_MOST: Duration = Duration::from_millis(50);
 /// After a search in vain none is begun for so long, which is about what it took.
 const REST: Duration = Duration::from_millis(20);
-/// When nobody has said in time whose so many connections in a row are, it is not to be seen here, or nobody comes to
-/// accept: no search for so long.
+/// When it could not be found out in time which worker has a connection, this many times in a row, then it
+/// cannot be seen here, or nothing accepts: no search is begun for the longer time.
 const UNSEEN_MOST: u32 = 16;
 const REST_LONG: Duration = Duration::from_secs(10);
-/// Where requests take less than this, there is none behind which to wait is worse than a search: a few connections,
-/// a millisecond each.
+/// Where requests take less than this, waiting behind one is no worse than a search, which takes a few
+/// connections at a millisecond each.
 const WORTH: Duration = Duration::from_millis(5);
-/// Between two looks at connections that nobody has accepted, twice as long each time up to the second, and the longest
-/// that is waited for it.
+/// The pause between two looks at connections that nobody has accepted yet, which doubles each time up to
+/// `PAUSE_MOST`. After `GIVE_UP` they are no longer looked at.
 const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_MOST: Duration = Duration::from_millis(4);
 const GIVE_UP: Duration = Duration::from_millis(100);
@@ -69,9 +69,9 @@ struct State {
     /// Those that are to be looked at, and whether somebody does.
     asked: Vec<Question>,
     looking: bool,
-    /// No search before.
+    /// No search is begun before this time.
     rested: Option<Instant>,
-    /// Connections in a row of which nobody knew in time whose they are.
+    /// How often in a row it was not known in time which worker has a connection.
     unseen: u32,
     /// How many new connections were looked at before anything was sent, and how many of them were turned away.
     looked: u64,
@@ -84,12 +84,12 @@ struct Question {
     seat: u64,
     connection: Connection,
     until: Instant,
-    /// Whoever waits does so until the last of these is dropped.
+    /// Whoever waits for the answer is woken when the last of these is dropped.
     _answer: Option<Arc<oneshot::Sender<()>>>,
 }
 
 impl Steering {
-    /// For these workers. `None` where it is not to be seen who accepts.
+    /// For these workers. `None` where it cannot be seen which of them accepts a connection.
     pub(super) fn of(crew: &Crew) -> Option<Arc<Self>> {
         let steering = Self {
             master: crew.master,
@@ -134,8 +134,8 @@ impl Steering {
             }
         };
         loop {
-            // What is over from here on wakes it. It has to be known as one that waits for that: of several that are
-            // not yet, only one would hear.
+            // Registered before the check below, so that a request which ends from here on wakes it. Of
+            // several waiters that are not registered yet, only one would be woken.
             let mut over = pin!(self.over.notified());
             over.as_mut().enable();
             let now = clock::now();
@@ -158,8 +158,8 @@ impl Steering {
         }
     }
 
-    /// For a connection on which nothing was sent: whether it should rather not be, since its worker is busy and
-    /// another is not. Waits until that is known, for a moment.
+    /// For a connection on which nothing was sent yet: whether it should not be used, since its worker is
+    /// busy and another is not. Waits until that is known, for a moment.
     pub(super) async fn is_crowded(self: &Arc<Self>, seat: &Seat) -> bool {
         let now = clock::now();
         let known = {

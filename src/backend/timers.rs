@@ -56,7 +56,7 @@ impl Patience<'_> {
             }
             timer
         });
-        // A look at the timer is cheap, to ask to be woken by it is not.
+        // Checking whether the timer has gone off is cheap; asking to be woken by it is not.
         while !self.heard || timer.is_elapsed() {
             // Unconstrained, or a backend that sends interim answers without end spends the task's whole
             // budget each time, and the timer never gets its turn.
@@ -96,7 +96,7 @@ impl Drop for Patience<'_> {
         let Some(mut timer) = self.timer.take() else {
             return;
         };
-        // Nobody is woken by it any more, nor kept in memory.
+        // Replaces the waker, so that the timer neither wakes the task any more nor keeps it in memory.
         let mut nobody = Context::from_waker(Waker::noop());
         if pin!(unconstrained(timer.as_mut()))
             .poll(&mut nobody)

@@ -72,7 +72,7 @@ pub(super) fn print(text: &str) -> ExitCode {
     put(text).err().unwrap_or(ExitCode::SUCCESS)
 }
 
-/// The same, for who has more to say.
+/// The same, for a command that has more to print.
 ///
 /// # Errors
 /// The exit code when there is no use in going on: a reader that has seen enough, as of `| head`, is no failure; a full

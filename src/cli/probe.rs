@@ -205,7 +205,7 @@ fn bar(clients: u32, most: u32) -> String {
     format!("[{}{}]", "#".repeat(full), " ".repeat(WIDTH - full))
 }
 
-/// Whole or not at all: a picture that is looked at while it is written is not half a picture.
+/// Writes the file whole or not at all, so that nobody ever looks at half a picture.
 fn write(file: &Path, content: &str) -> io::Result<()> {
     // A link leads to where the picture is kept; a device or a pipe stays what it is.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());

@@ -253,8 +253,8 @@ fn usize_of(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Typed access. A key that is not of the asked kind is a mistake in this room, seen by the test
-/// that loads the defaults.
+/// Typed access. A key that is not of the asked kind is a mistake in this module, seen by the test that loads
+/// the defaults.
 impl Settings {
     fn mismatch<T>(&self, key: &str) -> T {
         unreachable!("{key} is not of this kind: {:?}", self.get(key).value)

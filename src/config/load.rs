@@ -82,7 +82,7 @@ fn content(read: io::Result<Vec<u8>>) -> Option<Content> {
 /// A validated configuration that knows where each value came from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// What the rest of the house uses.
+    /// What the rest of the crate uses.
     pub config: Arc<Config>,
     /// Who set what.
     pub origins: Origins,
@@ -152,8 +152,8 @@ impl Loaded {
         Err(problems)
     }
 
-    /// What is in force of it in a process that was started with `started` and now works by `config`: what a
-    /// reload can't change is as it was.
+    /// What of it is in force in a process that was started with `started` and now works by `config`: what a
+    /// reload can't change is as it was at the start.
     #[must_use]
     pub fn in_force(&self, started: &Loaded, config: Arc<Config>) -> Loaded {
         let mut settled = self.settled(started);
@@ -308,7 +308,7 @@ pub fn is_pipe(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
 }
 
-/// To open a FIFO waits for somebody who writes to it: not here.
+/// Opening a FIFO would wait for somebody who writes to it: not here.
 fn open(path: &Path) -> io::Result<File> {
     let waits_for_nobody = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     File::options()

@@ -3,7 +3,7 @@
 //! Everything that is known of a key (its kind, default, unit, whether a reload can change it) is
 //! one line of the table in [`schema`]. [`load`] reads the four layers (default, then
 //! file, environment, flag) through that table, collects **every** problem with its place, and only then builds
-//! the typed `Config` that the rest of the house uses.
+//! the typed `Config` that the rest of the crate uses.
 
 mod address;
 mod build;

@@ -41,7 +41,7 @@ impl Settings {
     }
 
     /// # Panics
-    /// When there is no such key in the schema: a mistake in this room.
+    /// When there is no such key in the schema: a mistake in this module.
     pub(super) fn get(&self, path: &str) -> &Setting {
         self.0
             .get(path)

@@ -66,12 +66,13 @@ enum Signal {
     Stop,
 }
 
-/// Calls `on_change`, on a thread of its own, each time that the file's bytes are others than those that
-/// were tried last, or that it cannot be read any more.
+/// Calls `on_change`, on a thread of its own, each time the file's bytes differ from those that were tried
+/// last, or it can no longer be read.
 ///
-/// It is called after the file has been left alone for some 100 ms, and not when the file is touched,
-/// written with the same bytes, or removed (until it is there again: with others, or after a try without
-/// it). What is called, or somebody before it, tries them.
+/// The call comes after the file has been left alone for some 100 ms. There is none when the file is touched,
+/// or written with the same bytes, or removed; when it is there again, there is one if its bytes differ, or
+/// if a load without it was tried meanwhile. `on_change` is expected to try the new bytes, unless somebody
+/// has done so already.
 ///
 /// # Errors
 /// When the file's directory can't be watched.

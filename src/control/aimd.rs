@@ -19,8 +19,7 @@ const AIM_PART: f64 = 0.571;
 const DEEPEST: f64 = 0.70;
 /// The lightest.
 const LIGHTEST: f64 = 0.95;
-/// This many tolerances from the knee, a deeper cut is safe: what it costs if wrong, a rebase gives
-/// back.
+/// At a stretch of this many tolerances a deeper cut is safe: if it was wrong, a rebase undoes it.
 const FAR: f64 = 3.0;
 /// That cut, a factor.
 const DEEPEST_FAR: f64 = 0.50;
@@ -47,12 +46,12 @@ const IDLE_STRETCH: f64 = 1.06;
 const GOOD: f64 = 0.9;
 /// A limit that latency has just refused is not tried again for this long.
 const REFUSED: Duration = Duration::from_secs(2);
-/// It grows while no more seem to wait than this times the square root of the limit: so much must wait for workers that
-/// come free at random not to idle, however many they are (the square-root rule; Halfin and Whitt 1981,
-/// <https://doi.org/10.1287/opre.29.3.567>).
+/// The limit grows while no more requests seem to wait than this times the square root of the limit: that
+/// many have to wait so that workers which come free at random do not idle, however many there are (the
+/// square-root rule; Halfin and Whitt 1981, <https://doi.org/10.1287/opre.29.3.567>).
 const ROOM: f64 = 0.5;
-/// When so many windows at one limit leave it open what the cut before them has brought, no number will: a deeper cut
-/// tells.
+/// If after this many windows at one limit it is still not clear what the last cut has brought, more windows
+/// will not tell; a deeper cut will.
 const UNSURE_WINDOWS: f64 = 5.0;
 /// Shrinkage a window while traffic does not reach a limit at which latency is stretched.
 const UNREACHED: f64 = 0.95;
@@ -213,7 +212,8 @@ impl Aimd {
             self.trials.doubt(m, curve);
         }
         let negligible = m.is_negligible();
-        // Fewer than the workers, and it is not the CPU that they wait for: that takes more to believe.
+        // It takes stronger evidence to go below the number of workers while it is not the CPU that requests
+        // wait for.
         let held = m
             .floor
             .filter(|_| m.point.stretch <= FAR * settings.tolerance);
@@ -231,7 +231,7 @@ impl Aimd {
         {
             return reason;
         }
-        // A window that ends because of its latencies proves nothing by them.
+        // A window that ended early because clients had left proves nothing by its latencies.
         if limited
             && (!m.in_vain || m.point.limit == 1)
             && let Some(reason) = self.rebase(m, curve, dropping, stretched)
@@ -283,7 +283,8 @@ impl Aimd {
         if !stretched {
             self.decreases.calm(m.point.limit);
         }
-        // Where the CPU is short and few wait for it, it is the baseline that is too short.
+        // Where the CPU is short and few threads wait for it, latency is not too high: the baseline is too
+        // low.
         let fed = m.veto == Some(BoundBy::Cpu) && self.cpu_room(m) == Some(true);
         let roomy = m.point.stretch <= flat + 0.5 * m.sigma
             || has_room(&m.point)
@@ -304,8 +305,8 @@ impl Aimd {
         reason::HOLD
     }
 
-    /// Whether a CPU that is short has room for more, if that is known. It is a mean over a time in which the limit
-    /// doubles in slow start: no leave to go on with that.
+    /// Whether a CPU that is short has room for more, if that is known. In slow start a yes does not count:
+    /// it is a mean over a time in which the limit doubles.
     fn cpu_room(&self, m: &Measured) -> Option<bool> {
         m.cpu_room.filter(|room| !(*room && self.slow_start))
     }
@@ -322,7 +323,7 @@ impl Aimd {
         dropping
     }
 
-    /// Were the decreases in vain? Then what they answered to is the backend's own.
+    /// Were the decreases in vain? Then the latency or the drops that they reacted to are the backend's own.
     fn rebase(
         &mut self,
         m: &mut Measured,
@@ -352,7 +353,7 @@ impl Aimd {
                 .steady
                 .is_none_or(|steady| steady.windows < UNSURE_WINDOWS)
         {
-            // So far the cut has brought nothing: none deeper before that is clear.
+            // So far the cut seems to have brought nothing: no deeper one until that is clear.
             return Some(reason::HOLD);
         } else {
             return None;
@@ -397,7 +398,7 @@ impl Aimd {
         self.slow_start = false;
         self.growths = 0;
         if !limited {
-            // Lower it to where it is reached; there the law can tell.
+            // Lower it to where traffic reaches it; there the law can judge.
             let reached = m.point.in_flight.ceil() + 1.0;
             self.limit = self
                 .limit
@@ -418,8 +419,9 @@ impl Aimd {
 
     fn grow(&mut self, m: &Measured, increase: f64) -> &'static str {
         if let Some(by) = m.veto {
-            // A busy CPU is no shortage while few wait for it, by its own count or by latency, or latency is nothing to
-            // speak of. Going back to where it worked is no growth, unless too many wait there.
+            // A busy CPU is no shortage while few threads wait for it (by the kernel's count, or else by
+            // latency), or while latency is negligible. Going back to a limit that worked is not growth,
+            // unless too many wait there.
             let by_latency = m.known && (m.point.stretch <= IDLE_STRETCH || has_room(&m.point));
             let worked = self.good.is_some_and(|good| self.limit + 1.0 <= good);
             let room = self.cpu_room(m).unwrap_or(by_latency || worked);

@@ -50,7 +50,8 @@ pub struct Controller {
     pinned: Option<u32>,
     /// What [`Controller::begin`] was told.
     begun: Option<u32>,
-    /// The limit before something other than the law set another since the last tick, and what.
+    /// If something other than the law has moved the limit since the last tick: the limit before that, and
+    /// the reason.
     moved: Option<(u32, &'static str)>,
     shadows: Shadows,
     ceilings: Ceilings,
@@ -171,8 +172,8 @@ impl Controller {
         self.apply(now);
     }
 
-    /// Where it was told to begin, or what the sensors say of the slots: what stands for an `initial` that
-    /// nobody has set.
+    /// Where it was told to begin, or else the slots that the sensors see: this takes the place of an
+    /// `initial` that is not configured.
     pub fn begun(&self) -> Option<u32> {
         self.begun.or(self.readings.slots)
     }
@@ -185,7 +186,8 @@ impl Controller {
         self.apply(now);
     }
 
-    /// The limit is about to move without the law: the next decision tells, and why.
+    /// Notes that something other than the law is about to move the limit. The next decision says so, and
+    /// why.
     fn note_move(&mut self, why: &'static str) {
         let from = self.moved.map_or(self.limit, |(from, _)| from);
         self.moved = Some((from, why));
@@ -218,7 +220,7 @@ impl Controller {
         (self.cost, self.latency, self.averaged) = (known.cost, known.latency, 1);
         let limit = self.settings.clamp(known.limit);
         self.law = Law::new(self.settings.algorithm, limit);
-        // It is the end of a search, not its beginning.
+        // It is the end of a search, not its beginning: no slow start.
         self.law.shrink(f64::from(limit));
         self.note_move(reason::RECALL);
         self.apply(now);
@@ -263,7 +265,8 @@ impl Controller {
             (false, true) => self.curve.ratio(in_flight).unwrap_or(scale).max(scale),
             (_, false) => 1.0,
         };
-        // What began before the last change of the limit may have had more beside it than when it began.
+        // A request that began before the limit was last changed may have had more others beside it later
+        // than at its start.
         let steady = low && sample.started >= self.epoch;
         self.routes.learn(route, latency / expected, steady);
         let cost = self.routes.cost(route);
@@ -346,7 +349,7 @@ impl Controller {
             // Not the law moved it, but what bounds the law.
             self.reason = reason::vetoed(self.bound_by);
         } else if self.reason == reason::LATENCY && !self.limited && self.limit == from {
-            // To as much as there is in flight it would fall, and that is where it is.
+            // It would fall to what is in flight, and that is where it is already.
             self.reason = reason::IDLE;
         }
         if alarm {
@@ -515,7 +518,7 @@ impl Controller {
             // It would be there, but for limit.min.
             BoundBy::Configured
         } else if self.limit < max && self.ceilings.fills_workers(self.limit) {
-            // Without CPU for those that there are, more workers would not help.
+            // Where there is not enough CPU for the present workers, more would not help.
             if self.ceilings.cpu_is_used_up() {
                 BoundBy::Cpu
             } else {

@@ -217,13 +217,13 @@ impl Curve {
     }
 
     /// Whether low load has never been measured under such a limit: what counts as the baseline was
-    /// measured at a higher load, and is a bound from above.
+    /// measured at a higher load, and is an upper bound.
     pub(super) fn unmeasured(&self, limit: u32) -> bool {
         let low = &self.bins[..=index(Self::low(limit))];
         low.iter().map(|bin| bin.weight).sum::<f64>() < LEAST
     }
 
-    /// What is known of low load is only a bound from above: the next samples count for more.
+    /// What is known of low load is only an upper bound: the next samples count for more.
     pub(super) fn doubt(&mut self, limit: u32) {
         for bin in &mut self.bins[..=index(Self::low(limit))] {
             bin.weight = bin.weight.min(1.0);

@@ -25,8 +25,8 @@ const FAR: f64 = 2.0;
 const RISEN: f64 = 0.20;
 /// See [`RISEN`].
 const RISEN_ERRORS: f64 = 2.0;
-/// By so many standard errors more than what would be left of it if all of it had been waiting, the latency that is left
-/// is the backend's own. A wrong guess either way costs about the same.
+/// If the latency that is left exceeds what would be left if all of it had been waiting, by so many standard
+/// errors, it is the backend's own. A wrong guess either way costs about the same.
 const KNEE_ERRORS: f64 = 1.0;
 /// And throughput must have fallen by more than this part of it.
 const THROUGHPUT_PART: f64 = 0.40;
@@ -78,7 +78,7 @@ impl Point {
         self.limit.max(self.in_flight.round() as u32)
     }
 
-    /// How much of the rise of the load throughput followed, from `before` to here; 1 = all.
+    /// What part of the rise in load, from `before` to here, throughput has followed; 1 = all of it.
     pub(super) fn gain(&self, before: &Point) -> f64 {
         let load = (self.in_flight - before.in_flight) / before.in_flight.max(0.1);
         let work = (self.work - before.work) / before.work.max(1e-9);
@@ -279,13 +279,14 @@ impl Decreases {
             return match work > errors * error {
                 false => Verdict::Unsure,
                 true if !far => Verdict::SeemsSlower,
-                // What has risen since was only beginning to be slow.
+                // If latency has risen since, the slowdown was only beginning then.
                 true if left > 1.0 => Verdict::Slower(now.stretch),
                 // Both saw the same backend, and each has its error.
                 true => Verdict::Slower(now.stretch_with(point)),
             };
         }
-        // What comes slowly may be others who share a full backend, and chance if it is tried often enough.
+        // A gradual change may come from others who share a full backend, or be chance if it is tested often
+        // enough.
         if (far || self.sudden) && left - (1.0 - load) > KNEE_ERRORS * left * error {
             return Verdict::Knee {
                 stretch: now.stretch,

@@ -183,7 +183,8 @@ impl Trials {
         self.trial = None;
     }
 
-    /// The baseline is what it was in this window; low traffic measures it as well as a dip does.
+    /// Notes the baseline in this window. Low traffic measures it as well as a dip does, and so ends a
+    /// suspicion.
     pub(super) fn note(&mut self, m: &Measured, curve: &Curve) {
         if m.known {
             self.lowest.note(m.scale, m.point.at);

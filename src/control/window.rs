@@ -65,7 +65,7 @@ pub(super) struct Window {
     /// Latency over cost, and squared: the noise.
     ratio: f64,
     ratio_squared: f64,
-    /// Cost of every success that ended in the window.
+    /// Cost of every success that ended in the window, whenever it was started.
     work: f64,
     paused: f64,
     in_vain: InVain,
@@ -77,8 +77,8 @@ struct InVain {
     number: u32,
     /// When the first of them came.
     since: Option<Instant>,
-    /// Whether one of them was only asked for after that. Those that a pause of the backend has driven away together
-    /// were all asked for before.
+    /// Whether one of them was started only after that. Requests whose clients a single pause of the backend
+    /// has driven away were all started before.
     goes_on: bool,
 }
 

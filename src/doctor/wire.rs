@@ -209,7 +209,8 @@ impl Connection {
         }
     }
 
-    /// Whether the last answer was given up before its end: what comes next is of no answer that was asked for.
+    /// Whether the last answer was given up before its end: what comes next still belongs to it, and not to a
+    /// new answer.
     pub(super) fn is_cut(&self) -> bool {
         self.cut
     }

@@ -63,8 +63,8 @@ pub fn init(settings: &config::Log) -> Result<LogControl, String> {
     Ok(control)
 }
 
-/// What a client of HTTP/2 does wrong is not worth a line each time, unless somebody asks for it; nor that a
-/// directory which is gone, as at each swap of a ConfigMap, need not be watched any more.
+/// Silent unless somebody asks for it: `h2` logs every protocol error of a client, and `notify` that it no
+/// longer watches a directory which is gone, as at each swap of a ConfigMap.
 const QUIET: &str = "h2=off,notify=off";
 
 /// The whole state, which whoever sends USR2 wants to see whatever `log.level` is.

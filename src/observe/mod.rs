@@ -1,7 +1,7 @@
 //! What can be seen from outside: metrics, the log, the trace and the status document.
 //!
-//! All of it is on the cold side of the house. The data path only adds to atomics through handles
-//! that were looked up once; names, labels and text exist at scrape time alone.
+//! None of it is on the hot path. The data path only adds to atomics through handles that were looked up
+//! once; names, labels and text exist at scrape time alone.
 
 pub mod exposition;
 pub mod histogram;

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::{
     time::{FormatTime, SystemTime},
 };
 
-/// As much as a pipe takes without waiting once it says that it takes something: POSIX's `PIPE_BUF`.
+/// As much as a pipe takes without blocking once it is writable: POSIX's `PIPE_BUF`.
 const AT_ONCE: usize = 4096;
 
 /// Held until a line's last part is written, so that lines of several threads do not mix.
@@ -25,8 +25,8 @@ static MISSED: Mutex<Missed> = Mutex::new(Missed {
     cut: false,
 });
 
-/// Writes to standard error, or nowhere while that takes nothing. A line that was lost is counted, and
-/// the next one that is not is preceded by their number.
+/// Writes to standard error, and drops lines while that takes nothing. Lost lines are counted, and the next
+/// line that gets through is preceded by their number.
 #[derive(Clone, Copy, Debug)]
 pub struct Stderr {
     /// Whether lines are JSON.

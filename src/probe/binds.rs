@@ -10,13 +10,13 @@ use super::{
 const FULL: f64 = 0.85;
 /// Cores that one process uses or waits for: beyond this it has a core to itself and no more.
 const PINNED: f64 = 0.8;
-/// Cores that it must have used for that, or would have on a quiet machine: on a busy one even those
-/// that mostly sleep wait long for a core.
+/// Cores that it must also have used for that, or would have on a quiet machine: on a busy machine, even a
+/// process that mostly sleeps waits long for a core.
 const BUSY: f64 = 0.6;
 /// A single process that does many requests at once, and wants this much of a core, has no more to
 /// give: its one loop or its one lock is what they wait for.
 const HALF: f64 = 0.5;
-/// So many times the workers in parallel: a worker does several requests at once.
+/// With so many times as many requests in parallel as there are workers, a worker does several at once.
 const SHARED: f64 = 1.5;
 /// How far the measured parallelism may be from the number of slots to be explained by it.
 const SAME: f64 = 0.35;

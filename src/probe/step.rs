@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::{tally::Tally, watch::Snapshot};
 
-/// Of the CPU of the busiest process: less than this and a process is not one of those that work.
+/// A process that uses less than this share of the busiest one's CPU does not count as one that works.
 const WORKS: f64 = 0.05;
-/// Less than this, and one that started others that work does not: it looks after them. A short step with slow
-/// requests costs a worker of gunicorn no more than ten times what that costs its master.
+/// A process that has started others that work does not count below this share either: it looks after them. A
+/// short step with slow requests costs a worker of gunicorn no more than ten times what that costs its
+/// master.
 const WORKS_TOO: f64 = 0.5;
 
 /// Steps are so many times as long at most, when requests take longer than a step.

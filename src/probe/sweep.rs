@@ -93,7 +93,8 @@ fn room(steps: &[Step], memory_limit: Option<u64>) -> Option<u32> {
     (each > 0.0).then(|| last.clients.saturating_add(((limit - used) / each) as u32))
 }
 
-/// Whether the knee is behind: twice as many clients, and at least two steps, brought next to nothing.
+/// Whether the knee has been passed: twice as many clients, and at least two more steps, brought next to
+/// nothing.
 fn past(steps: &[Step]) -> bool {
     let Some(knee) = knee::first_near_best(steps) else {
         return false;

@@ -116,9 +116,9 @@ impl Tally {
 
 /// Counts what happened between `from` and `to`.
 ///
-/// A request that lies partly in the window counts as the part of it that does; one that still runs
-/// at the end as if it took as long as the others. So the throughput of few, slow requests is
-/// not a matter of where the window happened to begin. That is so only where enough others have ended, as
+/// A request that lies partly in the window counts as the part of it that does; one that is still running at
+/// the end is taken to last as long as the others. So the throughput of few, slow requests does not depend on
+/// where the window happened to begin. That is so only where enough others have ended, as
 /// [`enough`](super::step::enough) says: while a queue still fills up, what runs takes longer than what has ended.
 pub fn tally(records: &[Record], running: &[Instant], from: Instant, to: Instant) -> Tally {
     let window = to.saturating_duration_since(from).as_secs_f64();

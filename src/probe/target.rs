@@ -84,7 +84,7 @@ impl Target {
                 ip,
             });
         }
-        // The servers of this house listen on IPv4 more often than not.
+        // The servers that tidegate fronts listen on IPv4 more often than not.
         let first = found
             .iter()
             .find(|one| one.is_ipv4())

@@ -34,10 +34,10 @@ use crate::{
     clock,
 };
 
-/// A head that takes no more than this is held without being accounted for, bytes: most do, and go on when uploads have
-/// spent the budget.
+/// Heads of no more than this are not charged to the budget, bytes. That is most of them, so they still pass
+/// when uploads have used it up.
 const HEAD_FREE: usize = 8 * 1024;
-/// What each field in its map takes besides its text, about, bytes.
+/// Roughly what each field in the map takes besides its text, bytes.
 const FIELD: usize = 128;
 
 /// Makes [`Answer`]s for one client's connection.
@@ -118,7 +118,7 @@ where
         let most = endpoints.most_fields(request.headers().len());
         let size_max = live.config.server.max_header_bytes;
         let checked = match http2 && head_size > size_max {
-            // Of HTTP/1 the guard has let none pass.
+            // Over HTTP/1 the guard has let none pass that is too large.
             true => Err(http2::excess(&request, size_max)),
             false => hygiene::inbound(&mut request, &self.peer, &live, &id, arrived, lines, most),
         };
@@ -196,7 +196,7 @@ impl<S> Answer<S> {
     }
 }
 
-/// What a request asks of the gate, by its cleaned head, if it is no retry.
+/// What a request asks of the gate, by its cleaned head. Whether it is a retry is not looked at yet.
 fn ask(
     request: &RequestHead,
     peer: &Peer,

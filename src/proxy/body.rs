@@ -29,7 +29,8 @@ use crate::{
 /// The most that comes of a body at once, bytes.
 const PART: u64 = 64 * 1024;
 
-/// While others wait for the budget, an upload keeps of it what has come, and so many times what came within
+/// While others wait for the budget, an upload keeps only what has come, and room for so many times what came
+/// within
 const AHEAD: u64 = 4;
 /// this time.
 const MEASURED: Duration = Duration::from_secs(1);
@@ -187,7 +188,7 @@ fn set_framing(
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         _ if needs_length => return Err(backend::Error::NoLength),
-        // Said explicitly: a body of which nothing is said is none.
+        // Has to be said: a request without either field has no body.
         _ => {
             headers.remove(header::CONTENT_LENGTH);
             headers.insert(
@@ -253,7 +254,8 @@ impl Upload {
             let fits = length <= in_memory
                 && match length.saturating_sub(held.bytes()) {
                     0 => true,
-                    // What has given back its place does not wait for those who may wait for what it has.
+                    // An upload that has given back what it had reserved does not wait for more: others may
+                    // be waiting for what it still holds.
                     more if declared.is_some() => held.grow(more),
                     more => self.reserve(&mut held, more).await.map(|()| true)?,
                 };
@@ -325,7 +327,7 @@ impl Upload {
                         return Err(Error::Memory);
                     }
                 }
-                // What did not fit is the last that is in memory, and has been accounted for.
+                // The part that could not be written is the only one still in memory, and is charged already.
                 let on_disk = if written.is_ok() {
                     length + size
                 } else {
@@ -352,8 +354,8 @@ impl Upload {
         }))
     }
 
-    /// The next part. What is reserved for a client that is slow to send is given back while others wait for it: with
-    /// nothing but heads somebody could take all of the budget.
+    /// The next part. What is reserved for a client that is slow to send is given back while others wait for
+    /// it: otherwise, somebody could take all of the budget by sending nothing but heads.
     async fn next_giving_back(
         &mut self,
         held: &mut Reservation,

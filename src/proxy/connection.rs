@@ -43,8 +43,8 @@ use crate::{
 
 /// A connection that has been idle for so long gives its buffers back, some 10 kB.
 const PARK_AFTER: Duration = Duration::from_millis(250);
-/// The same where there are more than [`MANY`] on the thread: what all of them hold at once is what the
-/// process keeps ever after.
+/// The same where there are more than [`MANY`] on the thread: what all of them hold at once stays with the
+/// process for good.
 const PARK_SOON: Duration = Duration::from_millis(25);
 const MANY: usize = 100;
 
@@ -162,7 +162,8 @@ pub fn serve(
                 }
             })
             .await;
-            // By itself, or what is between would be kept in every connection's future.
+            // Apart from the other ends: otherwise what lives across its `await` would be part of every
+            // connection's future.
             if let End::Http(http1::End::Switched) = end {
                 if let Some((io, tunnel)) = connection.into_tunnel() {
                     let closing = || shared.phase() == Phase::Closing;
@@ -321,7 +322,7 @@ impl Watch<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let head = self.state.is(Activity::Head);
         if !head && !self.state.is(Activity::Idle) {
-            // Whoever serves it has timers of their own.
+            // While a request is served, other timers apply.
             if self.armed && (self.head_since.take().is_some() || self.timer.is_elapsed()) {
                 self.armed = false;
             }
@@ -341,7 +342,7 @@ impl Watch<'_> {
         if !self.armed {
             self.arm(self.due());
         }
-        // A look at the timer is cheap, to ask to be woken by it is not.
+        // Checking whether the timer has gone off is cheap; asking to be woken by it is not.
         while !self.heard || self.timer.is_elapsed() {
             // Unconstrained: it must be known whether it has heard.
             if pin!(unconstrained(self.timer.as_mut()))
@@ -386,7 +387,7 @@ fn refuse_head(shared: &Shared, state: &State, client: Option<IpAddr>, error: &E
     let id = RequestId::new();
     let name = live.request_id.as_ref();
     let mut response = reject::response(error, &rejection, settings, &id, name, None);
-    // Where the next message would begin, nobody knows.
+    // It is not known where the next message would begin.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
     date::insert(response.headers_mut());

@@ -41,7 +41,7 @@ pub struct Peer {
     pub lines: Lines,
     /// What its connection is doing.
     pub state: Arc<State>,
-    /// Those of the thread that serves it.
+    /// The timers of the thread that serves it.
     pub timers: Arc<Timers>,
 }
 
@@ -240,7 +240,8 @@ impl Context {
 
     /// Nanoseconds since it arrived.
     fn age(&self, now: Instant) -> u64 {
-        // One without a body asks when it has come: a comparison costs less than a difference.
+        // A request without a body asks as soon as it has arrived, and a comparison costs less than a
+        // subtraction.
         if now <= self.arrived {
             return 0;
         }
@@ -277,7 +278,7 @@ impl Context {
     /// How long after its arrival there was an answer, if that is just now.
     pub fn answered(&self) -> Duration {
         match self.done_nanos.load(Relaxed) {
-            // It comes as it is made.
+            // The backend is not done: the answer is passed on as it is made.
             0 => clock::now().saturating_duration_since(self.arrived),
             done => Duration::from_nanos(done),
         }
@@ -295,12 +296,12 @@ impl Context {
         self.attempts.store(before.saturating_add(1), Relaxed);
     }
 
-    /// Notes by which endpoint.
+    /// Notes the endpoint of that attempt.
     pub fn goes_to(&self, endpoint: u32) {
         self.endpoint.store(endpoint.wrapping_add(1), Relaxed);
     }
 
-    /// The endpoint by which it was last tried to reach one, if there was one and it is configured still.
+    /// The endpoint of the last attempt, if there was one and it is still configured.
     pub fn endpoint(&self, shared: &Shared) -> Option<String> {
         let noted = self.endpoint.load(Relaxed).checked_sub(1)?;
         let endpoints = shared.endpoints();

@@ -132,13 +132,13 @@ fn forward(
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
-            // Who asks again and again whether somebody listens has met with one error.
+            // Repeated attempts to reach a backend that is being restarted count as one error.
             let again = reconnects && matches!(failed.error, backend::Error::Connect(_));
             if let Some(kind) = failed.error.kind().filter(|_| !again) {
                 endpoint.metrics.error(kind);
             }
             let Failed { error, unsent } = failed;
-            // What is missing here says nothing of the endpoint, and another would want it too.
+            // A shortage here says nothing about the endpoint, and another endpoint would need the same.
             let unsent = unsent.filter(|_| !matches!(error, backend::Error::Shortage(_)));
             let Some(unsent) = unsent else {
                 return Err(Error::of_exchange(error));
@@ -169,7 +169,7 @@ fn forward(
                 clock::now(),
             );
             let endpoints = shared.endpoints();
-            // One that was taken out of the configuration meanwhile is not one of those that there are to try.
+            // An endpoint that was taken out of the configuration meanwhile does not count as tried.
             tried.retain(|id| *id != endpoint.id && endpoints.iter().any(|e| e.id == *id));
             if endpoints.iter().any(|e| e.id == endpoint.id) {
                 tried.push(endpoint.id);
@@ -185,9 +185,9 @@ fn forward(
     }
 }
 
-/// A backend that listened a moment ago and does not any more is being restarted, and a new one is being started: how
-/// long to wait before it is tried again. `None` if it is neither, if there is another that may be up, or if the time
-/// that one may wait is over.
+/// How long to wait before an endpoint is tried again that listened a moment ago, and so is being restarted,
+/// or that is new, and so is being started. `None` if it is neither, if another may be up, or if the time
+/// that a request may wait is over.
 fn restart_pause(
     shared: &Shared,
     context: &Context,

@@ -22,10 +22,11 @@ use crate::backend::{Name, Names, Plain, RequestHead, Usual, is_plain_option, le
 /// What is wrong with a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHead {
-    /// TRACE is not for gateways in front of an application, nor is a method without end.
+    /// TRACE, which is not for a gateway in front of an application, or a method of excessive length.
     #[error("the method is not implemented here")]
     Method,
-    /// Nor is CONNECT. What its client sends behind it may be for the tunnel, and for nobody here.
+    /// CONNECT, likewise. What its client sends behind it may be meant for the tunnel, and must not be read
+    /// as a request.
     #[error("tunnels are not opened here")]
     Connect,
     /// Not HTTP/1.0, HTTP/1.1 or HTTP/2.

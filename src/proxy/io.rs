@@ -40,7 +40,7 @@ const READ_LEAST: usize = 256;
 /// What a client may send ahead of the answer to its last request, bytes; then its next bytes wait
 /// in the socket.
 const AHEAD_MAX: usize = 16 * 1024;
-/// What a connection may hold of heads without its being accounted for, bytes.
+/// How many bytes of heads a connection may hold that are not charged to the budget.
 const HELD_FREE: usize = 4 * 1024;
 /// How long the rest of what a client sends is read after the last answer, and thrown away: until it pauses for so long,
 /// and so long in all. Closing a socket with unread bytes makes the kernel throw that answer away.
@@ -238,7 +238,7 @@ impl ClientIo {
         true
     }
 
-    /// While a request is being served, all of which has come: what comes now belongs to the next, and
+    /// While a request is being served that has come completely: what comes now belongs to the next one, and
     /// an end may mean that the client has left. Ready when it has.
     pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.ended && self.held.len() < AHEAD_MAX && self.account() {
@@ -270,15 +270,14 @@ impl ClientIo {
         vigil.poll(cx, &self.stream, lacks)
     }
 
-    /// Some of an answer is about to be written. How much of it the client has already: see
-    /// [`Departure`].
+    /// Some of an answer is about to be written. Returns how much of it was sent ahead: see [`Departure`].
     pub fn answers(&mut self, answer: &[u8]) -> usize {
         self.answering = true;
         let departure = self.departure.as_mut();
         departure.map_or(0, |departure| departure.write(answer))
     }
 
-    /// An interim answer is out, and another answer follows: a client that has left is asked anew.
+    /// An interim answer is out, and another answer follows: whether the client has left is found out anew.
     pub fn is_between_answers(&mut self) {
         self.answering = false;
         self.departure = None;
@@ -358,7 +357,7 @@ impl ClientIo {
         is_blank(&self.held)
     }
 
-    /// Gives back what it holds of memory, where that is nothing but room.
+    /// Gives its read buffer back, if there is nothing in it.
     pub fn rest(&mut self) {
         if self.held.is_empty() {
             self.held = BytesMut::new();
@@ -471,7 +470,7 @@ pub(super) fn first<'a>(bufs: &'a [IoSlice<'_>]) -> &'a [u8] {
     first.map_or(&[], |first| first)
 }
 
-/// Reads from what was read ahead of a connection's next owner; false if nothing is left of it.
+/// Reads from the bytes that a connection's previous owner has read already; false if none are left.
 pub(super) fn take_ahead(ahead: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
     if ahead.is_empty() {
         return false;

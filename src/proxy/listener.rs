@@ -63,9 +63,9 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Binds an address. A name with several addresses is bound once, to the first that works; of passed sockets
-    /// several may have one name. `all` are those that are listened on: beside an IPv4 address of the same port,
-    /// `[::]` is for IPv6 alone.
+    /// Binds an address. A name with several addresses is bound once, to the first that works; several passed
+    /// sockets may have the same name. `all` are all addresses to listen on: if there is an IPv4 address with
+    /// the same port among them, `[::]` is for IPv6 alone.
     ///
     /// # Errors
     /// If the address is taken, not ours, or not permitted.
@@ -100,8 +100,8 @@ impl Listener {
         let is_inherited = self.is_inherited();
         let socket = match self {
             Self::Tcp(bound) | Self::InheritedTcp(bound) => {
-                // A socket that we were given may take in what was sent to other ports, IP_TRANSPARENT, and
-                // who came before us has its options.
+                // A socket that we were given may accept connections to other ports (IP_TRANSPARENT), and has
+                // the options that its creator chose. So each of its connections is asked.
                 let own = match is_inherited {
                     true => None,
                     false => bound.local_addr().ok(),
@@ -180,7 +180,7 @@ fn bind_tcp(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    // Linux hands it on to what is accepted: a call less for each of them.
+    // On Linux accepted sockets inherit it, which saves a system call for each.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -196,7 +196,8 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     Ok(Listener::Unix(socket.into(), SocketFile::of(path)))
 }
 
-/// The sockets that systemd passed by this name: `sd_listen_fds_with_names(3)`. All of a socket unit have the same.
+/// The sockets that systemd passed by this name: `sd_listen_fds_with_names(3)`. All sockets of a socket unit
+/// have the same name.
 fn inherited(name: &str) -> io::Result<Vec<Listener>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -238,7 +239,7 @@ pub fn close_unused() {
 }
 
 fn take(passed: &mut listenfd::ListenFd, at: usize) -> io::Result<Option<Listener>> {
-    // Which of the two it is, only a try tells; one that fails leaves the socket in its place.
+    // Only trying tells whether it is TCP or Unix; a try that fails leaves the socket in its place.
     if let Ok(Some(listener)) = passed.take_tcp_listener(at) {
         listener.set_nonblocking(true)?;
         return Ok(Some(Listener::InheritedTcp(listener)));

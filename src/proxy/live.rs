@@ -37,7 +37,7 @@ use crate::{
 /// A host that accepts no connection in time for so long, and answers no request, is gone.
 const GONE: Duration = Duration::from_secs(10);
 
-/// With what is added to them, so many fields are less than any known server takes.
+/// Even with what is added to them, so many fields are fewer than any known server takes.
 const FEW_FIELDS: usize = 80;
 
 /// The configuration in force and what follows from it. A request reads it once.
@@ -262,7 +262,7 @@ impl Shared {
                 }
             }
             let settings = control_settings(&config);
-            // Where the slots are discovered, that is not known of the configuration.
+            // Where the slots are discovered, the configuration does not tell where the limit starts.
             let discovered = config.limit.initial == 0 && config.discovery.slots == 0;
             self.limiter.reconfigure(
                 |law| {
@@ -344,7 +344,8 @@ impl Shared {
         endpoint.is_seen_up()
     }
 
-    /// The same with all endpoints at once, each in a task of its own; what is not awaited any more ends with the set.
+    /// The same with all endpoints at once, each in a task of its own; dropping the set ends those that are
+    /// still looking.
     pub fn look_at_all(self: &Arc<Self>, patience: Duration) -> JoinSet<bool> {
         let endpoints = self.endpoints();
         let looks = endpoints.iter().map(|endpoint| {
@@ -410,7 +411,8 @@ impl Shared {
         let error = why.map(tracing::field::display);
         match (news, endpoint.was_seen()) {
             (false, _) if !is_other => {}
-            // It has nothing left to do, and may have been told to stop.
+            // No news at the end of a drain: the backend has nothing left to do, and may have been told to
+            // stop.
             (_, true) if self.phase() == Phase::Closing => {}
             (false, _) => {
                 tracing::warn!(endpoint = %address, error, "the backend does not accept connections, for another reason than before");
@@ -431,8 +433,8 @@ impl Shared {
         }
     }
 
-    /// What is known by then counts, and not what was news: of two threads with news, the one that has the later may be
-    /// the first at the gate.
+    /// Tells the gate what is known by now, not what the news was: of two threads with news, the one with the
+    /// later may be the first at the gate.
     fn tell_gate(&self, endpoint: &Endpoint, now: Instant) {
         self.limiter
             .gate()

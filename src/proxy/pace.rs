@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use crate::{clock, config::Server};
 
 /// The least speed of an upload: so many bytes a second, and a grace. A client may use up the grace and earn
-/// it again, but not more than that: who sends fast at first has no leave to stop.
+/// it again, but not more than that: a client that sends fast at first may not stop for longer afterwards.
 ///
 /// Only the time in which somebody waits for the client counts: a backend that takes an upload slowly is
 /// not its fault.
@@ -56,7 +56,7 @@ impl Pace {
             Some(due) => due,
             None => {
                 let now = clock::now();
-                // One that went off while nobody waited is none that was overslept.
+                // A timer that went off while nobody waited must not be taken for one that was overslept.
                 self.timer
                     .take_if(|timer| timer.deadline().into_std() <= now);
                 *self.due.insert(now + self.left)
@@ -73,7 +73,7 @@ impl Pace {
             if clock::now() >= due {
                 return Poll::Ready(());
             }
-            // It was set for a part that has come: what is due never becomes due earlier.
+            // It was set for an earlier part. The deadline only ever moves later, so a new timer is set.
             self.timer = None;
         }
     }

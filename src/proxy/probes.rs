@@ -4,7 +4,8 @@
 //! worse. A request of a route with `class = "protected"` goes to the head of the queue.
 //! If that is not enough, because every slot is held by something slow, the prober gets the last real
 //! answer instead, with its `Age`, while the real check stays in line and refreshes what is known.
-//! After [`MISSES`] of those in a row there is no answer to go by any more, and a check takes its time.
+//! After [`MISSES`] such answers in a row the last one no longer stands in, and a check waits for the
+//! backend.
 //!
 //! An answer for one client must not reach another. So a health check is a request that carries nothing of who sent it
 //! but its address ([`BARE`]), its answer is for requests that say the same ([`TELLING`]), and is not kept where it says
@@ -152,8 +153,9 @@ impl Probes {
     }
 }
 
-/// The check that was asked for least often, of several the one that was not for the longest time: a prober comes again
-/// and again, and invented ones do not push it out. One that is in line keeps its place.
+/// The check that was asked for least often, and of several such, the one that was not asked for the longest:
+/// a real prober comes again and again, so invented checks do not push its own out. One that is in line keeps
+/// its place.
 fn least(checks: &HashMap<Target, Entry>) -> Option<Target> {
     let free = checks.iter().filter(|(_, entry)| !entry.check.is_in_line());
     let least = free.min_by_key(|(_, entry)| (entry.asked, entry.last));
@@ -161,7 +163,7 @@ fn least(checks: &HashMap<Target, Entry>) -> Option<Target> {
 }
 
 impl Check {
-    /// Takes the one place in line; without it, somebody else's check is there already.
+    /// Takes the one place in line; `None` if another check has it already.
     fn stay_in_line(self: &Arc<Self>) -> Option<InLine> {
         let free = !std::mem::replace(&mut lock(&self.known).in_line, true);
         free.then(|| InLine(self.clone()))
@@ -174,14 +176,14 @@ impl Check {
     /// Keeps a real answer, and gives it back whole.
     async fn keep(&self, answer: Answered) -> Result<Answered, Error> {
         let most = answer.body().size_hint().upper();
-        // What it says of who may see it need not be in its map.
+        // The fields that say who may see it need not be in its map, so all are put there.
         let answer = ResponseBody::unfold(answer);
         if most.is_none_or(|most| most > BODY_MAX) || !is_for_all(answer.headers()) {
             lock(&self.known).last = None;
             return Ok(Box::new(answer));
         }
         let (parts, body) = answer.into_parts();
-        // Nothing of it is out yet: one that breaks off need not look like an answer.
+        // Nothing of it has been sent yet: one that breaks off becomes an error, not a torn answer.
         let body = body.collect().await.map_err(|error| {
             let error = error.downcast().map(|error| *error);
             error.unwrap_or_else(|other| backend::Error::Reset(io::Error::other(other)))
@@ -314,7 +316,7 @@ fn check(asked: &Asked<Received>, shared: &Shared) -> Option<Arc<Check>> {
     shared.probes.check(target, asked.context.arrived)
 }
 
-/// What it says for an application to go by, be that in its map or not.
+/// Its values for [`TELLING`], whether or not they are in its map.
 fn told(head: &RequestHead) -> Vec<(&'static str, HeaderValue)> {
     let plain = head.body();
     let mut told = Vec::new();

@@ -153,7 +153,7 @@ impl Record {
             self.context.route().metrics.rejected(reason);
         }
         if matches!(error, Error::Refused(_)) {
-            // Who was admitted before, and had to ask again, is among those already.
+            // A request that was admitted before, and had to ask again, has been counted already.
             if let Some(waited) = self.context.lost() {
                 self.note_wait(WaitOutcome::Timeout, waited);
             }
@@ -277,7 +277,7 @@ pub struct ClientBody {
     inner: Answered,
     /// `None` for a 101, whose record goes with its tunnel.
     record: Option<Record>,
-    /// That of a 101. It goes with its answer, so that it ends where that does not get out.
+    /// The tunnel of a 101. It goes with the answer, so that it ends if that cannot be sent.
     tunnel: Option<Box<Tunnel>>,
 }
 

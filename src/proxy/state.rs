@@ -23,7 +23,7 @@ use crate::{
 /// Who takes nothing of an answer for so long is not waited for while others wait for the budget; nor who takes less than
 /// a whole piece while the answers over its own connection hold as much as they may.
 const STUCK: Duration = Duration::from_secs(5);
-/// How often it is seen then whether somebody does.
+/// How often it is then checked whether others do.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What a client's connection is doing.
@@ -50,8 +50,8 @@ pub struct State {
     opened: Instant,
     /// Requests being served: one, or one for each stream of HTTP/2.
     serving: AtomicU32,
-    /// Since when a client of HTTP/2 owes the rest of a head, as `since` and one more; 0 if it does
-    /// not.
+    /// Since when an HTTP/2 client owes the rest of a head: milliseconds after `opened`, plus one; 0 if it
+    /// does not.
     owing: AtomicU64,
     /// Another client needs its place.
     evicted: AtomicBool,
@@ -206,12 +206,12 @@ impl Drop for State {
 #[derive(Debug)]
 pub struct Stall {
     timeout: Duration,
-    /// What holds what is to be written; `None` if nothing does.
+    /// The budget to which the bytes that wait are charged; `None` if they are not.
     budget: Option<Arc<Budget>>,
     /// What its connection's answers hold, if there are several.
     share: Option<Arc<Share>>,
     wait: Option<Wait>,
-    /// The socket has taken something of which the reactor has not heard.
+    /// The socket has taken something without the reactor having reported it writable.
     unheard: bool,
 }
 
@@ -224,7 +224,8 @@ struct Wait {
 }
 
 impl Stall {
-    /// Waits for no longer than `timeout`, and for less of a client that takes nothing while others wait for the budget.
+    /// Waits for no longer than `timeout`, and not as long if the client takes nothing while others wait for
+    /// the budget.
     pub fn new(timeout: Duration, budget: Arc<Budget>) -> Self {
         Self {
             timeout,
@@ -285,9 +286,9 @@ impl Stall {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// The same with a write's result. When the time is up, what is to be written is offered to the socket itself,
-    /// `once_more`: of one whose buffer was full the reactor hears when a third of it is free, and a slow client may take
-    /// longer for so much.
+    /// The same with a write's result. When the time is up, the bytes are offered to the socket itself,
+    /// `once_more`: the kernel reports a socket whose buffer was full as writable only when a third of the
+    /// buffer is free, and a slow client may take longer to read that much.
     pub fn watch_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -342,7 +343,7 @@ impl Stall {
             ready!(wait.timer.as_mut().poll(cx));
             let due = wait.timer.deadline().into_std();
             if clock::overslept(wait.timer.as_mut()) {
-                // It gets the time in which nobody could have seen it take something.
+                // The client gets the time back in which this process could not have seen it take something.
                 let more = wait.timer.deadline().into_std() - due;
                 (wait.began, wait.stuck) = (wait.began + more, wait.stuck + more);
                 continue;

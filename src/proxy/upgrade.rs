@@ -93,7 +93,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> impl Iterato
         .filter(|token| !token.is_empty())
 }
 
-/// `h2c`, `h2`, `HTTP/2.0` and their like, of which a backend would answer with frames.
+/// `h2c`, `h2`, `HTTP/2.0` and their like, which a backend would answer with frames.
 fn is_http(token: &[u8]) -> bool {
     let name = token.split(|&byte| byte == b'/').next().unwrap_or(token);
     [&b"http"[..], b"h2c", b"h2", b"h3"]
@@ -227,7 +227,7 @@ impl Progress {
 /// One end of a tunnel, that says what was read from it.
 struct End<S> {
     inner: S,
-    /// What HTTP had read too much.
+    /// What the HTTP side has read beyond its own end.
     first: Bytes,
     progress: Progress,
     /// Whether it may break without harm to what it has said before: a worker that closes without

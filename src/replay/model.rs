@@ -120,7 +120,7 @@ impl Model {
 }
 
 /// The time of a request whose time says something of the backend, seconds. One that ended in overload
-/// took as long as somebody's patience: it has its time, and no other is measured by it.
+/// lasted as long as somebody's timeout: it keeps that time itself, but no other is measured by it.
 fn answered(entry: &Entry) -> Option<f64> {
     let tells = matches!(
         entry.fate,

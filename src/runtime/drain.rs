@@ -57,7 +57,7 @@ struct Inner {
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Whether everything is finished.
     done: watch::Sender<bool>,
-    /// Tells those who wait for that of a drain that was undone.
+    /// Tells those who wait for `done` that the drain was undone.
     undone: watch::Sender<()>,
     /// Whether the drain lasts until it is undone by hand: somebody has asked for more than [`Way::Passing`].
     stays: watch::Sender<bool>,
@@ -171,7 +171,7 @@ impl Inner {
         self.wait(timeout, Duration::ZERO).await;
     }
 
-    /// Nobody is refused: no new connections come, and each answer is the last on its own.
+    /// Nobody is refused: no new connections come, and each answer is the last on its connection.
     async fn serve_the_last(&self) {
         self.shared.set_phase(Phase::Leaving);
         let timeout = self.shared.live().config.drain.timeout;

@@ -1,5 +1,5 @@
-//! The process: threads, signals, drain, reload and the child process. This room alone knows all the
-//! others that serve, and joins them.
+//! The process: threads, signals, drain, reload and the child process. Only this module knows all the others
+//! that serve requests, and ties them together.
 
 mod backend;
 pub mod child;
@@ -55,8 +55,8 @@ use crate::{
 const KEEP_EVERY: Duration = Duration::from_secs(30);
 /// How long the last answers of the admin server may hold up the end.
 const FAREWELL: Duration = Duration::from_millis(300);
-/// Who asks to stop twice within this time means it once: `timeout` signals its child, and then the group that it is
-/// in.
+/// Two requests to stop within this time count as one: `timeout` signals its child, and then its own process
+/// group.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// What ends `run` and `exec` badly.
@@ -340,8 +340,8 @@ async fn serve(
     Ok(code)
 }
 
-/// In a task of its own: whatever the file makes us wait for, the next signal is heard. The manager, who takes the end
-/// of a reload for readiness, hears of it only once that is so.
+/// In a task of its own, so that the next signal is heard however long reading the file takes. The service
+/// manager takes the end of a reload for readiness, so it hears of reloads only once tidegate is serving.
 fn reload(settings: &Arc<Settings>, cause: Cause, serving: bool) {
     let settings = settings.clone();
     tokio::spawn(async move {
@@ -536,8 +536,8 @@ impl Signals {
         while !matches!(self.next().await, Signal::Stop) {}
     }
 
-    /// The next TERM or INT during a drain. The others mean what they always do; but systemd, which has
-    /// been told of the end, hears no more of reloads.
+    /// Waits for the next TERM or INT during a drain. Other signals mean what they always do, but systemd,
+    /// which has been told that the process is stopping, hears no more of reloads.
     async fn stop(&mut self, running: &Running) {
         loop {
             match self.next().await {

@@ -67,7 +67,7 @@ pub fn raise_descriptors(connections: u64) -> Option<u64> {
     Some(reachable.max(current))
 }
 
-/// Says at once what would otherwise be said of each large body.
+/// Warns at the start about what would otherwise be said for each large body.
 pub fn try_spool(config: &Config) {
     if let Some(dir) = &config.buffers.spool_dir
         && let Err(error) = tempfile::tempfile_in(dir)

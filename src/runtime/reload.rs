@@ -84,7 +84,7 @@ impl Settings {
             let new = config::load_again(&sources, &tried)?;
             new.check_successor_of(&before)?;
             new.check_reload_into(&started)?;
-            // Of more clients than before, each needs its descriptors.
+            // There may be more clients than before, each of which needs descriptors.
             process::raise_descriptor_limit(&new.config);
             process::try_spool(&new.config);
             state_file::try_write(&new.config);

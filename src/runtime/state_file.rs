@@ -189,7 +189,7 @@ fn read(path: &Path) -> io::Result<Option<State>> {
     Ok(Some(state))
 }
 
-/// Says at once what would otherwise be said when there is something to keep.
+/// Warns at the start about what would otherwise show only when there is something to keep.
 pub fn try_write(config: &Config) {
     let file = Path::new(&config.limit.state_file);
     if !config.limit.state_file.is_empty()

@@ -26,7 +26,7 @@ enum Stage {
     /// Bound; the kernel holds the clients.
     Waiting,
     Accepting,
-    /// Whoever comes through a socket that we were given is left to our successor.
+    /// Clients of sockets that we were given are left to our successor.
     HandedOver,
     Closed,
 }
@@ -115,7 +115,7 @@ impl DataPlane {
         &self.addresses
     }
 
-    /// What lets the clients in.
+    /// A function that lets the clients in.
     pub fn door(&self) -> impl Fn() + use<> {
         let stage = self.stage.clone();
         move || {
@@ -129,8 +129,8 @@ impl DataPlane {
         }
     }
 
-    /// Stops accepting from sockets that we were given: who comes from now on waits in their backlog
-    /// for our successor. Whether that is everybody, so that nobody has to be refused.
+    /// Stops accepting from sockets that we were given: clients that come from now on wait in their backlog
+    /// for our successor. Says whether all sockets are such, so that nobody has to be refused.
     pub fn hand_over(&self) -> bool {
         self.stage.send_replace(Stage::HandedOver);
         self.inherited

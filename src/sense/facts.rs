@@ -13,7 +13,7 @@ pub struct ListenerFacts {
     pub via: &'static str,
 }
 
-/// The process that owns the listening socket: of several the one that started the others.
+/// The process that owns the listening socket; if several have it open, the one that started the others.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProcessFacts {
     /// Its number, as seen from here.
@@ -30,7 +30,8 @@ pub struct ProcessFacts {
     pub thread_names: Vec<String>,
     /// For how long it has been running, seconds.
     pub age: f64,
-    /// The processes that it started; in the place of a new master that takes over from it, those of that one.
+    /// The processes that it started. Instead of a new master that takes over from it, those that the new
+    /// master started.
     pub children: Vec<ChildFacts>,
 }
 
@@ -45,17 +46,17 @@ pub struct ChildFacts {
     pub listens: bool,
 }
 
-/// What is remembered from one look to the next, because it is dear to find out.
+/// What is remembered from one look to the next, because it is expensive to find out.
 #[derive(Clone, Debug, Default)]
 pub struct Before {
     /// The process that owned the socket.
     pub owner: Option<u32>,
-    /// See there.
+    /// See [`Overlap`].
     pub overlap: Option<Overlap>,
 }
 
-/// What resident memory counts twice, because processes share it. To know it the kernel walks all of their
-/// page tables.
+/// What resident sizes count more than once, because processes share it. To find out, the kernel has to walk
+/// all of their page tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
     /// By process.
@@ -69,12 +70,12 @@ pub struct Overlap {
 pub struct Part {
     /// Its resident memory, bytes.
     pub resident: u64,
-    /// What of that is counted with others, bytes.
+    /// What of that is counted for other processes as well, bytes.
     pub twice: u64,
 }
 
-/// The variable that tells a new master of gunicorn whose place it takes: after a USR2 both run, it a child of the old
-/// one.
+/// The variable that tells a new gunicorn master which process it takes over from: after a USR2 both run, the
+/// new one as a child of the old.
 pub const TAKES_OVER: &str = "GUNICORN_PID";
 
 /// The variables that Werkzeug's development server gives to the process that it starts for its reloader. Others, such
@@ -98,8 +99,8 @@ pub fn is_telling(variable: &str) -> bool {
             .any(|prefix| variable.starts_with(prefix))
 }
 
-/// Whether a process with these files mapped allocates by the GNU C library: musl has another file name, and who
-/// brings an allocator of their own has it mapped.
+/// Whether a process with these files mapped allocates by the GNU C library: musl has another file name, and
+/// a replacement allocator would be among the files.
 pub fn is_glibc(maps: &str) -> bool {
     const OTHERS: [&str; 3] = ["jemalloc", "tcmalloc", "mimalloc"];
     let has = |file: &str| maps.contains(file);

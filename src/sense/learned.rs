@@ -19,7 +19,7 @@ impl Learned {
         let accepted = in_flight.saturating_sub(queued);
         // Nobody waits, although more are in flight than was thought possible: there are more workers.
         let more = queued == 0 && self.slots.is_some_and(|slots| in_flight > slots);
-        // What waits may be somebody else's, who passes the proxy by.
+        // What waits may have been sent by somebody who bypasses the proxy.
         if accepted == 0 || !(queued > 0 || more) {
             return;
         }

@@ -1,5 +1,5 @@
-//! A socket that is read until a moment, however its answer is cut: a limit on each read alone has no end for one that
-//! trickles.
+//! A socket that is read up to a deadline, in however many pieces the answer comes: with a timeout for each
+//! read alone, a server that trickles would be read for ever.
 
 use std::{
     io::{self, ErrorKind, Read},

@@ -27,9 +27,10 @@ use crate::{
 
 /// Between two looks at everything.
 const LOOK: Duration = Duration::from_secs(10);
-/// ... while nobody listens yet, on this machine: elsewhere nobody will, and each look asks for the name anew.
+/// ... while nothing listens yet at an address of this machine. (For another address nothing will ever be
+/// seen, and each look would resolve the name anew.)
 const LOOK_MISSING: Duration = Duration::from_secs(1);
-/// ... at the least, when something has changed.
+/// ... but at least this much, even if something has changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Fewer slots are believed when they are still fewer after this time: a worker that is replaced is
 /// missing for a moment. (Between gunicorn's last sight of one and the next there were 1 to 6 ms.)
@@ -39,10 +40,11 @@ const CONFIRM_NONE: Duration = Duration::from_secs(5);
 /// Between two readings of CPU and memory, under load and idle.
 const GAUGES_BUSY: Duration = Duration::from_millis(250);
 const GAUGES_IDLE: Duration = Duration::from_secs(1);
-/// However long a reading takes, it takes no more than one part in so many of a core, under load and idle.
+/// However long readings take, they use no more than one part in so many of a core, under load and when idle.
 const COST_BUSY: u32 = 200;
 const COST_IDLE: u32 = 2000;
-/// Looks at everything may be ahead of that by so much: a worker that is replaced is looked for at once, twice.
+/// Looks at everything may exceed that share by what it comes to in this time: the replacement of a worker
+/// needs two at once.
 const LOOKS_AHEAD: Duration = Duration::from_secs(10);
 /// The first look, at all endpoints, holds the start up for no longer than this.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(3);
@@ -208,11 +210,11 @@ struct Watch {
     /// What the last look went by.
     looked_with: Option<(Arc<Config>, Option<u32>)>,
     looked: Option<Instant>,
-    /// When the looks so far will have cost no more than their share.
+    /// The time by which the looks so far will have cost no more than their share.
     paid_until: Instant,
     /// The server by its answers.
     answers_as: Profile,
-    /// Whether it answers so soon that nobody minds who is in front.
+    /// Whether it answers so quickly that it does not matter how many are in front.
     is_quick: bool,
     next_look: Instant,
     next_gauges: Instant,
@@ -459,7 +461,7 @@ impl Watch {
         })
     }
 
-    /// Whether somebody waits longer because of who is in the accept queue.
+    /// Whether a wait in the accept queue matters, and can be seen there.
     fn queue_matters(&self) -> bool {
         self.queue_is_telling() && !self.is_quick
     }

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use super::rehearsal::Slots;
 use crate::admission::Cap;
 
-/// How much of what was is remembered when a request ends: about the last 16 count.
+/// The share of the past that is kept when a request ends: about the last 16 count.
 const KEPT: f64 = 1.0 - 1.0 / 16.0;
 
 #[derive(Debug)]
 struct Capped {
     id: u16,
     in_flight: u32,
-    /// Request-seconds in flight and how many of them ended, both forgetting, up to `since`.
+    /// Request-seconds in flight, and how many requests ended, up to `since`; both decay.
     busy: f64,
     ended: f64,
     since: Instant,
@@ -42,8 +42,8 @@ impl Capped {
         self.since = self.since.max(now);
     }
 
-    /// How long its requests take, by what has been in flight for so many that ended; `usual` for a route of which
-    /// nothing is known, but no less than those take that are under way.
+    /// How long its requests take: request-seconds in flight over the number of requests that ended. While
+    /// none has ended, `usual`, but no less than those in flight have taken so far.
     fn service(&self, usual: Duration, now: Instant) -> Duration {
         let busy = self.busy_at(now);
         let seconds = if self.ended > 0.0 {
@@ -93,7 +93,8 @@ impl Caps {
             let service = route.service(usual, now);
             let interval = service / cap.max.max(1);
             let wait = route.slots.wait(service, interval, now);
-            // Those that stay for long are not done when they are expected to be.
+            // Long-lived requests do not end when they are expected to: while the cap is reached, there is a
+            // wait.
             match route.in_flight >= cap.max {
                 true => wait.max(interval / 2),
                 false => wait,

@@ -16,7 +16,7 @@ struct Lane {
     slots: Option<u32>,
     /// The endpoint's unloaded time for a request; zero = unknown.
     service_time: Duration,
-    /// The least that it took for one of late; zero = unknown.
+    /// The shortest time that it took for a request recently; zero = unknown.
     least_time: Duration,
     /// Not preferred while its endpoint does not answer.
     healthy: bool,
@@ -32,7 +32,8 @@ impl Lane {
         !self.retired && self.in_flight < self.limit
     }
 
-    /// Whether requests are sent there, where there is one that is healthy or not.
+    /// Whether requests are sent there: to an unhealthy lane only if there is no healthy one
+    /// (`some_healthy`).
     fn is_used(&self, some_healthy: bool) -> bool {
         !self.retired && (self.healthy || !some_healthy)
     }
@@ -53,7 +54,7 @@ impl Lane {
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    /// What all of them had when one came or went last.
+    /// The usage of all lanes together when one last came or went.
     before: LaneUsage,
 }
 
@@ -118,8 +119,8 @@ impl Lanes {
         times.min().unwrap_or_default()
     }
 
-    /// The mean time of a request over the endpoints, as far as it is known: each has its share of the requests by what
-    /// it gets done, its limit in its own time. None while it is known of none.
+    /// The mean service time over the endpoints for which it is known, each weighted by the requests that it
+    /// gets done: its limit over its own service time. None while it is known for none.
     pub(super) fn service_time(&self) -> Option<Duration> {
         let known = |lane: &&Lane| !lane.retired && !lane.service_time.is_zero();
         let mut known = self.lanes.iter().filter(known);
@@ -159,7 +160,7 @@ impl Lanes {
         self.lanes.iter().filter(|lane| !lane.retired)
     }
 
-    /// Whether there is a choice: of one lane alone, it does not matter.
+    /// Whether some lane is healthy and there is a choice. Of a single lane it does not matter.
     fn some_healthy(&self) -> bool {
         self.lanes.len() > 1 && self.open().any(|lane| lane.healthy)
     }

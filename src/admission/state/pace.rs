@@ -4,47 +4,47 @@
 
 use std::time::{Duration, Instant};
 
-/// How many wait under a standing queue to begin with, in square roots of the limit. What a queue is
-/// for is to have somebody at hand when a worker comes free, and the fluctuation of that grows with the
-/// root. Everything longer is latency for nothing.
+/// How many may wait under a standing queue to begin with, in units of the square root of the limit. The
+/// purpose of a queue is to have somebody ready when a worker comes free, and the fluctuations of that grow
+/// with the root. A longer queue only adds latency.
 const STANDING_PLACES: f64 = 1.5;
 /// The most that it grows to, in the same unit.
 const STANDING_PLACES_MOST: f64 = 6.0;
-/// A worker that came free and found nobody waiting: so many places more.
+/// So many places are added when a worker comes free and finds nobody waiting...
 const STANDING_UP: f64 = 0.5;
-/// ... and so many fewer for each that found somebody, times the square of those it found, in the same
-/// unit. With few places one in fifty waits for work, and only until the next arrival: about 1 % of the
+/// ... and so many taken away when one finds somebody, times the number that it finds, in the same unit. With
+/// few places one worker in fifty has to wait for work, and only until the next arrival: about 1 % of the
 /// throughput. A long queue that never empties is soon a short one.
 const STANDING_DOWN: f64 = 0.01;
-/// The same where the backend's slots are known, so that what waits inside of it is counted as well, and nobody is
-/// thought to be idle who is not: one in a hundred has to wait for work.
+/// The same where the backend's slots are known: requests that wait inside it are counted as well, so no
+/// worker is taken for idle that is not, and one in a hundred has to wait for work.
 const STANDING_DOWN_KNOWN: f64 = 0.005;
 /// A queue that has not been empty for this many service times may be a standing one...
 const STANDING_AFTER: f64 = 2.5;
 /// ... and at least this long...
 const STANDING_AFTER_MIN: Duration = Duration::from_millis(50);
-/// ... if more have come than went, by so many standard deviations of the number that came: a backend
-/// with room to spare sees bursts of every length, and refuses nobody for them.
+/// ... if arrivals exceed completions by so many standard deviations of the number of arrivals: a backend
+/// with room to spare sees bursts of every length, and nobody is to be refused for them.
 const STANDING_PROOF_EARLY: f64 = 3.0;
 /// When it lasts twice as long, and at least this long, less proof will do...
 const STANDING_LATE_MIN: Duration = Duration::from_millis(200);
 /// ... namely this.
 const STANDING_PROOF_LATE: f64 = 2.0;
-/// With so much it is suspected before that: newcomers already go first, as they would under a standing queue, but
-/// nobody is refused for it. If it was a burst, whoever was overtaken is served when it is over.
+/// With this much proof a standing queue is suspected even earlier: newcomers already go first, but nobody is
+/// refused for it. If it was only a burst, those who were overtaken are served when it is over.
 const STANDING_SUSPICION: f64 = 1.5;
-/// Where a backend got slower, who came before it did is better proof: that load is known, and it is enough that it is
-/// more than what gets done now. It is the mean over this many seconds before anybody waited...
+/// Where a backend got slower, the load from before is better proof: it is known, and it only has to be more
+/// than the backend completes now. It is the mean over this many seconds before anybody waited...
 const BEFORE_OVER: f64 = 10.0;
 /// ... if it is known for this many...
 const BEFORE_LEAST: f64 = 5.0;
-/// ... while as much comes still, over this many: a load that is over proves nothing...
+/// ... while as much still arrives, over this many: a load that is over proves nothing...
 const OF_LATE_OVER: f64 = 2.0;
-/// ... both of them brought up to now when this has passed, seconds...
+/// ... both means being updated when this many seconds have passed...
 const OFFERED_EVERY: f64 = 0.1;
-/// ... against this many releases at the least while somebody waited...
+/// ... compared with the releases while somebody waited, of which there must be at least this many...
 const OUTRUN_RELEASES: u64 = 24;
-/// ... of which there have to be so many times as many.
+/// ... and which the load has to exceed by this factor.
 const OUTRUN_BY: f64 = 1.05;
 /// A wait that nobody minds. Shorter bounds would refuse requests for the scheduler's hiccups.
 const STANDING_WAIT_MIN: Duration = Duration::from_millis(20);
@@ -53,23 +53,26 @@ const RATE_RELEASES: f64 = 8.0;
 /// ... and of at least so many service times: requests that began together end together, and what lies
 /// between is no pause.
 const RATE_SERVICE_TIMES: f64 = 2.0;
-/// Nobody done for longer than so many service times and usual intervals is a pause, and not a pace.
+/// A gap between releases that is longer than so many service times plus so many usual intervals is a pause,
+/// and counts as no longer than that...
 const PAUSE_SERVICE_TIMES: f64 = 1.5;
 const PAUSE_INTERVALS: f64 = 4.0;
 /// ... but so many seconds always count, so that a slower backend is soon believed.
 const PAUSE_MIN: f64 = 0.005;
 
-/// When so many come for each that goes, what those in front leave is not worth waiting for. With fewer, a worker that
-/// comes free and finds nobody else is glad of somebody who was overtaken.
+/// When so many requests arrive for each that is completed, those who were overtaken need not wait for what
+/// newcomers leave them. With fewer arrivals, a worker that comes free and finds nobody else can use one of
+/// them.
 const CROWDED: f64 = 1.75;
-/// That is measured over this time, forgetting...
+/// That is measured over this time, with exponential decay...
 const CROWDED_OVER: f64 = 0.5;
 /// ... and, because it may have been one burst, so many must have come for each in the last stretch as well: a
 /// service time, and at least so many intervals.
 const CROWDED_STILL: f64 = 1.25;
 const STRETCH_INTERVALS: f64 = 4.0;
 
-/// So many seconds, to the nanosecond: `from_secs_f64` calculates with 128 bits, and each arrival asks.
+/// A duration of so many seconds, to the nanosecond: `from_secs_f64` calculates with 128 bits, which is too
+/// slow for each arrival.
 fn seconds(seconds: f64) -> Duration {
     Duration::from_nanos((seconds * 1e9 + 0.5) as u64)
 }
@@ -79,7 +82,7 @@ fn seconds(seconds: f64) -> Duration {
 pub(super) struct Pace {
     /// Since when somebody has been waiting, but for breaks shorter than a service time.
     waiting_since: Instant,
-    /// Who came and who was done since `waiting_since`, while somebody waited.
+    /// Arrivals and completions since `waiting_since`, while somebody waited.
     came: u64,
     went: u64,
     /// Whether more came than chance explains.
@@ -94,7 +97,7 @@ pub(super) struct Pace {
     idle_since: Option<Instant>,
     /// The backend's own time for a request, unloaded; zero = unknown.
     service_time: Duration,
-    /// Releases while somebody waited and the time they took, both forgetting.
+    /// Releases while somebody waited, and the time they took; both decay.
     released: f64,
     busy_seconds: f64,
     /// The last release that left somebody waiting.
@@ -129,7 +132,7 @@ struct Offered {
     before: f64,
 }
 
-/// How many, and in how many seconds; both forget.
+/// A number, and the seconds in which it was counted; both decay.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
     number: f64,
@@ -237,8 +240,8 @@ impl Pace {
         seconds((load - 1.0).clamp(0.0, 1e3) * OF_LATE_OVER)
     }
 
-    /// The time for one where so many slots work, however many are at work now: theirs by the service time, but no
-    /// less than the backend has shown to need.
+    /// The time between completions if all of `slots` are busy, however many are now: by the service time,
+    /// but no less than the backend has shown to need.
     pub(super) fn interval_of(&self, slots: u32) -> Duration {
         let service = self.service_time.as_secs_f64();
         seconds((service / f64::from(slots.max(1))).max(self.interval()))
@@ -319,9 +322,9 @@ impl Pace {
         self.overloaded |= age >= self.rest() && self.is_outrun(now);
     }
 
-    /// Learns the drain rate from releases that find somebody waiting, and how many need to wait so
-    /// that most do. A worker also finds those who wait `inside` the backend, if it is known how many. `limit`
-    /// as in [`standing_wait`](Self::standing_wait).
+    /// Learns the drain rate from releases that find somebody waiting, and how many places it takes for most
+    /// of them to do so. A worker also finds those who wait `inside` the backend, if it is known how many.
+    /// `limit` as in [`standing_wait`](Self::standing_wait).
     pub(super) fn note_release(
         &mut self,
         waiting: usize,
@@ -366,8 +369,8 @@ impl Pace {
         arrivals.stretch_came += 1.0;
     }
 
-    /// Under a standing queue: since when at the least far more have come than went. Whoever was there before,
-    /// and is behind all of them, waits in vain.
+    /// Under a standing queue: a time since which far more requests have arrived than were completed. Whoever
+    /// came before it is behind all of those, and waits in vain.
     pub(super) fn crowded_since(&self, now: Instant) -> Option<Instant> {
         self.crowded_since.filter(|_| self.is_standing(now))
     }
@@ -416,7 +419,7 @@ impl Pace {
             && now.saturating_duration_since(self.waiting_since) < self.rest()
     }
 
-    /// What is long for a queue, to last or to be gone.
+    /// What counts as long, both for a queue to last and for it to have been gone.
     fn rest(&self) -> Duration {
         STANDING_LATE_MIN.max(self.service_time.mul_f64(2.0 * STANDING_AFTER))
     }

@@ -81,8 +81,8 @@ impl Queue {
         waiting.filter(|w| w.client == Some(client)).count()
     }
 
-    /// How many go before an arrival of this class, if those who came before `fresh_from` do not, nor those who are
-    /// held up by something of their own.
+    /// How many go before an arrival of this class: not those who came before `fresh_from`, nor those whom
+    /// their routes' caps hold up.
     pub(super) fn ahead_of(
         &self,
         class: Class,
@@ -102,7 +102,7 @@ impl Queue {
             .sum()
     }
 
-    /// Whether all that are of this class or a higher one are held up by something of their own.
+    /// Whether their routes' caps hold up all waiters of this class or a higher one.
     pub(super) fn all_held_up(&self, class: Class, held_up: impl Fn(Option<Cap>) -> bool) -> bool {
         self.len == 0
             || self.classes[..=class as usize]
@@ -133,7 +133,7 @@ impl Queue {
         self.remove(class, next)
     }
 
-    /// Takes out one of a class who came before that, but for those who wait for their route's cap.
+    /// Takes out one of a class who came before that, except those who wait for their routes' caps.
     pub(super) fn take_before(&mut self, class: usize, before: Instant) -> Option<Waiting> {
         let at = self.first_before(class, before)?;
         self.remove(class, at)

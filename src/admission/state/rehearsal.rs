@@ -1,6 +1,6 @@
-//! What a dry run's requests would wait. In it nobody does, and what is in flight tells little: the backend gets
-//! everything at once, and is done with it sooner than a few slots would be. So those slots are imagined, and given
-//! only what they would be given.
+//! How long the requests of a dry run would have waited. In a dry run nobody waits, and what is in flight
+//! tells little: the backend gets everything at once, and finishes it sooner than a few slots would. So those
+//! slots are simulated, and given only the requests that would have been let in.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use crate::{
     config::Class,
 };
 
-/// Slots that are not there.
+/// The simulated slots.
 #[derive(Debug)]
 pub(super) struct Slots {
     /// When they would be done with all that they were given.
@@ -26,8 +26,8 @@ impl Slots {
         Self { done: now }
     }
 
-    /// How long an arrival would wait for one: it takes `service` for a request, all of them together are done with
-    /// one each `interval`. Optimistic by half a place, as the real queue is.
+    /// How long an arrival would wait for a slot. A slot takes `service` for a request, and all of them
+    /// together complete one every `interval`. Optimistic by half a place, as the real queue is.
     pub(super) fn wait(&self, service: Duration, interval: Duration, now: Instant) -> Duration {
         let work = self.done.saturating_duration_since(now) + interval / 2;
         work.saturating_sub(service.max(interval))
@@ -74,8 +74,9 @@ impl State {
         }
     }
 
-    /// In a dry run: why this arrival would have been refused, if it would. Otherwise it takes its time of the
-    /// slots that there would be. Of classes it knows only that nobody goes before the protected.
+    /// In a dry run: why this arrival would have been refused, if it would have been. Otherwise it is given
+    /// to the simulated slots. Of the order of classes only one rule is kept: nobody goes before protected
+    /// requests.
     pub(super) fn rehearse(&mut self, ask: &Ask, now: Instant) -> Option<Reason> {
         if !self.settings.dry_run {
             return None;
@@ -86,7 +87,7 @@ impl State {
             Class::Protected => Duration::ZERO,
             _ => self.rehearsal.slots.wait(service, interval, now),
         };
-        // Until it is known how long the backend takes, there is only what it has.
+        // Until it is known how long the backend takes, there is only what it has in flight to go by.
         let waiting = match service.is_zero() || interval.is_zero() {
             true => self.excess(),
             false => places(wait, interval),

@@ -35,8 +35,8 @@ pub struct LaneSnapshot {
 pub struct Snapshot {
     /// Each endpoint's lane, retired ones included until they are empty.
     pub lanes: Vec<LaneSnapshot>,
-    /// The integrals of all lanes together, of those that are gone too. The limit and saturation, which is the mean over
-    /// the lanes, are of those in use.
+    /// The integrals of all lanes together, those that are gone included. The limit, and the saturation (a
+    /// mean over lanes), cover only the lanes in use.
     pub usage: LaneUsage,
     /// Waiting, by class (in the order of [`Class`](crate::config::Class)).
     pub queued: [u32; CLASSES],

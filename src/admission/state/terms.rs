@@ -8,7 +8,8 @@ use crate::{
     config::Class,
 };
 
-/// What no answer of late has met is tried again by one request, this long after the last try.
+/// A deadline that no recent answer would have met is tried by one request again, this long after the last
+/// try.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 impl State {
@@ -36,8 +37,9 @@ impl State {
         Some(self.refusal_to(ask.cap, reason))
     }
 
-    /// Whether the deadline is nearer than any answer of late took, room or not. If nobody went any more because of that,
-    /// nobody would find out that answers take less: so one goes now and then, whatever else is in flight.
+    /// Whether the deadline is nearer than even the fastest recent answer took, whether or not there is room.
+    /// If every request were refused for that, nobody would find out that answers have become faster, so one
+    /// is let through now and then, whatever else is in flight.
     pub(super) fn misses_deadline(&self, ask: &Ask, now: Instant) -> bool {
         ask.deadline.is_some_and(|at| {
             let left = at.saturating_duration_since(now);
@@ -82,7 +84,7 @@ impl State {
         {
             return Some(Reason::QueueFull);
         }
-        // A queue that stands is none for its route's cap.
+        // A standing queue is one for the backend, not one for the route's cap.
         let bound = match capped {
             true => self.settings.max_wait,
             false => self.bound(ask.class, now),
@@ -106,11 +108,12 @@ impl State {
             return (wait > bound || self.caps_have_their_share(ask.class))
                 .then_some(Reason::RouteLimit);
         }
-        // Somebody who is next never waits in vain on a guess.
+        // Whoever is next has an expected wait of zero, and is never refused on an estimate.
         (wait > bound).then_some(Reason::QueueTimeout)
     }
 
-    /// Whether those who are held up by their routes' caps own half of the places: the others are for those who are not.
+    /// Whether requests that their routes' caps hold up have half of the places already: the other half is
+    /// for the rest.
     fn caps_have_their_share(&self, class: Class) -> bool {
         class != Class::Protected && self.held_up() >= (self.capacity() / 2).max(1)
     }
@@ -131,7 +134,7 @@ impl State {
     }
 
     /// Whether this client waits in as many places as one may own: a share of those that the bound
-    /// on the wait leaves. Health checks are nobody's flood.
+    /// on the wait leaves. Health checks are exempt.
     fn has_its_share(&self, ask: &Ask, bound: Duration) -> bool {
         let Some(client) = ask.client.filter(|_| ask.class != Class::Protected) else {
             return false;
@@ -145,8 +148,8 @@ impl State {
         ((places as f64 * self.settings.client_max_share) as usize).max(1)
     }
 
-    /// The wait of an arrival of this class: who goes before it, at the pace of late. Optimistic by
-    /// half a place, so that nobody is refused for a rounding.
+    /// The expected wait of an arrival of this class: those who go before it, at the recent pace. Optimistic
+    /// by half a place, so that nobody is refused for a rounding.
     fn predicted_wait(&self, class: Class, now: Instant) -> Duration {
         let (caps, fresh_from) = (&self.caps, self.stale_before(now));
         let held_up = |cap| caps.is_reached(cap);

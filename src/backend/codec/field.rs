@@ -30,8 +30,9 @@ pub fn length(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Where the first colon is of a line, eight bytes at a time: to take one from each byte sets the highest bit of those that
-/// were nothing, and of no other that comes before the first of them and had it not.
+/// The place of the first colon in a line, found eight bytes at a time. After the XOR a colon is a zero byte.
+/// Subtracting one from each byte sets the highest bit of zero bytes, and before the first of them of no
+/// other byte that had it clear.
 pub fn colon(line: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const COLONS: u64 = ONES * b':' as u64;
@@ -50,7 +51,7 @@ pub fn colon(line: &[u8]) -> Option<usize> {
 
 /// Whether there is a control character, RFC 9110 5.5, other than tabs and the CRLF that ends each of so many lines.
 pub fn has_control(lines: &[u8], ends: usize) -> bool {
-    // No more than there can be in a byte: for the compiler to take sixteen at a time.
+    // So that a chunk's count fits in a byte, and the compiler can take sixteen bytes at a time.
     const AT_ONCE: usize = 240;
     let controls = lines.chunks(AT_ONCE).map(|bytes| {
         let count = |count: u8, &byte: &u8| count + u8::from((byte < b' ') | (byte == 0x7f));

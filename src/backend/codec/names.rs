@@ -2,7 +2,8 @@
 
 /// Longer than the longest of them, bytes.
 const LONG: usize = 40;
-/// Makes capitals small. Of the bytes of a line, it makes no other a letter or a hyphen: there is no CR.
+/// The bit that makes capitals small. The one other byte that it turns into a letter or a hyphen is CR, which
+/// does not occur within a line.
 const LOWER: u8 = 0x20;
 
 /// Some names, of letters and hyphens, in lower case.
@@ -11,7 +12,7 @@ pub struct Names<const N: usize> {
     names: [&'static str; N],
     /// What tells those of a length apart.
     keys: [(u64, u64); N],
-    /// Where those of a length begin; they end where those of the next one do.
+    /// Where the names of each length begin; they end where those of the next length begin.
     of_length: [u8; LONG + 1],
 }
 
@@ -79,7 +80,7 @@ impl<const N: usize> Names<N> {
         let (from, to) = (self.of_length[length], self.of_length[length + 1]);
         let sought = key(bytes);
         let at = (from..to).find(|&at| self.keys[usize::from(at)] == sought)?;
-        // The key of a long name does not say all of it.
+        // The key of a name of more than 16 bytes does not cover all of it.
         let mut both = bytes.iter().zip(self.at(at).as_bytes());
         let is_known = length <= 16 || both.all(|(byte, known)| byte | LOWER == *known);
         is_known.then_some(at)

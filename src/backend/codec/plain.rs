@@ -91,7 +91,7 @@ pub struct Plain {
     host: Line,
     /// Their names.
     there: u64,
-    /// The end of a field of which there is more than in the head, and what.
+    /// Where a field ends that has one more member than in the head, and that member.
     more: Option<(usize, HeaderValue)>,
     /// How much there is of them.
     size: Size,
@@ -204,7 +204,7 @@ impl Plain {
         self.more = Some((line.end, member.clone()));
     }
 
-    /// Forgets them, but not the memory for the next.
+    /// Forgets them, but keeps the memory for the next request.
     pub fn clear(&mut self) {
         self.head = Bytes::new();
         self.lines.clear();

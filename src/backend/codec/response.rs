@@ -174,8 +174,8 @@ impl Heads {
         Ok(None)
     }
 
-    /// Whether it says something of a body that it cannot have: what follows may be that body. (A 304,
-    /// and an answer to HEAD, say what GET would have got.)
+    /// Whether it declares a body that it cannot have: what follows may be that body. (A 304, and an answer
+    /// to HEAD, say what GET would have got.)
     fn may_have_more(&self, response: &Response<()>) -> bool {
         let headers = response.headers();
         let length = headers.get(header::CONTENT_LENGTH);
@@ -185,8 +185,9 @@ impl Heads {
                 || length.is_some_and(|length| length.as_bytes().iter().any(|&b| b != b'0')))
     }
 
-    /// Whether it says nothing of the body that GET would have got, so that only the connection's end could
-    /// have been that body's: a server that has it end so for HEAD too would close it under the next request.
+    /// Whether an answer to HEAD does not say how the body that GET would have got ends, so that only the end
+    /// of the connection could have ended it: a server that closes the connection after HEAD as well would do
+    /// so under the next request.
     fn ends_with_it(&self, parsed: &Parsed<'_>) -> bool {
         self.bodiless
             && parsed.lengths + parsed.codings == 0
@@ -234,7 +235,7 @@ struct Parsed<'a> {
     stays_open: bool,
 }
 
-/// Where the lines of a head have their LF. They are counted on behind the most of them.
+/// Where the lines of a head have their LF. Those beyond the array's capacity are only counted.
 struct Ends {
     at: [u32; LINES_MAX],
     number: usize,
@@ -393,7 +394,7 @@ fn parse<'a>(head: &'a Bytes, ends: &Ends, bodiless: bool) -> Result<Parsed<'a>,
     usual.dated = plain && signs.dated;
     let stays_open = stays_open(fields.clone().connections(), minor);
     if !plain {
-        // Last, where they can be taken away without moving another.
+        // Put last, where they can be removed without moving another field.
         for value in fields.connections() {
             let (name, value) = owned(head, header::CONNECTION.as_str().as_bytes(), value)?;
             headers.append(name, value);
@@ -408,7 +409,7 @@ fn parse<'a>(head: &'a Bytes, ends: &Ends, bodiless: bool) -> Result<Parsed<'a>,
     };
     *response.headers_mut() = headers;
     if status.canonical_reason().map(str::as_bytes) != Some(reason) {
-        // Nobody knows how to read what is not ASCII.
+        // A phrase that is not ASCII has no defined meaning.
         let reason = if reason.is_ascii() { reason } else { b"" };
         if let Ok(reason) = ReasonPhrase::try_from(reason) {
             response.extensions_mut().insert(reason);

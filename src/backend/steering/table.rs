@@ -139,8 +139,8 @@ impl Table {
     /// `may_open`.
     ///
     /// The best is that of the worker with the fewest requests, and of several of the one that was given its last
-    /// one the longest ago: it is likely done first, and the connections of all stay in use. Whose is not known
-    /// comes after those with a free slot.
+    /// one the longest ago: it is likely done first, and the connections of all stay in use. A connection
+    /// whose worker is not known comes after those of workers with a free slot.
     pub(super) fn choose(
         &self,
         idle: impl Iterator<Item = Option<u64>>,
@@ -228,7 +228,8 @@ impl Loads {
         self.workers.iter().find(load)
     }
 
-    /// Whether some worker has a slot free, wherever the requests are of which that is not known.
+    /// Whether some worker is certain to have a free slot: there are more free ones than requests whose
+    /// worker is not known.
     fn has_room(&self, slots_each: u32) -> bool {
         let free = |load: &Load| slots_each.saturating_sub(load.in_flight);
         self.workers.iter().map(free).sum::<u32>() > self.unplaced

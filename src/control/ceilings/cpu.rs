@@ -18,8 +18,8 @@ const DELAYED: f64 = 0.5;
 const DELAYED_HARD: f64 = 1.5;
 /// Share of the time in which a task waits for CPU (PSI `some`) that cuts.
 const PRESSED_HARD: f64 = 0.40;
-/// With less of its CPU in use than this, a backend waits for others' work, not for its own: it would
-/// wait as long for fewer requests.
+/// With less of its CPU in use than this, a backend waits because of other processes, not because of itself:
+/// with fewer requests it would wait as long.
 const OWN: f64 = 0.5;
 /// Growth is allowed again when this much below the threshold.
 const HYSTERESIS: f64 = 0.05;
@@ -85,10 +85,10 @@ impl Cpu {
         self.short
     }
 
-    /// Whether it has room for more requests although it is short: so it has while no more wait for a core than the
-    /// square root of those in flight, as a core may soon find nobody waiting. `None` where that is not known, as
-    /// where other threads than theirs wait too, and where few waiting prove nothing: what waits for the GIL or
-    /// for more of a quota need not wait for a core.
+    /// Whether it has room for more requests although it is short. It has while no more threads wait for a
+    /// core than the square root of the requests in flight: with so few, a core may soon find nobody waiting.
+    /// `None` where that is not known, as where threads that serve no request wait too, and where a low count
+    /// proves nothing: what waits for the GIL or for more of a quota need not wait for a core.
     pub(super) fn has_room(&self) -> Option<bool> {
         if !self.short || self.waiting <= 0.0 || self.waiting >= self.in_flight {
             return None;

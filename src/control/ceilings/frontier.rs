@@ -1,5 +1,6 @@
-//! How far the limit may go before it is known what a request needs: as if all that is in use now were of the
-//! requests in flight, and half of that way. It comes closer with every step that is taken.
+//! How far the limit may go before it is known how much memory a request needs: half of the way to where
+//! memory would run out if all that is in use now belonged to the requests in flight. The estimate gets
+//! better with every step that is taken.
 
 use std::{
     collections::VecDeque,
@@ -13,14 +14,14 @@ const EVERY: Duration = Duration::from_millis(40);
 /// The share of the way. What a request has freed may stay with the thread that served it, so the next ones, on
 /// other threads, need as much again.
 const WAY: f64 = 0.5;
-/// So much further it may go at once...
+/// Beyond what is in flight it may go by this factor at once...
 const STEP: f64 = 1.25;
-/// ... or by one request, where that needs no more than what is left, each of them taking so many times what requests
-/// seem to.
+/// ... or by one request, if what is left has room for as much, each request being reckoned at so many times
+/// what it seems to need.
 const CAUTION: f64 = 1.5;
-/// What is in use counts as this share of the room at the least: a backend that has done nothing yet is small.
+/// What is in use counts as at least this share of the room: a backend that has done nothing yet uses little.
 const USED: f64 = 1.0 / 16.0;
-/// By one request it may go, too, where memory has not grown for so long...
+/// It may also go by one request if, for this long, memory has not grown...
 const QUIET: Duration = Duration::from_secs(2);
 /// ... by more than this share.
 const GREW: f64 = 0.01;
@@ -51,7 +52,7 @@ impl Frontier {
             return;
         }
         self.looks.push_back((now, in_flight, used));
-        // The newest that is old enough stays: from then on all is known.
+        // The newest look that is old enough stays, so that all of the time since then is covered.
         while self.looks.len() > 1 && settled(self.looks[1].0) {
             self.looks.pop_front();
         }

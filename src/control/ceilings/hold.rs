@@ -14,7 +14,7 @@ const CUT: f64 = 0.7;
 const BRINK: f64 = 0.97;
 /// Between two steps: what the first brought has to be seen.
 const STEP_EVERY: Duration = Duration::from_secs(1);
-/// With room again, so much more at each look, up to so many.
+/// Once there is room again, the limit rises by this factor at each look; beyond `LET_GO_AT` it is let go.
 const LET_GO: f64 = 1.25;
 const LET_GO_AT: f64 = 1000.0;
 /// A step can be judged once so many of the requests have gone.
@@ -41,7 +41,7 @@ pub(super) struct Look {
     pub(super) limit: f64,
     /// What is in use without a request, as far as it is known.
     pub(super) base: f64,
-    /// What may be in use as long as it shall grow.
+    /// What may be in use while the limit is to grow.
     pub(super) room: f64,
     /// What a request needs, if that is known.
     pub(super) each: Option<f64>,
@@ -54,7 +54,7 @@ pub(super) struct Look {
 pub(super) struct Hold {
     in_flight: Option<f64>,
     step: Option<Step>,
-    /// So much is in use whatever the requests do.
+    /// What stays in use whatever the requests do.
     kept: Option<f64>,
 }
 
@@ -80,8 +80,8 @@ impl Hold {
         self.step.is_some_and(|step| step.then.is_some())
     }
 
-    /// Takes a look. Says whether memory has just come to the brink, and what a request needs is not known, or not
-    /// what it was taken for.
+    /// Takes a look. Says whether the limit has just gone down to 1 because memory is at the brink, and what
+    /// a request needs is unknown or was underestimated.
     pub(super) fn note(&mut self, now: Instant, look: &Look) -> bool {
         let mean = self.in_flight.get_or_insert(look.in_flight);
         *mean += NEWEST * (look.in_flight - *mean);

@@ -24,7 +24,7 @@ const WORTH_IT: f64 = 1e-4;
 const NEWEST: f64 = 0.3;
 /// How far the ceiling goes towards what a look suggests.
 const TOWARDS: f64 = 0.3;
-/// So many more than now are believed to fit on the word of the regression alone.
+/// By the regression alone, no more than this many requests beyond those in flight are believed to fit.
 const STEP: f64 = 2.0;
 /// From the brink it comes back to this share of the limit at first.
 const AFTER_BRINK: f64 = 0.7;
@@ -51,7 +51,7 @@ pub(super) struct Memory {
     /// What a request needs, bytes, once it has been seen.
     each: Option<f64>,
     ceiling: Option<f64>,
-    /// So many were in flight with room left.
+    /// The most that have been in flight while there was room left.
     proven: f64,
     /// What is in use without any request, and requests in flight.
     view: Vec<(f64, f64)>,
@@ -88,7 +88,7 @@ impl Memory {
         let killed = self.at.is_some() && reading.kills > self.kills;
         self.at = Some(now);
         (self.hits, self.kills) = (reading.hits, reading.kills);
-        // While it is being brought down, what is in use is not of those in flight.
+        // While memory is being brought down, what is in use is not that of the requests in flight.
         if !self.hold.is_lowering() || used < room {
             self.fit.add(in_flight, used, age);
         }
@@ -104,7 +104,8 @@ impl Memory {
             limit: f64::from(limit),
             base: self.frontier.base(),
             each: self.each,
-            // A limit is hit, too, by a page cache that fills what is free: that costs nobody anything.
+            // A hit alone is no alarm: a page cache that fills free memory hits the limit as well, and harms
+            // nobody.
             alarming: used >= resources.memory_max * most
                 || used >= room && (hit || reading.pressure >= PRESSED),
         };
@@ -143,8 +144,9 @@ impl Memory {
             return;
         };
         let by_slope = in_flight + (room - used) / each;
-        // What is kept of what was freed hides what more of them need, until it is used up; so all that is in use
-        // beyond the start counts as theirs. The more there are, the less that is too much.
+        // Freed memory that the allocator keeps hides what more requests need, until it is used up; so all
+        // that is in use beyond the start is attributed to those in flight. The more there are, the less that
+        // overestimates.
         let all = (used - self.frontier.base()) / in_flight;
         let sure = in_flight + (room - used) / each.max(all);
         let fits = sure.max(by_slope.min(in_flight + STEP));
@@ -154,7 +156,7 @@ impl Memory {
     }
 
     /// The most that fits below `memory_high`, by what a request needs once that is known, and by what is sure
-    /// until then; less, while there is too little.
+    /// until then; less, while memory is short.
     pub(super) fn ceiling(&self) -> Option<u32> {
         let sure = self.frontier.reach().filter(|_| !self.leaking);
         let ceilings = [self.ceiling.or(sure), self.hold.ceiling()];

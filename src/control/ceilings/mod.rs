@@ -50,7 +50,7 @@ impl Ceilings {
     ) {
         let slots = readings.slots.filter(|&slots| slots > 0);
         if self.slots.is_some_and(|before| slots > Some(before)) {
-            // It shows what those did that there were before.
+            // What it has learned is about the workers that there were before.
             self.accept = Accept::default();
         }
         self.slots = slots;
@@ -85,10 +85,10 @@ impl Ceilings {
         self.slots.is_some_and(|slots| limit >= slots)
     }
 
-    /// The backend's slots, or those of them that work while connections wait to be accepted, as long as
-    /// nothing but them can be what requests wait for: its CPU is known to idle. A lower limit would only
-    /// idle workers. What remains is something behind the backend that gets slower by its load; the law has
-    /// to see that in the latency.
+    /// The backend's slots (or, while connections wait to be accepted, those that are seen to work), as long
+    /// as requests can wait for nothing but them: its CPU is known to idle. A lower limit would only idle
+    /// workers. The exception is something behind the backend that gets slower under its load; the law has to
+    /// see that in the latency.
     pub(super) fn floor(&self) -> Option<u32> {
         let slots = self
             .slots
@@ -116,8 +116,8 @@ impl Ceilings {
         self.cpu.is_throttled()
     }
 
-    /// How many of `limit` requests in flight are worked on at once, latency being stretched so much, if the slots are
-    /// known: those who wait for more of the quota are not.
+    /// How many of `limit` requests in flight are worked on at once at this stretch, if the slots are known.
+    /// Those that wait for more of the CPU quota are not.
     pub(super) fn worked_on(&self, limit: u32, stretch: f64) -> Option<u32> {
         let slots = self.slots?;
         if !self.cpu.is_throttled() {

@@ -66,7 +66,7 @@ impl RouteMetrics {
         counted(&self.rejected)
     }
 
-    /// A dry run spares a request nothing but what sheds load.
+    /// In a dry run, only the refusals that shed load are left out.
     pub(super) fn would_be_rejections(&self) -> impl Iterator<Item = (Reason, u64)> {
         counted(&self.would_reject)
             .filter(|(reason, count)| *count > 0 || Reason::REFUSING.contains(reason))

@@ -278,7 +278,7 @@ impl Ring {
         self.file.write_all_at(&self.header.encode(), 0)
     }
 
-    /// All of them, or as if none had been.
+    /// Writes all of them, or leaves the trace as if none had been written.
     fn append(&mut self, notes: &[(Arc<str>, Entry)]) -> io::Result<()> {
         let before = self.next;
         let appended = self.try_append(notes);

@@ -12,7 +12,8 @@ use crate::{
 pub const METHOD_MAX: usize = 32;
 /// The longest target that the URI type behind us takes, bytes.
 const TARGET_MAX: usize = 65_534;
-/// So many fields that the application alone knows are plain: each is compared with those before it.
+/// No more fields than this that only the application knows are plain, since each is compared with those
+/// before it.
 const OTHERS_MAX: usize = 16;
 
 /// A complete head, and where its parts are: offsets from its first byte.

@@ -35,7 +35,7 @@ use crate::{
 
 /// Requests of one client in a row, before others have their turn.
 const TURN: usize = 16;
-/// An unread body of which so much is at hand, and no more is to come, does not end the connection.
+/// An unread body ends the connection, unless all of it is at hand and no longer than this.
 const UNREAD_MAX: usize = 64 * 1024;
 /// What lies ready of interim answers for a client that does not take them, bytes; more is thrown away.
 const INTERIM_MAX: usize = 64 * 1024;
@@ -96,7 +96,7 @@ enum Stage {
     Closing,
 }
 
-/// What a look at what the client sends has brought.
+/// What a look at what the client sends has found.
 enum Look {
     /// A part of the request's body for its reader.
     Part,
@@ -204,7 +204,8 @@ where
                     };
                 }
                 Stage::Closing => {
-                    // Whether or not it is heard: the socket goes next, and takes an end along.
+                    // Only if the client may still be sending; otherwise the socket is closed next, which
+                    // ends this side too. Whether it succeeds does not matter.
                     if self.io.lingers() {
                         let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
                     }
@@ -275,8 +276,9 @@ where
             };
             self.serving.set(None);
             if self.supply.is_some() {
-                // Whether its reader is gone decides what the head says of the connection. If not, nobody knows
-                // whether the rest will come, or be wanted when it does: this is the last then, RFC 9112 9.6.
+                // What the head says of the connection depends on whether the reader of the body is gone. If
+                // it is not, it is not known whether the rest will come, nor whether it will be wanted: then
+                // this answer is the last, RFC 9112 9.6.
                 let _ = self.look(cx);
                 self.keep_alive &= self.io.guard().is_done();
             }
@@ -286,8 +288,8 @@ where
         }
     }
 
-    /// Takes what the backend has said on the way to its answer, for a client that knows of such: RFC 9110
-    /// 15.2. A 100 of whose client has asked for one is not the backend's, which was not asked.
+    /// Takes an interim answer of the backend's, for a client whose HTTP has them: RFC 9110 15.2. Not a 100
+    /// if the client has asked for one: that is ours to send, and the backend was not asked.
     fn pass_on(&mut self) {
         let serving = self.serving.as_ref().as_pin_ref();
         if let Some(interim) = serving.and_then(|future| future.told())
@@ -331,7 +333,8 @@ where
         Look::Nothing
     }
 
-    /// Reads a part of the body for whoever waits for it, who is asked for first.
+    /// Reads a part of the body for the reader that waits for it. Before the first, a client that waits for a
+    /// 100 gets it.
     fn feed(&mut self, cx: &mut Context<'_>) -> Look {
         if std::mem::take(&mut self.expects) && self.stage == Stage::Serving {
             self.out.push(CONTINUE);
@@ -418,7 +421,7 @@ where
         }
     }
 
-    /// What the connection comes to when the answer is not written to its end.
+    /// How the connection ends when the answer is not written to its end.
     fn broken_off(&self) -> End {
         match self.framing {
             Framing::UntilClose => End::Torn,
@@ -466,8 +469,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// The answer is out. Whether all of the request has been read; if not, nobody needs the rest, and whoever
-    /// waits for it, an orphan perhaps, is told that it does not come.
+    /// The answer is out: says whether all of the request has been read. If not, nobody needs the rest, and a
+    /// reader that still waits for it, an orphan perhaps, is told that it will not come.
     fn leave_rest(&mut self) -> bool {
         let whole = self.io.guard().is_done();
         if !whole {

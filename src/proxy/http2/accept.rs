@@ -74,8 +74,8 @@ where
     /// Asks the client for a sign of life.
     pub fn ping(&mut self, cx: &mut Context<'_>) {
         if let Http::Serving(_, Some(pings)) = &mut self.http {
-            // An answer to the last one makes room for this one. Without it that one is still to be answered,
-            // and this one fails: it would say no more.
+            // One may be under way at a time, so the answer to the last one makes room for this. If there is
+            // none yet this one fails, which does not matter: the last one still asks the same.
             let _ = pings.poll_pong(cx);
             let _ = pings.send_ping(Ping::opaque());
         }

@@ -1,5 +1,5 @@
 //! Follows the frames that a client sends, only as far as it takes to know whether it is in the midst
-//! of a head: the parser gives a head all the time in the world.
+//! of a head: the parser has no timeout for one.
 
 /// What a connection begins with, RFC 9113 3.4.
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -44,8 +44,8 @@ impl Frames {
         }
     }
 
-    /// Looks at the next bytes. Whether a frame ended among them that leaves no head open: what is owed from then on
-    /// is owed anew, and of an open head as before, in however many frames it comes.
+    /// Looks at the next bytes. Says whether a frame ended among them that leaves no head open: then the
+    /// client's time begins anew. While a head is open it does not, in however many frames that comes.
     pub fn advance(&mut self, mut bytes: &[u8]) -> bool {
         let mut ended = false;
         let skipped = self.preface.min(bytes.len());

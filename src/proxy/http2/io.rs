@@ -32,7 +32,7 @@ use crate::{
 /// What lies ready of interim answers for a client that does not take them, bytes; more is thrown away.
 const INTERIM_MAX: usize = 256 * 1024;
 
-/// What is known of the socket by those who do not have it.
+/// What is known of the socket, for those that do not own it.
 #[derive(Debug)]
 pub struct Line {
     opened: Instant,
@@ -87,11 +87,12 @@ impl Line {
     }
 }
 
-/// What a byte of a packed head may become, about: a field, whose text it shares with a table.
+/// Roughly how many bytes a byte of a packed head may become: a whole field, whose text is shared with
+/// HPACK's table.
 const UNPACKED: u64 = 128;
 
 /// What a head takes of the budget while it is unpacked, frame by frame: as much as what has come of it may have become.
-/// Whole, it is accounted for by who serves it.
+/// Once it is complete, whoever serves it accounts for it.
 #[derive(Debug)]
 pub struct Quota {
     held: Reservation,

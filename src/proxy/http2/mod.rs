@@ -53,19 +53,20 @@ use crate::{backend::Stream, buffer::Share, clock};
 
 /// Requests at once of one client: beyond, its streams are refused.
 const STREAMS_MAX: u32 = 100;
-/// The least that may be unpacked of a head beyond what it may be, bytes: what the protocol counts of a hundred fields and
-/// HTTP/1 has not, RFC 9113 6.5.2.
+/// How far an unpacked head may at least exceed the limit, bytes: for each of a hundred fields HTTP/2 counts
+/// 32 bytes that HTTP/1 does not have, RFC 9113 6.5.2.
 const UNPACKED_MORE: usize = 4 * 1024;
 /// Streams that a client may reset before they have been looked at: then it is sent away.
 const RESETS_MAX: usize = 20;
 /// Streams of one connection that may break the rules: then it is sent away.
 const ERRORS_MAX: usize = 1024;
-/// What the parser may have of an answer that the socket does not take: what it has, the budget does not know of any more.
+/// How much of an answer the parser may hold while the socket takes nothing: what it holds is no longer
+/// charged to the budget.
 const SEND_BUFFER: usize = PIECE;
-/// What a client may send of a stream ahead of whoever reads it; for all of them see [`Window`].
+/// How much of a stream a client may send before it is read; for all streams together see [`Window`].
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// Answers are handed out in pieces of this size: a client whose window is open by one byte costs no
-/// more than a piece beyond what the budget knows of.
+/// more than one piece that is not charged to the budget.
 pub const PIECE: usize = 16 * 1024;
 
 /// Serves a connection that has begun with [`PREFACE`] to its end; `first` is what has been read.

@@ -145,7 +145,8 @@ where
 }
 
 /// Invites the client to send its body, if somebody waits for it, and passes on what the backend has said:
-/// RFC 9110 15.2. A 100 of whose client has asked for one is not the backend's, which was not asked.
+/// RFC 9110 15.2. Not a 100 of the backend's if the client has asked for one: that is ours to send, and the
+/// backend was not asked.
 fn pass_on(
     respond: &mut SendResponse<Bytes>,
     asked: &mut Asked,

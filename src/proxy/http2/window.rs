@@ -1,7 +1,8 @@
-//! How much a client may send ahead of whoever reads it, all streams of its connection together. The protocol gives it
-//! some of that, which no server can take away. What is beyond that lets an upload come whose neighbour is not being
-//! read, and is held of the budget: a window that was opened is memory that the client may fill. It cannot be closed
-//! again either, so it is held to the end of the connection.
+//! The flow-control window of a connection: how much a client may send before it is read, all streams
+//! together. The protocol grants some of it from the start, which no server can take away. What is granted
+//! beyond that lets an upload go on while another one is not being read, and is charged to the budget: an
+//! open window is memory that the client may fill. Nor can it be closed again, so it is charged until the
+//! connection ends.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::buffer::{Budget, Direction, Reservation};
 
 /// What each connection begins with, bytes: RFC 9113 6.9.2.
 const GIVEN: u32 = 65_535;
-/// The most that is held beyond that: fifteen uploads may stand still, and another one comes.
+/// The most that is granted beyond that: fifteen uploads may stall while another one goes on.
 const MORE_MAX: u64 = 15 * STREAM_WINDOW as u64;
 
 /// Alive while the body of a request may come.
@@ -37,10 +38,10 @@ impl Window {
         self.uploads.clone()
     }
 
-    /// Opens the window for the bodies that are to come, as far as the budget has something to spare; how far it is
-    /// open then, if that is news.
+    /// Opens the window for the bodies that are to come, as far as the budget has something to spare. Returns
+    /// the new size, if it has changed.
     pub fn widen(&mut self) -> Option<u32> {
-        // The first has what is given, and this holds one itself.
+        // The first upload has what is granted from the start, and this holds one reference itself.
         let others = Arc::strong_count(&self.uploads).saturating_sub(2);
         let step = u64::from(STREAM_WINDOW);
         let wanted = MORE_MAX.min(others as u64 * step);

@@ -1,5 +1,6 @@
 //! Writes the body of an answer to its stream. A piece of it is taken at a time, and nothing is handed to the
-//! parser that the client's windows have no room for: what they leave waits here, and in the budget behind it.
+//! parser that the client's windows have no room for. The rest of the piece waits here, and the rest of the
+//! answer in the buffers behind it.
 
 use std::{
     io,
@@ -49,7 +50,7 @@ impl Writer {
                 let waits = sent.is_pending();
                 let mut watched = self.stall.watch(cx, sent);
                 if waits && watched.is_ready() && line.is_stalled() {
-                    // It waits for the socket, which has a time of its own.
+                    // It is the socket that takes nothing, which has a timeout of its own.
                     watched = self.stall.renew(cx);
                 }
                 ready!(watched)?;
@@ -58,7 +59,7 @@ impl Writer {
                 }
             }
             let Poll::Ready(frame) = Pin::new(&mut self.answer).poll_frame(cx) else {
-                // Nothing that would be written tells whether the client has left.
+                // As nothing is being written, only a reset can tell that the client has left.
                 let reset = ready!(self.stream.poll_reset(cx));
                 return Poll::Ready(Err(reset.map_or_else(other, |_| gone())));
             };
@@ -73,7 +74,8 @@ impl Writer {
                             self.stream.send_data(data, true).map_err(other)?;
                             break;
                         }
-                        // Not before it is there: what one stream has reserved the others lack.
+                        // Not before there is data: what one stream reserves of the connection's window the
+                        // others cannot use.
                         self.stream.reserve_capacity(data.len());
                         self.piece = data;
                     }

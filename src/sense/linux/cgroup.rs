@@ -24,7 +24,7 @@ struct Group {
     version: Version,
     /// The top of the hierarchy that can be seen.
     top: PathBuf,
-    /// Its own directory. Of version 2 it has a controller's files only where the group above it says so.
+    /// Its own directory. In version 2 it has a controller's files only if the group above it enables them.
     dir: PathBuf,
 }
 
@@ -87,8 +87,9 @@ pub struct Stalls {
 }
 
 impl Cgroup {
-    /// The group of a process, `None` if it is the root, which is the whole machine: by our own view of the
-    /// hierarchies, or if its group is not in there (it is another container's), by its own view.
+    /// The group of a process; `None` if it is the root, which is the whole machine. It is looked for in our
+    /// own view of the hierarchies and, if it is not there because it belongs to another container, in the
+    /// process's view.
     ///
     /// # Errors
     /// One sentence, if it has none, or none that can be seen.
@@ -178,7 +179,8 @@ impl Cgroup {
         })
     }
 
-    /// Where the tightest quota is, and that; without any the group itself, whose use is always counted.
+    /// The tightest quota, and the group that has it; without any, the group itself, whose use is always
+    /// counted.
     fn tightest_quota(group: &Group) -> (Option<f64>, &Path) {
         let tightest = group
             .line()
@@ -190,7 +192,8 @@ impl Cgroup {
         }
     }
 
-    /// Where the tightest limit of memory is, and that; without any the nearest that counts it.
+    /// The tightest memory limit, and the group that has it; without any, the nearest group that counts
+    /// memory.
     fn tightest_limit(group: &Group) -> (Option<u64>, &Path) {
         let tightest = group
             .line()
@@ -307,8 +310,8 @@ fn describe(group: &Group, dir: &Path) -> String {
     format!("cgroup v{version} {}", dir.display())
 }
 
-/// Whether a directory is the root of its hierarchy, for which it is not enough to be where that is mounted: of
-/// these files one is in no root, the other nowhere else.
+/// Whether a directory is the root of its hierarchy. To be its mount point is not enough, so two files tell:
+/// `cgroup.events` is in no root of version 2, `release_agent` only in a root of version 1.
 fn is_root(version: Version, dir: &Path) -> bool {
     match version {
         Version::Two => dir.is_dir() && !dir.join("cgroup.events").exists(),

@@ -21,15 +21,16 @@ use crate::{
 
 /// What is said of CPU is a mean over this time.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Less says nothing: the kernel counts CPU time in hundredths of a second.
+/// A shorter time says nothing: the kernel counts CPU time in hundredths of a second.
 const WINDOW_MIN: Duration = Duration::from_millis(200);
 /// A process that uses so much of one core, all by itself, cannot use more: with Python, the GIL.
 const PINNED: f64 = 0.9;
 /// Below this share of a core, running and waiting together, a ratio of the two says nothing.
 const RUN_MIN: f64 = 0.02;
 
-/// What processes share is measured again after this time, and when their memory has changed by one part in so
-/// many, or one that shares so much has come or gone: at every look it would be a third of what an idle tidegate does.
+/// What processes share is measured again after this time, when their memory has changed by one part in
+/// `OVERLAP_PART`, and when a process that shares that much has come or gone. At every look it would be a
+/// third of all that an idle tidegate does.
 const OVERLAP_AGE: Duration = Duration::from_secs(60);
 const OVERLAP_PART: u64 = 16;
 
@@ -40,7 +41,7 @@ struct Point {
     processes: HashMap<u32, Times>,
     /// CPU that they and those that have ended have used since the first point, seconds.
     used: f64,
-    /// What those that have just ended had used before, and no parent has been seen to have got.
+    /// What processes that have just ended had used, as far as it has not shown up in a parent's count yet.
     owed: f64,
     group: Option<CpuCounts>,
     stalls: Stalls,
@@ -55,7 +56,7 @@ struct Times {
     run: f64,
     wait: f64,
     parent: u32,
-    /// Numbers are used again.
+    /// When it was started: process ids are reused.
     started: f64,
 }
 
@@ -69,9 +70,10 @@ impl Point {
             .unwrap_or_default()
     }
 
-    /// Adds what was used since the point before. A parent gets all that its child has ever used when it has
-    /// waited for it: what was counted while the child was there is taken off. It may get it just after it was
-    /// looked at; and never, if it does not wait, so that no more than one point is waited for it.
+    /// Adds what was used since the point before. When a parent has waited for a child, all that the child
+    /// ever used is added to the parent's count, so what was counted while the child was there is subtracted.
+    /// The parent may get it just after it was looked at, or never if it does not wait, so it is expected for
+    /// one more point only.
     fn continue_from(&mut self, before: &Self) {
         let (mut used, mut reaped) = (0.0, 0.0);
         for (pid, now) in &self.processes {
@@ -96,7 +98,7 @@ pub struct Meter {
     root: Option<u32>,
     cgroup: Result<Option<Cgroup>, String>,
     cores: f64,
-    /// A quota of more says nothing.
+    /// A quota of more cores than these says nothing.
     most_cores: f64,
     cpu_limit: Option<f64>,
     memory_limit: Option<u64>,
@@ -109,8 +111,8 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of a process and all that descend from it, as far as it is known, and of its group: none is the whole
-    /// machine. `before` is what an earlier one knew.
+    /// A meter for a process, if it is known, and its descendants, and for its group; no group means the
+    /// whole machine. `before` is what an earlier meter knew.
     pub fn new(
         root: Option<u32>,
         cgroup: Result<Option<Cgroup>, String>,
@@ -124,7 +126,7 @@ impl Meter {
             cores: allowed_cores(root),
             most_cores: match root {
                 Some(_) => allowed_cores(root),
-                // Who is in a group that was named may run where tidegate may not.
+                // The processes of a group that was named may run on cores that tidegate may not use.
                 None => machine_cores(),
             },
             cpu_limit: discovery.cpu_limit,
@@ -225,9 +227,9 @@ impl Meter {
             group: self.group().and_then(Cgroup::cpu),
             stalls: match &self.cgroup {
                 Ok(Some(group)) if !group.is_whole_machine() => group.stalls(),
-                // The machine is all there is.
+                // The backend's group is the whole machine.
                 Ok(_) => cgroup::machine_stalls(),
-                // In a group that cannot be seen, the machine's would be those of its neighbours.
+                // The group cannot be seen, and the machine's stalls would include those of its neighbours.
                 Err(_) => Stalls::default(),
             },
         };
@@ -290,7 +292,7 @@ impl Meter {
             }
             _ => (None, None, 0.0),
         };
-        // Without a quota it is not the group that bounds them, so only they count.
+        // Without a quota the group does not bound the processes, so only their own use counts.
         let used = used.filter(|_| quota.is_some() || self.root.is_none());
         let cores = self.cores(quota);
         CpuReading {
@@ -345,7 +347,7 @@ impl Meter {
 
 /// What one process counts that others count as well.
 fn part(pid: u32, resident: u64) -> Part {
-    // Whoever may not read it counts memory that is shared once for each process.
+    // Where that may not be read, shared memory is counted once for each process.
     let share = process::proportional(pid).unwrap_or(resident);
     Part {
         resident,
@@ -384,8 +386,9 @@ fn overlap(resident: &[(u32, u64)], before: Option<Overlap>, now: Instant) -> Ov
     }
 }
 
-/// Of the processes of a tree, parents first, so that what a child has used is not seen with both. Of those that
-/// were there before, the kernel's list of children may have left one out as others ended.
+/// The times of the processes of a tree, parents first, so that what a child has used is not counted with
+/// both. Those that were there before are read even if the tree lacks them: the kernel's list of children may
+/// leave one out while others end.
 fn all_times(pids: &[u32], before: Option<&Point>) -> HashMap<u32, Times> {
     let read = |pid: &u32| Some((*pid, times(*pid)?));
     let mut found: HashMap<u32, Times> = pids.iter().filter_map(read).collect();

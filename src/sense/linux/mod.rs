@@ -138,7 +138,8 @@ pub fn times(pid: u32) -> Option<ProcessTimes> {
     })
 }
 
-/// The process that owns the listener; of several the one that started the others, but for systemd.
+/// The process that owns the listener. If several have it open, it is the one that started the others.
+/// systemd, which only keeps the sockets of its services open, does not count.
 fn owner(
     listener: &Result<Listener, String>,
     discovery: &Discovery,
@@ -153,7 +154,7 @@ fn owner(
         (Err(_), Some(child)) if Stat::read(child).is_some() => return Ok(child),
         (Err(why), _) => return Err(why.clone()),
     };
-    // Those that are known, or what they have become, before the whole machine.
+    // First the processes that are known, and their descendants; only then all processes of the machine.
     for known in [child, before].into_iter().flatten() {
         let holding: Vec<u32> = process::tree(known)
             .into_iter()
@@ -253,8 +254,9 @@ impl Eyes {
         self.meter.as_mut().map(|meter| meter.read(now))
     }
 
-    /// Whether other processes are the owner's workers than at the survey, which is what the slots depend on.
-    /// `processes` are those of its tree now: what an app starts besides may come and go with each request.
+    /// Whether the owner's workers have changed since the survey, on which the slots depend. `processes` are
+    /// those of its tree now; what an app starts besides its workers may come and go with each request, and
+    /// does not count.
     pub fn workers_changed(&self, processes: &[u32]) -> bool {
         // A child that is new and holds the socket may accept from it.
         let Some(listener) = &self.listener else {

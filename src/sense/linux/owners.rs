@@ -33,7 +33,7 @@ impl Owners {
                 sought.insert(inode, at);
             }
         }
-        // Those behind a new master are dearer to find, and seldom there.
+        // Those behind a new master are more expensive to find, and seldom there.
         let behind = |master| process::workers(&process::masters(master));
         let places: [fn(u32) -> Vec<u32>; 2] = [process::children, behind];
         for place in places {

@@ -15,7 +15,8 @@ pub const TICKS_A_SECOND: f64 = 100.0;
 const MOST: usize = 1024;
 /// Bytes of a configuration file that are looked at.
 const FILE_MAX: u64 = 256 << 10;
-/// Keeps the sockets of the services that it starts, as PID 1 or as a user's, and serves none of them.
+/// The service manager, as PID 1 or for a user: it keeps the sockets of the services that it starts open, and
+/// serves none of them.
 const MANAGER: &str = "systemd";
 
 /// What `/proc/PID/stat` says.
@@ -228,8 +229,8 @@ pub fn holders(inodes: &[u64]) -> (Vec<u32>, usize) {
     (found, denied)
 }
 
-/// Of these processes the one that the others descend from. Of several, the parent that they all have, if it
-/// bears their command: granian's workers listen, their master does not. Else the oldest.
+/// Of these processes, the one that the others descend from. If there is more than one such, their common
+/// parent if it runs the same command (granian's workers listen, their master does not), or else the oldest.
 pub fn eldest(pids: &[u32]) -> Option<u32> {
     let holders = pids.iter().filter_map(|&pid| Some((pid, Stat::read(pid)?)));
     eldest_of(holders.collect(), command)
