@@ -58,6 +58,7 @@
 //! service_ms = 20.0         # mean of a lognormal
 //! cv = 0.5                  # its coefficient of variation; 0 = constant
 //! priority = "normal"       # protected, high, normal, low, stream
+//! route = "fast"            # classes of one route are the same to the law; without one, the name
 //!
 //! [client]
 //! timeout_ms = 1000         # patience, for each attempt

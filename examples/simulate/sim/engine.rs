@@ -325,7 +325,7 @@ impl<'a> Engine<'a> {
         });
         let ask = Ask {
             class: self.scenario.classes[class].priority,
-            route: class as u16,
+            route: self.scenario.route(class),
             ..Ask::default()
         };
         let now = self.instant(self.now);
@@ -522,7 +522,7 @@ impl<'a> Engine<'a> {
             started: self.instant(since),
             finished: self.instant(self.now),
             in_flight,
-            route: self.requests[self.attempts[id].request].arrival.class as u16,
+            route: (self.scenario).route(self.requests[self.attempts[id].request].arrival.class),
             outcome: match lost {
                 Some(end) => end,
                 None if class == Class::Stream => End::Excluded,

@@ -24,7 +24,7 @@ pub struct Scenario {
     pub tidegates: usize,
     /// The backend as it is before any phase changes it.
     pub backend: Backend,
-    /// Kinds of requests; their index is the route of the law.
+    /// Kinds of requests.
     pub classes: Vec<RequestClass>,
     /// Who asks.
     pub client: Client,
@@ -34,6 +34,15 @@ pub struct Scenario {
     pub queue: state::Settings,
     /// One after the other.
     pub phases: Vec<Phase>,
+}
+
+impl Scenario {
+    /// The number of a class's route: that of the first class on it.
+    pub fn route(&self, class: usize) -> u16 {
+        let own = self.classes[class].route();
+        let first = self.classes.iter().position(|one| one.route() == own);
+        first.unwrap_or(class) as u16
+    }
 }
 
 /// How the backend works.
@@ -109,6 +118,14 @@ pub struct RequestClass {
     pub cv: f64,
     #[serde(default = "normal", deserialize_with = "class")]
     pub priority: Class,
+    /// What the law knows it by; classes of one route are the same to it. Without one, the name.
+    pub route: Option<String>,
+}
+
+impl RequestClass {
+    fn route(&self) -> &str {
+        self.route.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// `[client]`
