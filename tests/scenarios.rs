@@ -242,6 +242,11 @@ scenarios! {
         Goodput(1, 0.95, 0.89),
         Goodput(2, 0.94, 0.94),
     ],
+    t05_mix_shift_one_route: "t05-mix-shift-one-route" => [
+        Goodput(0, 0.88, 0.65), // target 0.95
+        Goodput(1, 0.5, 0.2), // target 0.95
+        Goodput(2, 0.88, 0.7), // target 0.95
+    ],
     t05_mix_shift: "t05-mix-shift" => [
         Goodput(0, 0.95, 0.87),
         Goodput(1, 0.95, 0.91),
