@@ -7,7 +7,7 @@ mod common;
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     time::Duration,
 };
 
@@ -31,6 +31,24 @@ impl Drop for Killed {
     }
 }
 
+/// Starts it and reads its log up to the line that says it is ready.
+fn ready(command: &mut Command) -> (Killed, BufReader<ChildStderr>, String) {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut child = Killed(child);
+    let mut log = BufReader::new(child.0.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("tidegate is ready") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "it has ended");
+    }
+    (child, log, line)
+}
+
 /// As in a container, where both have one environment.
 #[test]
 fn a_health_check_asks_where_the_file_has_the_admin_server() {
@@ -48,19 +66,7 @@ fn a_health_check_asks_where_the_file_has_the_admin_server() {
         command.args(args).env("TIDEGATE_CONFIG", &file);
         command
     };
-    let child = command(&["run", "--backend", backend.address()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut child = Killed(child);
-    let mut log = BufReader::new(child.0.stderr.take().expect("a pipe"));
-    let mut line = String::new();
-    while !line.contains("tidegate is ready") {
-        line.clear();
-        assert!(log.read_line(&mut line).expect("text") > 0, "it has ended");
-    }
+    let (_child, _log, _) = ready(&mut command(&["run", "--backend", backend.address()]));
     let code = |args: &[&str]| command(args).output().expect("it ends").status.code();
     assert_eq!(code(&["healthcheck", "--ready"]), Some(0));
     assert_eq!(code(&["status"]), Some(0));
@@ -74,23 +80,13 @@ fn a_health_check_asks_where_the_file_has_the_admin_server() {
 #[test]
 fn a_log_that_nobody_reads_stops_nobody() {
     let backends: Vec<Raw> = (0..8).map(|_| ok()).collect();
-    let child = tidegate_command()
+    let mut command = tidegate_command();
+    command
         .args(["run", "--listen", "127.0.0.1:0"])
         .args(backends.iter().flat_map(|one| ["--backend", one.address()]))
         .args(["--admin", "127.0.0.1:0", "--log-format", "json"])
-        .args(["--set", "log.access=all"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut child = Killed(child);
-    let mut log = BufReader::new(child.0.stderr.take().expect("a pipe"));
-    let mut line = String::new();
-    while !line.contains("tidegate is ready") {
-        line.clear();
-        assert!(log.read_line(&mut line).expect("text") > 0, "it has ended");
-    }
+        .args(["--set", "log.access=all"]);
+    let (mut child, mut log, mut line) = ready(&mut command);
     let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
     let address = ready["listen"].as_str().expect("an address");
     // Lines that a pipe takes in parts fill it, so that the last of them is cut.

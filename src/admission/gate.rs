@@ -100,27 +100,23 @@ impl Gate {
 
     /// Changes the state, then wakes the waiters that it has decided about.
     pub fn change<T>(&self, change: impl FnOnce(&mut State, &mut Verdicts) -> T) -> T {
+        let (result, wakers) = self.change_quietly(change);
+        wake(wakers);
+        result
+    }
+
+    /// The same for a caller with a lock of its own, which [`wake`]s them when it has given that back.
+    #[must_use]
+    pub(super) fn change_quietly<T>(
+        &self,
+        change: impl FnOnce(&mut State, &mut Verdicts) -> T,
+    ) -> (T, Vec<Waker>) {
         let mut inner = lock(&self.inner);
         let Inner {
             state, verdicts, ..
         } = &mut *inner;
         let result = change(state, verdicts);
-        finish(inner);
-        result
-    }
-
-    /// The same for a caller with a lock of its own, which wakes them when it has given that back.
-    #[must_use]
-    pub(super) fn change_quietly(
-        &self,
-        change: impl FnOnce(&mut State, &mut Verdicts),
-    ) -> Vec<Waker> {
-        let mut inner = lock(&self.inner);
-        let Inner {
-            state, verdicts, ..
-        } = &mut *inner;
-        change(state, verdicts);
-        inner.deliver()
+        (result, inner.deliver())
     }
 
     /// Sets a lane's limit.
@@ -187,6 +183,11 @@ fn finish(mut inner: MutexGuard<'_, Inner>) {
     }
     let wakers = inner.deliver();
     drop(inner);
+    wake(wakers);
+}
+
+/// Wakes them, outside every lock: whoever polls at once may give a permit back, and so come here again.
+pub(super) fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         waker.wake();
     }

@@ -244,7 +244,7 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let wakers = self.gate.change_quietly(|state, out| {
+        let ((), wakers) = self.gate.change_quietly(|state, out| {
             state.note_law(lane.id, &law.controller);
             if limit != usage.limit {
                 state.set_limit(lane.id, limit, now, out);
@@ -257,10 +257,7 @@ impl Limiter {
             law.decisions.push_back(decision.clone());
         }
         drop(law);
-        for waker in wakers {
-            // Whoever polls at once may give a permit back, and so come here again.
-            waker.wake();
-        }
+        gate::wake(wakers);
         if let (Some(decision), Some(on_decision)) = (decision, &self.on_decision) {
             on_decision(lane, &decision);
         }

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method, Request};
 use percent_encoding::percent_decode_str;
 
 use super::{Cap, Class};
-use crate::config;
+use crate::config::{self, PathPattern, header_condition};
 
 /// The route of requests that no `[[route]]` matches.
 pub const DEFAULT: &str = config::UNROUTED;
@@ -22,17 +22,9 @@ pub struct Route {
     pub class: Class,
     /// Its own cap.
     pub cap: Option<Cap>,
-    path: Path,
+    path: PathPattern,
     methods: Vec<Method>,
     header: Option<(HeaderName, Option<HeaderValue>)>,
-}
-
-#[derive(Clone, Debug)]
-enum Path {
-    Any,
-    Exact(Vec<u8>),
-    /// Without the trailing slash: `/api/*` is `/api` and all below.
-    Below(Vec<u8>),
 }
 
 /// The routes in the order of the configuration; the last one matches everything.
@@ -59,7 +51,7 @@ impl Routes {
                         id,
                         max: route.max_in_flight,
                     }),
-                    path: Path::new(&route.path),
+                    path: PathPattern::new(&route.path),
                     methods: route
                         .methods
                         .iter()
@@ -74,7 +66,7 @@ impl Routes {
             name: DEFAULT.to_owned(),
             class: Class::Normal,
             cap: None,
-            path: Path::Any,
+            path: PathPattern::Any,
             methods: Vec::new(),
             header: None,
         });
@@ -120,28 +112,6 @@ impl Route {
     }
 }
 
-impl Path {
-    fn new(pattern: &str) -> Self {
-        let decoded = |text| percent_decode_str(text).collect();
-        match pattern.strip_suffix("/*") {
-            _ if pattern.is_empty() => Self::Any,
-            Some("") => Self::Any,
-            Some(prefix) => Self::Below(decoded(prefix)),
-            None => Self::Exact(decoded(pattern)),
-        }
-    }
-
-    fn matches(&self, path: &[u8]) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Exact(exact) => path == exact,
-            Self::Below(prefix) => path
-                .strip_prefix(prefix.as_slice())
-                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
-        }
-    }
-}
-
 fn number(names: &mut Vec<String>, name: &str) -> u16 {
     let known = names.iter().position(|n| n == name);
     let at = known.unwrap_or_else(|| {
@@ -152,12 +122,11 @@ fn number(names: &mut Vec<String>, name: &str) -> u16 {
 }
 
 fn header(text: &str) -> Option<(HeaderName, Option<HeaderValue>)> {
-    let (name, value) = match text.split_once(':') {
-        Some((name, value)) => (name, Some(value.trim())),
-        None => (text, None),
-    };
-    let name = name.trim().parse().ok()?;
-    Some((name, value.and_then(|value| value.parse().ok())))
+    let (name, value) = header_condition(text)?;
+    Some((
+        name.parse().ok()?,
+        value.and_then(|value| value.parse().ok()),
+    ))
 }
 
 #[cfg(test)]

@@ -3,31 +3,21 @@
 
 use std::collections::HashMap;
 
-use percent_encoding::percent_decode_str;
-
 use super::{
     load::Loaded,
     problem::{Problem, Problems, Report},
     resolve::RouteSettings,
+    route::{PathPattern, header_condition},
     schema,
 };
-
-/// What requests a route is for, as far as the path goes; decoded.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Pattern {
-    Any,
-    Exact(Vec<u8>),
-    /// Without the trailing slash.
-    Below(Vec<u8>),
-}
 
 /// Each route that can never match, and which one is in its way.
 pub fn shadowed(loaded: &Loaded) -> Vec<Problem> {
     let routes = &loaded.routes;
     let mut report = Report::default();
-    let mut earlier: HashMap<Pattern, Vec<usize>> = HashMap::new();
+    let mut earlier: HashMap<PathPattern, Vec<usize>> = HashMap::new();
     for (at, route) in routes.iter().enumerate() {
-        let pattern = Pattern::new(route.settings.text("route.path"));
+        let pattern = PathPattern::new(route.settings.text("route.path"));
         let wider = pattern.wider();
         let wider = wider.iter().filter_map(|pattern| earlier.get(pattern));
         let in_the_way = wider.flatten().filter(|at| takes(&routes[**at], route));
@@ -48,29 +38,6 @@ pub fn shadowed(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-impl Pattern {
-    fn new(path: &str) -> Self {
-        let decoded = |text| percent_decode_str(text).collect();
-        match path.strip_suffix("/*") {
-            Some("") => Self::Any,
-            Some(prefix) => Self::Below(decoded(prefix)),
-            None => Self::Exact(decoded(path)),
-        }
-    }
-
-    /// All patterns that match whatever this one matches, itself among them.
-    fn wider(&self) -> Vec<Pattern> {
-        let path = match self {
-            Self::Any => return vec![Self::Any],
-            Self::Exact(path) | Self::Below(path) => path,
-        };
-        let slashes = (0..path.len()).filter(|at| path[*at] == b'/');
-        let prefixes = slashes.chain([path.len()]);
-        let below = prefixes.map(|end| Self::Below(path[..end].to_vec()));
-        [Self::Any, self.clone()].into_iter().chain(below).collect()
-    }
-}
-
 /// Whether a route takes whatever another one could, the paths aside.
 fn takes(first: &RouteSettings, route: &RouteSettings) -> bool {
     let methods = |route: &RouteSettings| route.settings.texts("route.methods");
@@ -86,12 +53,8 @@ fn takes(first: &RouteSettings, route: &RouteSettings) -> bool {
 
 /// The header that a route asks for, and its value.
 fn header(route: &RouteSettings) -> Option<(String, Option<&str>)> {
-    let text = route.settings.text("route.header");
-    let (name, value) = match text.split_once(':') {
-        Some((name, value)) => (name, Some(value.trim())),
-        None => (text, None),
-    };
-    (!text.is_empty()).then(|| (name.trim().to_ascii_lowercase(), value))
+    let (name, value) = header_condition(route.settings.text("route.header"))?;
+    Some((name.to_ascii_lowercase(), value))
 }
 
 #[cfg(test)]

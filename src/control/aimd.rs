@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::curve::Curve;
 use super::elastic::{Decreases, Point, SPARE, Steady, Verdict, busy};
-use super::law::{LIMITED, Measured, overloaded};
+use super::law::{LIMITED, Measured, overloaded, whole};
 use super::trials::Trials;
 use super::window::Pace;
 use super::{BoundBy, Settings, reason};
@@ -115,13 +115,12 @@ impl Aimd {
 
     /// The limit in whole requests.
     pub(super) fn limit(&self) -> u32 {
-        ((self.limit + 1e-9) as u32).max(1)
+        whole(self.limit)
     }
 
     /// The same when the trial under way is over.
     pub(super) fn settled_limit(&self) -> u32 {
-        let back = self.trials.back().unwrap_or(self.limit);
-        ((back + 1e-9) as u32).max(1)
+        whole(self.trials.back().unwrap_or(self.limit))
     }
 
     /// What last stopped the limit from growing.

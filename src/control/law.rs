@@ -181,6 +181,7 @@ impl Law {
     }
 }
 
-fn whole(limit: f64) -> u32 {
+/// A limit in whole requests; at least 1.
+pub(super) fn whole(limit: f64) -> u32 {
     ((limit + 1e-9) as u32).max(1)
 }
