@@ -100,23 +100,22 @@ impl Gate {
 
     /// Changes the state, then wakes the waiters that it has decided about.
     pub fn change<T>(&self, change: impl FnOnce(&mut State, &mut Verdicts) -> T) -> T {
-        let (result, wakers) = self.change_quietly(change);
-        wake(wakers);
+        let mut inner = lock(&self.inner);
+        let result = inner.change(change);
+        finish(inner);
         result
     }
 
-    /// The same for a caller with a lock of its own, which [`wake`]s them when it has given that back.
+    /// The same for a caller with a lock of its own, which [`wake`]s them when it has given that back. (Each request
+    /// goes through [`change`](Self::change): there, to return nobody would cost more than to wake nobody.)
     #[must_use]
-    pub(super) fn change_quietly<T>(
+    pub(super) fn change_quietly(
         &self,
-        change: impl FnOnce(&mut State, &mut Verdicts) -> T,
-    ) -> (T, Vec<Waker>) {
+        change: impl FnOnce(&mut State, &mut Verdicts),
+    ) -> Vec<Waker> {
         let mut inner = lock(&self.inner);
-        let Inner {
-            state, verdicts, ..
-        } = &mut *inner;
-        let result = change(state, verdicts);
-        (result, inner.deliver())
+        inner.change(change);
+        inner.deliver()
     }
 
     /// Sets a lane's limit.
@@ -143,6 +142,10 @@ impl Gate {
 }
 
 impl Inner {
+    fn change<T>(&mut self, change: impl FnOnce(&mut State, &mut Verdicts) -> T) -> T {
+        change(&mut self.state, &mut self.verdicts)
+    }
+
     /// The place that the next waiter gets.
     fn next(&self) -> u32 {
         let new = self.waiters.len() as u32;

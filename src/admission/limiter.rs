@@ -244,7 +244,7 @@ impl Limiter {
         let readings = law.readings;
         let decision = law.controller.tick(now, &usage, &readings);
         let limit = law.controller.limit();
-        let ((), wakers) = self.gate.change_quietly(|state, out| {
+        let wakers = self.gate.change_quietly(|state, out| {
             state.note_law(lane.id, &law.controller);
             if limit != usage.limit {
                 state.set_limit(lane.id, limit, now, out);
