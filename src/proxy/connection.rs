@@ -128,12 +128,14 @@ pub fn serve(
             return refuse(io, &error, &shared).await;
         }
         let mut service = stack(&shared, peer);
+        // Who was there before and is idle is only let go, and asks elsewhere without having lost a request.
+        let came_late = shared.phase() >= Phase::Draining;
         loop {
             // A client that sends nothing needs no parser.
             watch.start(true);
             let waited = poll_fn(|cx| {
                 watch.register(cx);
-                if shared.phase() == Phase::Closing {
+                if is_over(&shared, came_late) {
                     return Poll::Ready(Some(End::Idle));
                 }
                 match io.poll_first(cx) {
@@ -152,7 +154,7 @@ pub fn serve(
             let mut connection = Box::new(http1::Connection::new(io, service));
             let mut closing = false;
             let end = poll_fn(|cx| {
-                if !closing && shared.phase() == Phase::Closing {
+                if !closing && is_over(&shared, came_late) {
                     closing = true;
                     connection.close();
                 }
@@ -226,6 +228,15 @@ fn refuse<'a>(
             lingering.await;
         }
     })
+}
+
+/// Whether a connection that is idle is to end. Who came when requests were refused already is to be told so.
+fn is_over(shared: &Shared, came_late: bool) -> bool {
+    match shared.phase() {
+        Phase::Closing => true,
+        Phase::Draining => !came_late,
+        Phase::Serving | Phase::Leaving => false,
+    }
 }
 
 /// The timeouts of one connection, and what others ask of it.

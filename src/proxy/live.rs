@@ -119,7 +119,7 @@ impl Live {
 }
 
 /// How far a shutdown has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Not at all.
     Serving,

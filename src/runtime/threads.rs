@@ -10,7 +10,7 @@ use tokio::{
 use super::Failure;
 use crate::{
     clock,
-    proxy::{Acceptor, Connections, Listener, Open, Shared, Worker, serve_accepted},
+    proxy::{Acceptor, Connections, Listener, Open, Phase, Shared, Worker, serve_accepted},
 };
 
 /// For how long connections are given to end after a drain.
@@ -69,6 +69,7 @@ impl DataPlane {
             let (shared, stages) = (shared.clone(), stages.clone());
             let runtime = runtime().map_err(no_thread)?;
             let (handle, thread) = spawn(number, runtime, async move {
+                tokio::spawn(let_go(shared.clone(), connections.clone()));
                 tokio::spawn(serve_accepted(accepted, shared));
                 finish(stages, &connections).await;
             })
@@ -88,7 +89,9 @@ impl DataPlane {
                 return Err(failure);
             }
         };
+        let let_go = let_go(shared.clone(), own.clone());
         let (handle, thread) = spawn(0, runtime, async move {
+            tokio::spawn(let_go);
             accept(&acceptor, listeners, stages.clone()).await;
             finish(stages, &own).await;
         })
@@ -222,6 +225,17 @@ async fn accept(
     let _ = tokio::time::timeout(LAST_ROOM, ended).await;
     // Dropping the tasks closes the sockets.
     tasks.shutdown().await;
+}
+
+/// Wakes the connections each time that requests begin to be refused: those that are idle end then.
+async fn let_go(shared: Arc<Shared>, connections: Arc<Connections>) {
+    loop {
+        let changed = shared.phase_change();
+        if shared.phase() == Phase::Draining {
+            connections.wake_all();
+        }
+        changed.await;
+    }
 }
 
 /// Waits for the end, then for the connections that are still open, for a little while.
