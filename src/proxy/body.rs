@@ -288,7 +288,7 @@ impl Upload {
         if let Some(dir) = &buffers.spool_dir
             && declared.is_none_or(|length| length <= buffers.spool_max)
         {
-            match spool::Spool::create(dir).await {
+            match spool::Spool::create(dir, buffers.spool_max).await {
                 Ok(spool) => {
                     let max = buffers.spool_max;
                     return self.spool(spool, prefix, held, max, declared).await;

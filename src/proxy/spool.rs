@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll},
 };
 
@@ -18,29 +19,63 @@ use super::Error;
 
 /// Bytes read from the file at a time.
 const CHUNK: usize = 64 * 1024;
+/// All spools of the process together hold as much as so many of the largest bodies: bodies are spooled before they are
+/// admitted, so that nothing else bounds how many there are.
+const LARGEST: u64 = 16;
+/// What they hold, bytes.
+static SPOOLED: AtomicU64 = AtomicU64::new(0);
 
 /// A file that takes a body.
 #[derive(Debug)]
 pub struct Spool {
     file: File,
+    room: Room,
+    /// The most that all spools may hold, bytes.
+    most: u64,
+}
+
+/// What a file holds of the disk, until it is dropped, bytes.
+#[derive(Debug, Default)]
+struct Room(u64);
+
+impl Room {
+    fn grow(&mut self, bytes: u64, most: u64) -> io::Result<()> {
+        let room = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
+        match SPOOLED.fetch_update(Relaxed, Relaxed, room) {
+            Ok(_) => self.0 += bytes,
+            Err(_) => return Err(io::ErrorKind::StorageFull.into()),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        SPOOLED.fetch_sub(self.0, Relaxed);
+    }
 }
 
 impl Spool {
-    /// A new file in `dir`.
+    /// A new file in `dir`, for a body of up to `body_max` bytes.
     ///
     /// # Errors
     /// If the directory is missing, not writable or full.
-    pub async fn create(dir: &Path) -> io::Result<Self> {
+    pub async fn create(dir: &Path, body_max: u64) -> io::Result<Self> {
         let dir: PathBuf = dir.to_owned();
         let file = blocking(move || tempfile::tempfile_in(dir)).await?;
-        Ok(Self { file })
+        Ok(Self {
+            file,
+            room: Room::default(),
+            most: body_max.saturating_mul(LARGEST),
+        })
     }
 
     /// Appends.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// Those of the disk, or that the spools hold as much as they may.
     pub async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.room.grow(bytes.len() as u64, self.most)?;
         let mut file = self.file.try_clone()?;
         blocking(move || file.write_all(&bytes)).await
     }
@@ -50,6 +85,7 @@ impl Spool {
         SpoolBody {
             step: Step::Rewind(self.file),
             remaining: length,
+            _room: self.room,
         }
     }
 }
@@ -65,6 +101,7 @@ async fn blocking<T: Send + 'static>(
 pub struct SpoolBody {
     step: Step,
     remaining: u64,
+    _room: Room,
 }
 
 #[derive(Debug)]
@@ -139,9 +176,33 @@ mod tests {
     use crate::backend;
 
     #[tokio::test]
+    async fn all_spools_together_hold_no_more_than_sixteen_of_the_largest_bodies() {
+        let dir = std::env::temp_dir();
+        // Others may hold something at the same time, but not as much as this.
+        let largest = 1 << 20;
+        let body = Bytes::from(vec![0; largest]);
+        let mut spools = Vec::new();
+        let full = loop {
+            let mut spool = Spool::create(&dir, largest as u64).await.expect("a file");
+            match spool.write(body.clone()).await {
+                Ok(()) => spools.push(spool.into_body(largest as u64)),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert!((15..=16).contains(&spools.len()), "{}", spools.len());
+        spools.pop();
+        let mut spool = Spool::create(&dir, largest as u64).await.expect("a file");
+        spool
+            .write(body.slice(..largest / 2))
+            .await
+            .expect("there is room again");
+    }
+
+    #[tokio::test]
     async fn a_disk_that_fails_is_no_fault_of_the_clients() {
         let dir = std::env::temp_dir();
-        let mut spool = Spool::create(&dir).await.expect("a file");
+        let mut spool = Spool::create(&dir, 8).await.expect("a file");
         spool
             .write(Bytes::from_static(b"half"))
             .await
