@@ -131,6 +131,14 @@ impl Backend {
             Address::Tcp { port, .. } => port.to_string(),
             _ => String::new(),
         };
+        if port.is_empty() && process.command.iter().any(|word| word.contains("{port}")) {
+            return Err(Failure::Config(format!(
+                "process.command: {{port}} has no value, because the backend {text} is a Unix socket; use {{addr}}"
+            )));
+        }
+        if loaded.config.backend.endpoints.len() > 1 {
+            tracing::warn!(backend = %text, "exec starts its command once, at the first of backend.endpoints; what listens at the others has to be started by somebody else");
+        }
         let command = child::substitute(&process.command, &text, &port);
         let mut env = vec![("TIDEGATE_BACKEND".to_owned(), text)];
         if !port.is_empty() {

@@ -59,12 +59,14 @@ pub use rustix::process::Signal;
 /// How long the rest of the group may take to finish once its leader is gone.
 const STRAGGLERS: Duration = Duration::from_secs(2);
 
-/// What systemd tells tidegate, and tidegate alone.
-const NOT_FOR_THE_CHILD: [&str; 6] = [
+/// What systemd or the platform tells tidegate, and tidegate alone.
+const NOT_FOR_THE_CHILD: [&str; 7] = [
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
     "LISTEN_PID",
     "NOTIFY_SOCKET",
+    // Where tidegate is to listen; a command that is to listen on a port is given its own.
+    "PORT",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 ];
@@ -393,12 +395,12 @@ fn start(helper: &Path, spec: &Spec) -> io::Result<Pid> {
             OsStr::new("--"),
         ])
         .args(&spec.command)
-        .envs(spec.env.iter().map(|(name, value)| (name, value)))
         .process_group(0)
         .stdin(Stdio::from(report));
     for name in NOT_FOR_THE_CHILD {
         command.env_remove(name);
     }
+    command.envs(spec.env.iter().map(|(name, value)| (name, value)));
     let pid = {
         let mut ours = ours();
         let child = command.spawn().map_err(|error| {
