@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use divan::{Bencher, counter::ItemsCount};
-use tidegate::limit::{Algorithm, Controller, Outcome, Readings, Sample, Settings, Usage};
+use tidegate::limit::{Algorithm, Controller, Group, Outcome, Readings, Sample, Settings, Usage};
 
 fn main() {
     divan::main();
@@ -49,7 +49,8 @@ impl Load {
             started: self.now - Duration::from_micros(1500 + u64::from(self.number % 7) * 100),
             finished: self.now,
             in_flight: 1 + self.number % 16,
-            route: (self.number % 8) as u16,
+            // As most are: without a route.
+            group: Group::Path((self.number % 8) as u16),
             outcome: Outcome::Success,
         }
     }

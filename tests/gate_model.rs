@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tidegate::{
     admission::{
-        Ask, Cap, Class, Discipline, Gate, Reason, Refusal,
+        Ask, Cap, Class, Discipline, Gate, Group, Reason, Refusal,
         gate::{Entered, Permit, Ticket},
         state::{CLASSES, Settings, Snapshot},
     },
@@ -244,7 +244,7 @@ impl Model {
                 let ask = Ask {
                     class: BY_IMPORTANCE[class],
                     deadline: deadline.map(|ms| now + ms * MS),
-                    route: 0,
+                    group: Group::default(),
                     cap: cap.map(|id| Cap {
                         id: id as u16,
                         max: CAPS[id],

@@ -59,6 +59,7 @@
 //! cv = 0.5                  # its coefficient of variation; 0 = constant
 //! priority = "normal"       # protected, high, normal, low, stream
 //! route = "fast"            # classes of one route are the same to the law; without one, the name
+//! paths = 0                 # more: of no route; they ask for so many paths, which the law may tell apart
 //!
 //! [client]
 //! timeout_ms = 1000         # patience, for each attempt

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     config::Class,
+    control::Group,
     sync::{Arc, Mutex, MutexGuard, lock},
 };
 
@@ -75,7 +76,7 @@ impl Gate {
         finish(inner);
         match entry {
             Entry::Admitted(admitted) => {
-                Entered::Admitted(self.permit(admitted, ask.route, ask.cap, now))
+                Entered::Admitted(self.permit(admitted, ask.group, ask.cap, now))
             }
             Entry::Refused(refusal) => Entered::Refused(refusal),
             Entry::Queued { seq, expires } => Entered::Queued(
@@ -84,7 +85,7 @@ impl Gate {
                     key,
                     seq,
                     class: ask.class,
-                    route: ask.route,
+                    group: ask.group,
                     cap: ask.cap,
                     settled: false,
                 },
@@ -128,11 +129,11 @@ impl Gate {
         lock(&self.inner).state.snapshot(now)
     }
 
-    fn permit(&self, admitted: Admitted, route: u16, cap: Option<Cap>, now: Instant) -> Permit {
+    fn permit(&self, admitted: Admitted, group: Group, cap: Option<Cap>, now: Instant) -> Permit {
         Permit {
             gate: self.clone(),
             admitted,
-            route,
+            group,
             cap,
             started: now,
             released: false,
@@ -203,7 +204,7 @@ pub struct Ticket {
     key: u32,
     seq: Seq,
     class: Class,
-    route: u16,
+    group: Group,
     cap: Option<Cap>,
     settled: bool,
 }
@@ -228,7 +229,7 @@ impl Ticket {
         self.settled = true;
         Poll::Ready(match verdict {
             Verdict::Admitted(admitted) => {
-                Ok(self.gate.permit(admitted, self.route, self.cap, now))
+                Ok(self.gate.permit(admitted, self.group, self.cap, now))
             }
             Verdict::Refused(refusal) => Err(refusal),
         })
@@ -283,7 +284,7 @@ impl Drop for Ticket {
 pub struct Permit {
     gate: Gate,
     admitted: Admitted,
-    route: u16,
+    group: Group,
     cap: Option<Cap>,
     started: Instant,
     released: bool,
@@ -307,9 +308,9 @@ impl Permit {
         self.started
     }
 
-    /// The request's route.
-    pub fn route(&self) -> u16 {
-        self.route
+    /// Which requests it is expected to cost as much as.
+    pub(super) fn group(&self) -> Group {
+        self.group
     }
 
     /// In a dry run: why the request would have been refused.

@@ -361,7 +361,7 @@ impl Permit {
             started: permit.started(),
             finished: now,
             in_flight: permit.in_flight(),
-            route: permit.route(),
+            group: permit.group(),
             outcome,
         };
         if permit.is_stream {

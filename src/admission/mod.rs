@@ -27,7 +27,10 @@ pub use self::{
         Admission, AdmissionError, Admitted, AskFor, HoldBody, HoldResponse, PermitBody, outcome_of,
     },
 };
-pub use crate::config::{Class, Discipline};
+pub use crate::{
+    config::{Class, Discipline},
+    control::Group,
+};
 
 /// What a request asks of the gate.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +39,8 @@ pub struct Ask {
     pub class: Class,
     /// When its client stops waiting for the answer.
     pub deadline: Option<Instant>,
-    /// Its route, for the control law: routes differ in cost.
-    pub route: u16,
+    /// For the control law: groups of requests differ in cost.
+    pub group: Group,
     /// Its route's own cap.
     pub cap: Option<Cap>,
     /// Who asks, for fairness in the queue; `None` = everybody alike.
@@ -53,7 +56,7 @@ impl Default for Ask {
         Self {
             class: Class::Normal,
             deadline: None,
-            route: 0,
+            group: Group::default(),
             cap: None,
             client: None,
         }

@@ -5,11 +5,15 @@ use std::borrow::Cow;
 use http::{HeaderName, HeaderValue, Method, Request};
 use percent_encoding::percent_decode_str;
 
-use super::{Cap, Class};
+use super::{Cap, Class, Group};
 use crate::config::{self, PathPattern, header_condition};
 
 /// The route of requests that no `[[route]]` matches.
 pub const DEFAULT: &str = config::UNROUTED;
+/// Its number.
+const UNROUTED: u16 = 0;
+const FNV_BASIS: u32 = 0x811c_9dc5;
+const FNV_PRIME: u32 = 0x0100_0193;
 
 /// One route, ready to match.
 #[derive(Clone, Debug)]
@@ -62,7 +66,7 @@ impl Routes {
             })
             .collect();
         routes.push(Route {
-            id: 0,
+            id: UNROUTED,
             name: DEFAULT.to_owned(),
             class: Class::Normal,
             cap: None,
@@ -110,6 +114,47 @@ impl Route {
                 }
             })
     }
+}
+
+/// Which requests one of this route is expected to cost as much as: those of the route, or, where none is configured for
+/// it, those with the same method and path but for the segments with digits in them, which are seldom more than
+/// somebody's or something's number.
+pub fn group<B>(route: u16, request: &Request<B>) -> Group {
+    if route != UNROUTED {
+        return Group::Route(route);
+    }
+    let path = request.uri().path();
+    let hash = request
+        .method()
+        .as_str()
+        .bytes()
+        .fold(FNV_BASIS, add_to_hash);
+    // As the application will see it; few paths need that.
+    let hash = match path.contains('%') {
+        true => hash_of_path(hash, percent_decode_str(path)),
+        false => hash_of_path(hash, path.bytes()),
+    };
+    Group::Path((hash ^ (hash >> 16)) as u16)
+}
+
+fn hash_of_path(mut hash: u32, path: impl Iterator<Item = u8>) -> u32 {
+    // What it is without the present segment, and whether that has a digit.
+    let (mut before, mut has_digit) = (hash, false);
+    for byte in path {
+        if byte == b'/' {
+            hash = add_to_hash(if has_digit { before } else { hash }, byte);
+            (before, has_digit) = (hash, false);
+        } else {
+            hash = add_to_hash(hash, byte);
+            has_digit |= byte.is_ascii_digit();
+        }
+    }
+    if has_digit { before } else { hash }
+}
+
+/// FNV-1a in 32 bits (RFC 9923).
+fn add_to_hash(hash: u32, byte: u8) -> u32 {
+    (hash ^ u32::from(byte)).wrapping_mul(FNV_PRIME)
 }
 
 fn number(names: &mut Vec<String>, name: &str) -> u16 {
@@ -177,6 +222,35 @@ mod tests {
         );
         assert_eq!(name_of(&routes, "GET", "/api", &[]), "api");
         assert_eq!(name_of(&routes, "GET", "/apis", &[]), "default");
+    }
+
+    fn group_of(method: &str, path: &str) -> Group {
+        let request = Request::builder().method(method).uri(path);
+        group(UNROUTED, &request.body(()).expect("a request"))
+    }
+
+    #[test]
+    fn requests_without_a_route_are_grouped_by_what_they_ask_for() {
+        let item = group_of("GET", "/items/17");
+        assert_eq!(group_of("GET", "/items/4f5a-23"), item);
+        assert_eq!(group_of("GET", "/items/18?page=2"), item);
+        for (method, path) in [
+            ("POST", "/items/17"),
+            ("GET", "/items"),
+            ("GET", "/items/new"),
+            ("GET", "/items/17/reviews"),
+            ("GET", "/users/17"),
+            ("GET", "/%E6%A4%9C%E7%B4%A2/17"),
+        ] {
+            assert_ne!(group_of(method, path), item, "{method} {path}");
+        }
+        assert_eq!(
+            group_of("GET", "/%69tems/17"),
+            item,
+            "as the application sees it"
+        );
+        let request = Request::new(());
+        assert_eq!(group(3, &request), Group::Route(3));
     }
 
     /// WSGI decodes the path: a cap is none that a client gets around by another spelling.

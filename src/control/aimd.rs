@@ -128,6 +128,14 @@ impl Aimd {
         self.cause
     }
 
+    /// What requests cost has been found out anew: nothing compares with what was measured before.
+    pub(super) fn forget(&mut self) {
+        self.limit = self.trials.forget(self.limit);
+        self.decreases.clear();
+        self.steady = None;
+        self.last = None;
+    }
+
     /// How long the current window is to be.
     pub(super) fn pace(&self) -> Pace {
         match self.trials.pace() {

@@ -5,7 +5,7 @@ mod view;
 use std::time::{Duration, Instant};
 
 use super::ceilings::Ceilings;
-use super::curve::{Baseline, Curve};
+use super::curve::{Baseline, Curve, Origins};
 use super::elastic::{Point, busy};
 use super::law::{LIMITED, Law, Measured};
 use super::memory::Remembered;
@@ -29,6 +29,9 @@ const VARIATION_GAIN: f64 = 0.2;
 /// Windows in a row with latency beyond the tolerance before the CPU may cut. At a stretch of 1.12 instead,
 /// it would cut where throughput still grows.
 const SLOW_WINDOWS: u32 = 2;
+/// When requests turn out to have other costs, and that moves the baseline by no more than this part of it, what was
+/// measured before still compares.
+const FORGETTABLE: f64 = 0.05;
 /// A resource that has cut the limit is what bounds it for this long, if nothing else does.
 const CUT_REMEMBERED: Duration = Duration::from_secs(10);
 
@@ -71,6 +74,7 @@ pub struct Controller {
     windows: u32,
     routes: Routes,
     curve: Curve,
+    origins: Origins,
     baseline: Option<Baseline>,
     pauses: Pauses,
     quickest: Quickest,
@@ -113,6 +117,7 @@ impl Controller {
             windows: 0,
             routes: Routes::new(),
             curve: Curve::new(),
+            origins: Origins::new(),
             baseline: None,
             pauses: Pauses::default(),
             quickest: Quickest::default(),
@@ -232,9 +237,9 @@ impl Controller {
         if sample.outcome == Outcome::Excluded {
             return;
         }
-        let route = Routes::index(sample.route);
+        let place = Routes::place(sample.group);
         let scale = self.baseline.map_or(0.0, |baseline| baseline.scale);
-        let known = self.routes.cost(route);
+        let known = self.routes.cost(place);
         let took = sample
             .finished
             .saturating_duration_since(sample.started)
@@ -268,9 +273,10 @@ impl Controller {
         // A request that began before the limit was last changed may have had more others beside it later
         // than at its start.
         let steady = low && sample.started >= self.epoch;
-        self.routes.learn(route, latency / expected, steady);
-        let cost = self.routes.cost(route);
+        self.routes.learn(place, latency / expected, steady);
+        let cost = self.routes.cost(place);
         self.curve.add(in_flight, latency, cost, sample.finished);
+        self.origins.note(in_flight, sample.group);
         self.averaged = (self.averaged + 1).min(1 << 20);
         let warm = f64::from(self.averaged) * AVERAGE_GAIN >= 1.0;
         let gain = if warm {
@@ -284,7 +290,7 @@ impl Controller {
             self.window.worked(cost);
         }
         if fresh {
-            self.window.success(route, latency, cost);
+            self.window.success(place, latency, cost);
             let was_heard = sample.outcome == Outcome::Success;
             self.window
                 .heard(was_heard, sample.started, sample.finished);
@@ -427,7 +433,13 @@ impl Controller {
 
     fn close(&mut self, now: Instant, usage: &Usage) {
         self.size_biased = self.window.size_biased().or(self.size_biased);
-        self.routes.normalise();
+        if let Some(corrections) = self.routes.normalise() {
+            let moved = self.curve.correct(&self.origins, &corrections, now);
+            if (moved - 1.0).abs() > FORGETTABLE {
+                self.law.forget();
+                self.shadows.forget();
+            }
+        }
         let summary = self.window.summary(now, usage, &self.routes);
         self.windows = self.windows.saturating_add(1);
         self.limited = summary.limited >= LIMITED;

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::Group;
+use super::kinds::{KINDS, Kinds};
 use super::memory::RememberedBin;
 
 /// Bins of the curve: four an octave, up to 65 535 in flight.
@@ -29,6 +31,8 @@ const FRESH: Duration = Duration::from_secs(15);
 const KEPT: f64 = 30.0;
 /// Bins fed within this time know of the change that a rebase is about.
 const REBASED: Duration = Duration::from_secs(10);
+/// The least that a correction of the costs leaves of a bin's.
+const CORRECTED_LEAST: f64 = 0.05;
 /// Fresh low samples that make a dip unnecessary.
 const FRESH_SAMPLES: f64 = 8.0;
 
@@ -216,6 +220,50 @@ impl Curve {
         self.prior = self.remembered;
     }
 
+    /// The requests of each kind cost so much more (or less) than they were taken to when they were added. Returns the
+    /// factor by which that moves the baseline.
+    pub(super) fn correct(
+        &mut self,
+        origins: &Origins,
+        corrections: &[f64; KINDS],
+        now: Instant,
+    ) -> f64 {
+        let before = self.lowest(now);
+        for (index, bin) in self.bins.iter_mut().enumerate() {
+            if bin.cost > 0.0 && bin.weight >= 1.0 {
+                let more = origins.mean(index, bin.weight, corrections);
+                let factor = (1.0 + more / bin.cost).max(CORRECTED_LEAST);
+                bin.cost *= factor;
+                bin.cost_squared *= factor * factor;
+            }
+        }
+        let (Some(before), Some(after)) = (before, self.lowest(now)) else {
+            return 1.0;
+        };
+        for known in [&mut self.remembered, &mut self.prior]
+            .into_iter()
+            .flatten()
+        {
+            known.scale *= after / before;
+        }
+        after / before
+    }
+
+    /// Latency per unit of cost of the lowest bins that hold samples at all.
+    fn lowest(&self, now: Instant) -> Option<f64> {
+        let (mut weight, mut latency, mut cost) = (0.0, 0.0, 0.0);
+        for bin in &self.bins {
+            let counts = bin.counts(now);
+            weight += counts;
+            latency += counts * bin.latency;
+            cost += counts * bin.cost;
+            if weight >= LEAST {
+                break;
+            }
+        }
+        (latency > 0.0 && cost > 0.0).then(|| latency / cost)
+    }
+
     /// Whether low load has never been measured under such a limit: what counts as the baseline was
     /// measured at a higher load, and is an upper bound.
     pub(super) fn unmeasured(&self, limit: u32) -> bool {
@@ -281,6 +329,52 @@ impl Curve {
     }
 }
 
+/// Which kinds of requests the samples of each bin were, the last of each as far back as the bin remembers.
+#[derive(Clone, Debug)]
+pub(super) struct Origins {
+    kinds: Box<[[u16; MEMORY as usize]; BINS]>,
+    /// Where the next one goes.
+    next: [u8; BINS],
+}
+
+impl Origins {
+    /// Stands for a sample of a route, or of an earlier process.
+    const OTHER: u16 = u16::MAX;
+
+    pub(super) fn new() -> Self {
+        Origins {
+            kinds: Box::new([[Self::OTHER; MEMORY as usize]; BINS]),
+            next: [0; BINS],
+        }
+    }
+
+    /// Notes what [`Curve::add`] is given.
+    pub(super) fn note(&mut self, in_flight: u32, group: Group) {
+        let bin = index(in_flight);
+        let next = &mut self.next[bin];
+        self.kinds[bin][usize::from(*next)] = match group {
+            Group::Path(hash) => Kinds::index(hash) as u16,
+            Group::Route(_) => Self::OTHER,
+        };
+        *next = if usize::from(*next) + 1 < MEMORY as usize {
+            *next + 1
+        } else {
+            0
+        };
+    }
+
+    /// The mean of what there is for each kind, over a bin's samples of this weight.
+    fn mean(&self, bin: usize, weight: f64, of_kind: &[f64; KINDS]) -> f64 {
+        let samples = (weight.round() as usize).clamp(1, MEMORY as usize);
+        let (after, before) = self.kinds[bin].split_at(usize::from(self.next[bin]));
+        let latest = after.iter().rev().chain(before.iter().rev()).take(samples);
+        let sum: f64 = latest
+            .filter_map(|kind| of_kind.get(usize::from(*kind)))
+            .sum();
+        sum / samples as f64
+    }
+}
+
 /// The quarter octave of a count: 1, 2, 3 and 4 have bins of their own.
 fn index(in_flight: u32) -> usize {
     let n = in_flight.clamp(1, (1 << 16) - 1);
@@ -330,6 +424,32 @@ mod tests {
             "no gain past the knee"
         );
         assert!((points[1].stretch - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_was_measured_of_the_wrong_costs_is_corrected() {
+        let now = crate::clock::now();
+        let mut curve = Curve::new();
+        // Low load had only cheap requests; all were taken to cost the same.
+        let mut origins = Origins::new();
+        // The kind 5 of long ago no longer counts.
+        for (in_flight, latency, kind, samples) in [
+            (1, 0.020, 5, 200),
+            (1, 0.020, 3, 150),
+            (6, 0.020, 3, 75),
+            (6, 0.400, 5, 75),
+        ] {
+            for _ in 0..samples {
+                curve.add(in_flight, latency, 0.040, now);
+                origins.note(in_flight, Group::Path(kind));
+            }
+        }
+        assert!((curve.baseline(4, now).unwrap().scale - 0.5).abs() < 1e-9);
+        let mut corrections = [0.0; KINDS];
+        (corrections[3], corrections[5]) = (-0.020, 0.360);
+        curve.correct(&origins, &corrections, now);
+        assert!((curve.baseline(4, now).unwrap().scale - 1.0).abs() < 1e-9);
+        assert!((curve.ratio(6).unwrap() - 1.0).abs() < 0.05);
     }
 
     #[test]

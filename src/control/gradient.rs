@@ -41,6 +41,11 @@ impl Gradient {
         }
     }
 
+    /// What requests cost has been found out anew.
+    pub(super) fn forget(&mut self) {
+        self.windows = 0.0;
+    }
+
     pub(super) fn decide(&mut self, m: &Measured, settings: &Settings) -> &'static str {
         if overloaded(m) {
             self.cause = BoundBy::Errors;

@@ -18,6 +18,9 @@ const DROP_SHARE: f64 = 0.10;
 /// And their least number.
 const DROPS: u32 = 2;
 
+/// A baseline is sure when its own standard error is no more than this part of it.
+const SURE: f64 = 0.2;
+
 /// A closed window as a law sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
@@ -52,6 +55,11 @@ impl Measured {
     /// Whether nobody minds such a latency, whatever its stretch: see [`NEGLIGIBLE`]. Without a success there is none.
     pub(super) fn is_negligible(&self) -> bool {
         self.ratio.is_some() && self.latency < NEGLIGIBLE.as_secs_f64()
+    }
+
+    /// Whether the baseline rests on enough to hold against what a later one says.
+    pub(super) fn is_sure(&self) -> bool {
+        self.known && self.sigma.powi(2) - self.point.noise.powi(2) <= SURE.powi(2)
     }
 
     /// Moves the baseline by a factor.
@@ -120,6 +128,16 @@ impl Law {
             Law::Gradient(gradient) => gradient.cause,
             Law::Vegas(vegas) => vegas.cause,
             Law::Fixed => BoundBy::Configured,
+        }
+    }
+
+    /// What requests cost has been found out anew: nothing compares with what was measured before.
+    pub(super) fn forget(&mut self) {
+        match self {
+            Law::Aimd(aimd) => aimd.forget(),
+            Law::Gradient(gradient) => gradient.forget(),
+            Law::Vegas(vegas) => vegas.forget(),
+            Law::Fixed => {}
         }
     }
 

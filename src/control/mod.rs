@@ -4,9 +4,9 @@
 //! ([`Controller::tick`]) what the limit should be; it answers with a [`Decision`] that carries its
 //! evidence.
 //!
-//! The way of a sample: `pause` takes stop-the-world pauses out of its latency, `routes` knows
-//! what its route costs, `curve` learns latency over concurrency, `window` gathers. When a
-//! window closes, the `law` in force decides: `aimd` with the paired tests of `elastic` and `trials`,
+//! The way of a sample: `pause` takes stop-the-world pauses out of its latency, `routes` knows what its route costs
+//! (`kinds` tells apart those that have none), `curve` learns latency over concurrency, `window` gathers. When a window
+//! closes, the `law` in force decides: `aimd` with the paired tests of `elastic` and `trials`,
 //! `gradient` or `vegas`; others may decide beside it, in its `shadows`. `ceilings` holds what the sensors say of
 //! workers, accept queue, CPU and memory; `controller` holds it all together. [`usl`] fits the
 //! Universal Scalability Law to [`Controller::curve`].
@@ -17,6 +17,7 @@ mod controller;
 mod curve;
 mod elastic;
 mod gradient;
+mod kinds;
 mod law;
 mod memory;
 mod pause;
@@ -62,6 +63,22 @@ pub enum Outcome {
     Excluded,
 }
 
+/// Requests that are expected to cost about the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Those of one route.
+    Route(u16),
+    /// Those without a route that ask for the same, by a hash of it. Most hashes tell nothing of the cost; which do
+    /// has to be learned.
+    Path(u16),
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Group::Route(0)
+    }
+}
+
 /// One finished request.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
@@ -71,8 +88,8 @@ pub struct Sample {
     pub finished: Instant,
     /// Requests in flight at `started`, this one included.
     pub in_flight: u32,
-    /// The route it belongs to; routes differ in cost.
-    pub route: u16,
+    /// Which requests it costs about as much as; groups differ.
+    pub group: Group,
     /// How it ended.
     pub outcome: Outcome,
 }

@@ -56,7 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         40 => (0..2_000_000_u64, any::<u16>(), any::<u16>(), 0..7_u8).prop_map(
             |(age, in_flight, route, outcome)| Event::Sample {
-                age, in_flight: u32::from(in_flight), route: route % 80, outcome
+                age, in_flight: u32::from(in_flight), route, outcome
             }
         ),
         20 => (0..3_000_u64, odd(), odd(), any::<u32>(), proptest::option::of(0..100_u32)).prop_map(
@@ -86,7 +86,10 @@ proptest! {
                     started: now - Duration::from_micros(age),
                     finished: now,
                     in_flight,
-                    route,
+                    group: match route % 3 {
+                        0 => Group::Path(route),
+                        _ => Group::Route(route % 80),
+                    },
                     outcome: match outcome {
                         0 => Outcome::Overload,
                         1 => Outcome::Neutral,

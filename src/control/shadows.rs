@@ -36,6 +36,11 @@ impl Shadows {
             .collect();
     }
 
+    /// What requests cost has been found out anew.
+    pub(super) fn forget(&mut self) {
+        self.laws.iter_mut().for_each(Law::forget);
+    }
+
     /// Each takes the window.
     pub(super) fn decide(&mut self, m: &Measured, curve: &Curve, settings: &Settings) {
         for law in &mut self.laws {

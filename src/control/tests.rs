@@ -44,7 +44,7 @@ impl Bench {
                 started: self.now,
                 finished: self.now + Duration::from_millis(50),
                 in_flight: 1,
-                route: 0,
+                group: Group::default(),
                 outcome: self.outcome,
             });
         }
@@ -64,7 +64,7 @@ impl Bench {
                 started: self.now - Duration::from_secs_f64(self.latency),
                 finished: self.now,
                 in_flight,
-                route: 0,
+                group: Group::default(),
                 outcome: self.outcome,
             });
         }
@@ -96,7 +96,7 @@ impl Bench {
                     started: self.now - Duration::from_secs_f64(self.latency),
                     finished: self.now,
                     in_flight: limit,
-                    route: 0,
+                    group: Group::default(),
                     outcome: self.outcome,
                 });
             }
@@ -612,7 +612,7 @@ fn requests_of_half_a_minute_are_learned_from() {
                 started,
                 finished: bench.now,
                 in_flight: limit,
-                route: 0,
+                group: Group::default(),
                 outcome: Outcome::Success,
             });
         }
@@ -634,7 +634,7 @@ fn a_window_holds_what_began_after_the_last_change_and_has_settled() {
                 started: at(began),
                 finished: at(ended),
                 in_flight: 4,
-                route: 0,
+                group: Group::default(),
                 outcome: Outcome::Success,
             });
         }
@@ -745,7 +745,7 @@ fn a_few_drops_are_not_yet_an_overload() {
                 started: bench.now,
                 finished: bench.now + Duration::from_millis(50),
                 in_flight: 8,
-                route: 0,
+                group: Group::default(),
                 outcome,
             });
         }

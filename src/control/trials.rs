@@ -63,8 +63,8 @@ enum Trial {
     Dip {
         before: Option<Point>,
         back: f64,
-        /// The baseline that was known.
-        scale: f64,
+        /// The baseline, if it was known for sure.
+        known: Option<f64>,
     },
     /// The limit is high to look for capacity.
     Probe {
@@ -178,6 +178,16 @@ impl Trials {
         }
     }
 
+    /// What requests cost has been found out anew: nothing compares with what was measured before. The limit is then
+    /// this.
+    pub(super) fn forget(&mut self, limit: f64) -> f64 {
+        if let Some(Trial::Dip { before, .. }) = &mut self.trial {
+            *before = None;
+        }
+        self.lowest = Lowest::new();
+        self.stop_probing(limit)
+    }
+
     /// The limit is moved for another reason.
     pub(super) fn abandon(&mut self) {
         self.trial = None;
@@ -186,7 +196,7 @@ impl Trials {
     /// Notes the baseline in this window. Low traffic measures it as well as a dip does, and so ends a
     /// suspicion.
     pub(super) fn note(&mut self, m: &Measured, curve: &Curve) {
-        if m.known {
+        if m.is_sure() {
             self.lowest.note(m.scale, m.point.at);
         }
         if m.limited < LIMITED && !curve.stale(m.point.limit, m.point.at) {
@@ -234,14 +244,14 @@ impl Trials {
             Trial::Dip {
                 before,
                 back,
-                scale,
+                known,
             } => {
                 self.last_dip = Some(m.point.at);
-                let known = before.is_some_and(|_| m.known && !self.suspect);
-                let alike = known && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
+                let known = known.filter(|_| before.is_some() && m.known && !self.suspect);
+                let alike = known.is_some() && (m.point.stretch - 1.0).abs() <= 0.1 + m.sigma;
                 self.dips_alike = if alike { self.dips_alike + 1 } else { 0 };
                 self.suspect = false;
-                Some((back, self.dipped(m, before, known.then_some(scale), curve)))
+                Some((back, self.dipped(m, before, known, curve)))
             }
             Trial::Probe { back, .. } if dropping => {
                 self.last_probe = Some(m.point.at);
@@ -286,7 +296,7 @@ impl Trials {
             self.trial = Some(Trial::Dip {
                 before: m.known.then_some(m.point),
                 back: limit,
-                scale: m.scale,
+                known: m.is_sure().then_some(m.scale),
             });
             self.last_dip = Some(now);
             let low = (LOW_SHARE * f64::from(m.point.limit)).floor().max(1.0);

@@ -40,6 +40,11 @@ impl Vegas {
         self.limit = self.limit.min(to);
     }
 
+    /// What requests cost has been found out anew.
+    pub(super) fn forget(&mut self) {
+        self.lowest = f64::INFINITY;
+    }
+
     pub(super) fn decide(&mut self, m: &Measured, settings: &Settings) -> &'static str {
         let step = self.limit.log10().floor().max(1.0);
         if overloaded(m) {

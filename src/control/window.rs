@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Usage;
-use super::routes::{ROUTES, Routes};
+use super::routes::{PLACES, Routes};
 
 /// Samples that close a window of a busy backend.
 const FULL: u32 = 30;
@@ -59,7 +59,7 @@ pub(super) struct Window {
     successes: u32,
     drops: u32,
     /// Successes by route: their costs are taken when the window closes, when more is known.
-    count: [u32; ROUTES],
+    count: [u32; PLACES],
     latency: f64,
     latency_squared: f64,
     /// Latency over cost, and squared: the noise.
@@ -112,7 +112,7 @@ impl Window {
             usage,
             successes: 0,
             drops: 0,
-            count: [0; ROUTES],
+            count: [0; PLACES],
             latency: 0.0,
             latency_squared: 0.0,
             ratio: 0.0,

@@ -28,7 +28,7 @@ use super::{
     upgrade,
 };
 use crate::{
-    admission::Ask,
+    admission::{Ask, route},
     backend::{self, Answered, Plain, RequestHead, Size},
     buffer::{Direction, Reservation},
     clock,
@@ -209,7 +209,7 @@ fn ask(
     Ask {
         class: route.class,
         deadline,
-        route: route.id,
+        group: route::group(route.id, request),
         cap: route.cap,
         client: live.client_key.key(request, peer, proxies),
     }

@@ -388,7 +388,7 @@ impl AskFor<Asked<RequestBody>> for AtGate {
 mod tests {
     use super::*;
     use crate::{
-        admission::Limiter,
+        admission::{Group, Limiter},
         config::Config,
         observe::Metrics,
         proxy::live::{Shared, queue_settings},
@@ -404,7 +404,7 @@ mod tests {
         let ask = Ask {
             class: route.class,
             deadline: None,
-            route: route.id,
+            group: Group::Route(route.id),
             cap: route.cap,
             client: None,
         };

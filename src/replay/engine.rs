@@ -14,7 +14,7 @@ use crate::{
         state::{self, Entry as Entered, LaneId, Seq, State, Verdict, Verdicts},
     },
     config::Class,
-    control::{self, Controller, Outcome as End, Readings, Sample},
+    control::{self, Controller, Group, Outcome as End, Readings, Sample},
     observe::trace::{Entry, Fate},
 };
 
@@ -262,7 +262,7 @@ impl Engine<'_> {
             class,
             deadline: (self.setup.deadlines && entry.patience > 0)
                 .then(|| self.instant() + patience),
-            route: entry.route,
+            group: Group::Route(entry.route),
             cap,
             client: None,
         }
@@ -355,7 +355,7 @@ impl Engine<'_> {
             started: self.base + Duration::from_secs_f64(since),
             finished: now,
             in_flight,
-            route: entry.route,
+            group: Group::Route(entry.route),
             outcome: end,
         };
         let cap = self.ask(id).cap;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidegate::{
     admission::{
-        Ask, Cap, Class, ClientKey, Reason,
+        Ask, Cap, Class, ClientKey, Group, Reason,
         state::{Entry, Settings, State, Verdict, Verdicts},
     },
     clock,
@@ -17,7 +17,7 @@ const SERVICE: Duration = Duration::from_millis(20);
 const CAPPED: Ask = Ask {
     class: Class::Normal,
     deadline: None,
-    route: 7,
+    group: Group::Route(7),
     cap: Some(Cap { id: 7, max: 1 }),
     client: None,
 };

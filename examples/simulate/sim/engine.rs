@@ -16,7 +16,7 @@ use tidegate::{
         state::{Entry, LaneId, Seq, State, Verdict, Verdicts},
     },
     clock,
-    limit::{BoundBy, Outcome as End, Sample},
+    limit::{BoundBy, Group, Outcome as End, Sample},
 };
 
 use self::sensors::Seen;
@@ -325,7 +325,7 @@ impl<'a> Engine<'a> {
         });
         let ask = Ask {
             class: self.scenario.classes[class].priority,
-            route: self.scenario.route(class),
+            group: self.group(request),
             ..Ask::default()
         };
         let now = self.instant(self.now);
@@ -522,7 +522,7 @@ impl<'a> Engine<'a> {
             started: self.instant(since),
             finished: self.instant(self.now),
             in_flight,
-            route: (self.scenario).route(self.requests[self.attempts[id].request].arrival.class),
+            group: self.group(self.attempts[id].request),
             outcome: match lost {
                 Some(end) => end,
                 None if class == Class::Stream => End::Excluded,
@@ -533,6 +533,12 @@ impl<'a> Engine<'a> {
         self.release(id);
         self.proxies[proxy].law.observe(&sample, abandoned);
         self.follow(proxy);
+    }
+
+    /// What the law knows a request by.
+    fn group(&self, request: usize) -> Group {
+        let class = self.requests[request].arrival.class;
+        self.scenario.group(class, request)
     }
 
     /// The permit comes back.

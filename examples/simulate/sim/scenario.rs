@@ -1,12 +1,13 @@
 //! The scenario file: TOML text becomes a [`Scenario`], or messages with line and column.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, num::NonZero, path::Path};
 
 use serde::{Deserialize, Deserializer, de};
 use tidegate::{
     admission::state,
     config::{self, Class, Sources, Value, parse_size},
-    limit, proxy,
+    limit::{self, Group},
+    proxy,
 };
 use toml::{
     Spanned,
@@ -37,12 +38,28 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// The number of a class's route: that of the first class on it.
-    pub fn route(&self, class: usize) -> u16 {
+    /// What the law knows the `number`th request by, of this class: its path, or its route, whose number is that of the
+    /// first class on it.
+    pub fn group(&self, class: usize, number: usize) -> Group {
+        if let Some(paths) = NonZero::new(self.classes[class].paths) {
+            return Group::Path(path(class, number % paths.get()));
+        }
         let own = self.classes[class].route();
         let first = self.classes.iter().position(|one| one.route() == own);
-        first.unwrap_or(class) as u16
+        Group::Route(first.unwrap_or(class) as u16)
     }
+}
+
+/// A hash, as of a path.
+fn path(class: usize, number: usize) -> u16 {
+    let mixed = ((class as u64) << 32 | number as u64)
+        .wrapping_add(1)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ mixed >> 32)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .to_be_bytes()[..2]
+        .iter()
+        .fold(0, |hash, byte| hash << 8 | u16::from(*byte))
 }
 
 /// How the backend works.
@@ -120,6 +137,10 @@ pub struct RequestClass {
     pub priority: Class,
     /// What the law knows it by; classes of one route are the same to it. Without one, the name.
     pub route: Option<String>,
+    /// Its requests have no route and ask for so many paths in turn, by which the law may tell them apart; 0 = they have
+    /// a route.
+    #[serde(default)]
+    pub paths: usize,
 }
 
 impl RequestClass {
