@@ -82,8 +82,7 @@ impl Routes {
         if self.routes.len() == 1 {
             return 0;
         }
-        // As the application will see it: `/%61` is `/a`.
-        let path = Cow::from(percent_decode_str(request.uri().path()));
+        let path = path_of(request);
         self.routes
             .iter()
             .position(|route| route.matches(request, &path))
@@ -123,24 +122,11 @@ pub fn group<B>(route: u16, request: &Request<B>) -> Group {
     if route != UNROUTED {
         return Group::Route(route);
     }
-    let path = request.uri().path();
-    let hash = request
-        .method()
-        .as_str()
-        .bytes()
-        .fold(FNV_BASIS, add_to_hash);
-    // As the application will see it; few paths need that.
-    let hash = match path.contains('%') {
-        true => hash_of_path(hash, percent_decode_str(path)),
-        false => hash_of_path(hash, path.bytes()),
-    };
-    Group::Path((hash ^ (hash >> 16)) as u16)
-}
-
-fn hash_of_path(mut hash: u32, path: impl Iterator<Item = u8>) -> u32 {
+    let method = request.method().as_str().bytes();
+    let mut hash = method.fold(FNV_BASIS, add_to_hash);
     // What it is without the present segment, and whether that has a digit.
     let (mut before, mut has_digit) = (hash, false);
-    for byte in path {
+    for &byte in path_of(request).iter() {
         if byte == b'/' {
             hash = add_to_hash(if has_digit { before } else { hash }, byte);
             (before, has_digit) = (hash, false);
@@ -149,7 +135,15 @@ fn hash_of_path(mut hash: u32, path: impl Iterator<Item = u8>) -> u32 {
             has_digit |= byte.is_ascii_digit();
         }
     }
-    if has_digit { before } else { hash }
+    if has_digit {
+        hash = before;
+    }
+    Group::Path((hash ^ (hash >> 16)) as u16)
+}
+
+/// The path as the application will see it: `/%61` is `/a`.
+fn path_of<B>(request: &Request<B>) -> Cow<'_, [u8]> {
+    percent_decode_str(request.uri().path()).into()
 }
 
 /// FNV-1a in 32 bits (RFC 9923).

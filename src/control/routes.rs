@@ -131,11 +131,6 @@ impl Routes {
     fn review(&mut self) -> Option<[f64; KINDS]> {
         let was_apart = self.kinds.apart();
         let common = self.next[UNROUTED];
-        let before = |kind: usize| match was_apart[kind] {
-            true => self.next[UNROUTED + 1 + kind],
-            false => common,
-        };
-        let before: [f64; KINDS] = std::array::from_fn(before);
         self.kinds.join();
         let apart = self.kinds.part();
         if let Some(Apart { kind, own, rest }) = apart {
@@ -155,7 +150,14 @@ impl Routes {
             self.seen[UNROUTED + 1 + kind] = 0.0;
         }
         Some(std::array::from_fn(|kind| {
-            self.next[self.costed(UNROUTED + 1 + kind)] - before[kind]
+            let place = UNROUTED + 1 + kind;
+            // One that was apart has the cost that it had, even if it is not used any more.
+            let before = if was_apart[kind] {
+                self.next[place]
+            } else {
+                common
+            };
+            self.next[self.costed(place)] - before
         }))
     }
 }

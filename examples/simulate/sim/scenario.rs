@@ -55,11 +55,7 @@ fn path(class: usize, number: usize) -> u16 {
     let mixed = ((class as u64) << 32 | number as u64)
         .wrapping_add(1)
         .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed ^ mixed >> 32)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .to_be_bytes()[..2]
-        .iter()
-        .fold(0, |hash, byte| hash << 8 | u16::from(*byte))
+    ((mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16
 }
 
 /// How the backend works.
